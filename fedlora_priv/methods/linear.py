@@ -1,0 +1,27 @@
+"""What linear methods share: the upload is the change of the trained arrays, the server moves by its mean."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedlora_priv.methods.base import Contract, Layout, Shared, State
+
+
+class LinearAverage:
+    """Base of methods whose uploads are changes of trainable arrays, summed as they are."""
+
+    def contract(self, layout: Layout) -> Contract:
+        """Return the contract; each method states its own."""
+        raise NotImplementedError
+
+    def upload(self, layout: Layout, start: State, trained: State, shared: Shared) -> State:  # noqa: ARG002
+        """Return trained − start, float32, for every array that travels."""
+        return {name: trained[name] - start[name] for name in self.contract(layout).uploads}
+
+    @staticmethod
+    def moved(state: State, sums: State, n: int) -> dict[str, np.ndarray]:
+        """Return `state` with sums/n added where there is a sum; float32."""
+        moved = dict(state)
+        for name, total in sums.items():
+            moved[name] = (state[name] + total / n).astype(np.float32)
+        return moved
