@@ -8,8 +8,8 @@
     ├── DataError                        3   the data cannot be read, split or used
     │   └── AssetError                   3   a download is missing, unreachable or not what it should be
     ├── BudgetError                      4   the privacy budget does not allow what was asked
-    ├── FederationError                  5   the federation stopped: too few survivors, a misbehaving peer
-    └── RunFolderError                   6   the run folder is damaged, locked or belongs to another experiment
+    ├── FederationError                  5   the federation stopped: few survivors, a misbehaving peer
+    └── RunFolderError                   6   the run folder is damaged, in use or of another experiment
 
 The command line prints the message alone and leaves with the exit code; ``--debug`` adds the trace. An
 exception that is *not* a `FedloraError` is a defect of ours and leaves with `UNEXPECTED_EXIT_CODE`.
@@ -43,7 +43,7 @@ class FedloraError(Exception):
         super().__init__(" ".join(text.split()))
 
 
-class AuditFailed(FedloraError):
+class AuditFailed(FedloraError):  # noqa: N818 - it is a verdict, not a malfunction
     """An audit gave at least one FAIL."""
 
     exit_code = 1
