@@ -1,0 +1,13 @@
+"""Secure aggregation and the encodings around it: bytes in, bytes out; no socket, no clock, no torch.
+
+The data flow, file by file::
+
+    sparsify   which coordinates travel: a support everybody agrees on
+    quantise   real vector <-> integers modulo 2^b, unbiased, proved not to overflow
+    secagg     the integers are masked, summed by a server that sees only the sum, and unmasked
+    packing    b-bit integers <-> bytes
+    prg        the keystream behind masks and stochastic rounding
+    errors     everything that can go wrong, as one tree
+
+Nothing is re-exported here, so that ``import protocols`` costs nothing.
+"""

@@ -1,0 +1,1 @@
+"""Secure aggregation: a server sums vectors it cannot see. Start at `local` or at `session`."""
