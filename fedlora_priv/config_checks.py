@@ -1,0 +1,144 @@
+"""What an experiment may not ask for although every single value is in range.
+
+Each rule refuses with one line that says why and what to do. Sources: the bounds of secure aggregation are
+those of Bonawitz et al. 2017 with a quorum that makes any two survivor sets share an honest client.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from fedlora_priv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedlora_priv.config import Experiment
+
+MAX_MODULUS_BITS = 32
+"""Ring elements travel in 32-bit words."""
+
+
+def check(experiment: Experiment) -> None:
+    """Raise unless the experiment can be honoured.
+
+    Raises:
+        ConfigError: names the first rule that is broken.
+    """
+    _private_sizes(experiment)
+    declared = experiment.data.declared_examples_per_client
+    if declared is not None:
+        check_delta(experiment.privacy.delta, experiment.federation.clients * declared)
+    if experiment.secure_aggregation.mode == "secure":
+        _secure_aggregation(experiment)
+    _communication(experiment)
+    _dropouts(experiment)
+
+
+def check_delta(delta: float, examples: int) -> None:
+    """Raise unless delta is below 1 / `examples`, the rows of all clients together.
+
+    Raises:
+        ConfigError: at or above it, publishing one whole row at random would keep the promise.
+    """
+    if delta * examples >= 1:
+        raise ConfigError(
+            f"privacy.delta = {delta:g} is not below 1/{examples}, one over all examples of the federation",
+            f"lower it, for example to {10.0 ** math.floor(math.log10(0.1 / examples)):g}",
+        )
+
+
+def _private_sizes(experiment: Experiment) -> None:
+    """Refuse to plan from a size that nobody declared public."""
+    declared = experiment.data.declared_examples_per_client
+    if declared is None and not experiment.data.public:
+        raise ConfigError(
+            "data.declared_examples_per_client is missing: the noise is planned from it, and the true size "
+            "of private data would leak through the plan",
+            "declare a public number of examples per client, or set data.public = true for public data",
+        )
+    if declared is not None and experiment.training.batch_size > declared:
+        raise ConfigError(
+            f"training.batch_size = {experiment.training.batch_size} is above "
+            f"data.declared_examples_per_client = {declared}: a sampling rate cannot exceed 1",
+            "lower the batch size",
+        )
+
+
+def _secure_aggregation(experiment: Experiment) -> None:
+    """Refuse thresholds under which the masks could be split, removed or would hide nothing."""
+    clients, colluders = experiment.federation.clients, experiment.secure_aggregation.max_colluders
+    quorum, threshold, min_survivors = experiment.secure_aggregation.thresholds(clients)
+    for name, value in (("quorum", quorum), ("threshold", threshold), ("min_survivors", min_survivors)):
+        if value > clients:
+            raise ConfigError(
+                f"secure_aggregation.{name} = {value} is above federation.clients = {clients}",
+                f"lower {name} or max_colluders, or take more clients",
+            )
+    if 2 * quorum <= clients + colluders:
+        raise ConfigError(
+            f"secure_aggregation.quorum = {quorum} is too small: two quorums of {clients} clients may share "
+            f"only colluders (2·quorum must exceed {clients} + {colluders})",
+            f"use at least {(clients + colluders) // 2 + 1}",
+        )
+    if min_survivors < quorum:
+        raise ConfigError(
+            f"secure_aggregation.min_survivors = {min_survivors} is below quorum = {quorum}",
+            f"use at least {quorum}",
+        )
+    if threshold <= colluders:
+        raise ConfigError(
+            f"secure_aggregation.threshold = {threshold} lets max_colluders = {colluders} clients remove "
+            "anybody's masks",
+            f"use at least {colluders + 1}",
+        )
+    if threshold > min_survivors:
+        raise ConfigError(
+            f"secure_aggregation.threshold = {threshold} is above min_survivors = {min_survivors}: so few "
+            "survivors could not remove the masks of the lost",
+            f"use at most {min_survivors}, or raise min_survivors",
+        )
+    if min_survivors - colluders < 2:
+        raise ConfigError(
+            f"a sum of min_survivors = {min_survivors} clients, max_colluders = {colluders} of them "
+            "colluding, hides nothing",
+            "take more clients or fewer colluders, or say secure_aggregation.mode = 'insecure'",
+        )
+
+
+def _communication(experiment: Experiment) -> None:
+    """Refuse a density that nothing applies and sums that could overflow the ring."""
+    communication = experiment.communication
+    if communication.support == "dense" and communication.density < 1:
+        raise ConfigError(
+            f"communication.density = {communication.density:g} has no effect with support = 'dense'",
+            "choose 'server-topk' or 'seeded-random-k', or density = 1",
+        )
+    head_room = math.ceil(math.log2(experiment.federation.clients))
+    if communication.value_bits + head_room > MAX_MODULUS_BITS:
+        raise ConfigError(
+            f"communication.value_bits = {communication.value_bits} and {head_room} bits to sum "
+            f"{experiment.federation.clients} clients exceed {MAX_MODULUS_BITS}",
+            f"use at most {MAX_MODULUS_BITS - head_room}",
+        )
+
+
+def _dropouts(experiment: Experiment) -> None:
+    """Refuse losses that cannot happen."""
+    seen: set[tuple[int, str]] = set()
+    for dropout in experiment.simulate.dropouts:
+        if dropout.client_id not in experiment.client_ids:
+            raise ConfigError(
+                f"simulate.dropouts names {dropout.client_id!r}, which is not a client",
+                f"the clients are client-1 to client-{experiment.federation.clients}",
+            )
+        if dropout.round > experiment.federation.rounds:
+            raise ConfigError(
+                f"simulate.dropouts names round {dropout.round} of {experiment.federation.rounds}",
+                "lower it or raise federation.rounds",
+            )
+        if (dropout.round, dropout.client_id) in seen:
+            raise ConfigError(
+                f"simulate.dropouts loses {dropout.client_id} twice in round {dropout.round}",
+                "keep one of the two",
+            )
+        seen.add((dropout.round, dropout.client_id))
