@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from fedlora_priv.methods.base import Contract, Layout, LoraModule, Method, Role, Shared, State
+from fedlora_priv.methods.base import Contract, Layout, LoraModule, Method, Role, Shared, State, Sums
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.ffa import FFALoRA
 from fedlora_priv.methods.fra import FRALoRA
 
 METHODS: dict[str, Method] = {method.name: method for method in (FedIT(), FFALoRA(), FRALoRA())}
 
-__all__ = ["METHODS", "Contract", "Layout", "LoraModule", "Method", "Role", "Shared", "State", "get"]
+__all__ = ["METHODS", "Contract", "Layout", "LoraModule", "Method", "Role", "Shared", "State", "Sums", "get"]
 
 
 def get(name: str) -> Method:

@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 State = Mapping[str, NDArray[np.float32]]
 """Named trainable arrays: ``<module>.lora_A`` (r, n), ``<module>.lora_B`` (m, r) and the head's arrays."""
 
+Sums = Mapping[str, NDArray[np.float64]]
+"""Named sums over clients of what the contract uploads."""
+
 Role = Literal["A", "B", "head"]
 """What a trainable array is: a LoRA down-projection, a LoRA up-projection, or part of the task head."""
 
@@ -126,6 +129,6 @@ class Method(Protocol):
         """Return the arrays of `contract.uploads` for one client; they will be summed over clients."""
         ...
 
-    def combine(self, layout: Layout, state: State, sums: State, n: int, shared: Shared) -> State:
+    def combine(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State:
         """Return the next global state from the sums over `n` clients."""
         ...

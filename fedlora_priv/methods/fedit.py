@@ -11,7 +11,7 @@ Linear, so it runs on sums; but B̄Ā is not the mean of the BₖAₖ, and under
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import Contract, Layout, Shared, State
+from fedlora_priv.methods.base import Contract, Layout, Shared, State, Sums
 from fedlora_priv.methods.linear import LinearAverage
 
 
@@ -32,6 +32,6 @@ class FedIT(LinearAverage):
             notes=("the mean of the products is not the product of the means",),
         )
 
-    def combine(self, layout: Layout, state: State, sums: State, n: int, shared: Shared) -> State:  # noqa: ARG002
+    def combine(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State:  # noqa: ARG002
         """Return the state moved by the mean change."""
         return self.moved(state, sums, n)

@@ -10,7 +10,7 @@ noised; and half of the adapter never travels.
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import Contract, Layout, Shared, State
+from fedlora_priv.methods.base import Contract, Layout, Shared, State, Sums
 from fedlora_priv.methods.linear import LinearAverage
 
 
@@ -24,10 +24,8 @@ class FFALoRA(LinearAverage):
     def contract(self, layout: Layout) -> Contract:
         """Return the contract: the changes of B and of the head travel."""
         travels = {name: shape for name, shape in layout.shapes().items() if layout.role(name) != "A"}
-        return Contract(
-            uploads=travels, trains=frozenset({"B", "head"}), exact=True, noise="linear: ξ_B·A"
-        )
+        return Contract(uploads=travels, trains=frozenset({"B", "head"}), exact=True, noise="linear: ξ_B·A")
 
-    def combine(self, layout: Layout, state: State, sums: State, n: int, shared: Shared) -> State:  # noqa: ARG002
+    def combine(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State:  # noqa: ARG002
         """Return the state with B and the head moved by their mean change."""
         return self.moved(state, sums, n)

@@ -20,7 +20,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Contract, Layout, LoraModule, Shared, State
+from fedlora_priv.methods.base import Contract, Layout, LoraModule, Shared, State, Sums
 from fedlora_priv.methods.linear import LinearAverage
 
 VANISHED = 1e-6
@@ -52,7 +52,7 @@ class FRALoRA:
             changes[product_name(module)] = product(module, trained) - product(module, start)
         return changes
 
-    def combine(self, layout: Layout, state: State, sums: State, n: int, shared: Shared) -> State:
+    def combine(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State:
         """Return the best rank-r factors of the mean product, and the mean head."""
         heads = {name: sums[name] for name in layout.heads}
         combined = LinearAverage.moved(state, heads, n)

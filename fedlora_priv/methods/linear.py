@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Contract, Layout, Shared, State
+from fedlora_priv.methods.base import Contract, Layout, Shared, State, Sums
 
 
 class LinearAverage:
@@ -19,7 +20,7 @@ class LinearAverage:
         return {name: trained[name] - start[name] for name in self.contract(layout).uploads}
 
     @staticmethod
-    def moved(state: State, sums: State, n: int) -> dict[str, np.ndarray]:
+    def moved(state: State, sums: Sums, n: int) -> dict[str, NDArray[np.float32]]:
         """Return `state` with sums/n added where there is a sum; float32."""
         moved = dict(state)
         for name, total in sums.items():

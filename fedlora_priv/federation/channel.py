@@ -1,0 +1,77 @@
+"""The one way out of a client: an upload becomes ring elements here and nowhere else.
+
+A channel knows the method's contract, the support that travels and the public quantisation bounds of one
+round, so both sides turn named arrays into integers mod 2^b and a modular sum back into named arrays by the
+same object. Its digest is part of the context that every pair of masks is bound to: two parties that were
+told different supports or bounds have masks that do not cancel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora_priv.methods.base import Contract, State
+from protocols.prg import SecretStream
+from protocols.quantise import Quantiser
+from protocols.sparsify import Support
+
+
+@dataclass(frozen=True)
+class UploadChannel:
+    """Named float arrays ⇄ ring elements, for one round.
+
+    Args:
+        contract: names and shapes of what the method uploads.
+        support: which of the flattened coordinates travel, the same for everybody.
+        bounds: for each array the largest magnitude that is sent; larger values are clipped to it.
+        value_bits: bits of one client's quantised value, sign included.
+        max_clients: how many clients may be summed without overflow.
+    """
+
+    contract: Contract
+    support: Support
+    bounds: Mapping[str, float]
+    value_bits: int
+    max_clients: int
+
+    @property
+    def quantiser(self) -> Quantiser:
+        """The quantiser of the coordinates that travel."""
+        per_array = [np.full(int(np.prod(shape)), self.bounds[name]) for name, shape in self._arrays()]
+        bounds = np.concatenate(per_array).astype(np.float32)
+        return Quantiser(self.support.take(bounds), self.value_bits, self.max_clients)
+
+    def ring(self, upload: State, stream: SecretStream) -> NDArray[np.uint32]:
+        """Return one client's upload as ring elements, uint32 of shape (k,); rounding draws on `stream`."""
+        return self.quantiser.quantise(self.support.take(self.flatten(upload)), stream)
+
+    def sums(self, ring_sum: NDArray[np.uint32]) -> dict[str, NDArray[np.float64]]:
+        """Return the named sums, float64, of a modular sum of shape (k,); zero where nothing travelled."""
+        return self.unflatten(self.support.scatter(self.quantiser.dequantise_sum(ring_sum)))
+
+    def flatten(self, upload: State) -> NDArray[np.float32]:
+        """Return the upload as one float32 vector, arrays in the contract's order."""
+        return np.concatenate([upload[name].ravel() for name, _ in self._arrays()]).astype(np.float32)
+
+    def unflatten(self, vector: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Return the named arrays of a vector in the contract's order."""
+        arrays, at = {}, 0
+        for name, shape in self._arrays():
+            size = int(np.prod(shape))
+            arrays[name] = vector[at : at + size].reshape(shape)
+            at += size
+        return arrays
+
+    def digest(self) -> bytes:
+        """Return 32 bytes that differ whenever anything that both sides must agree on differs."""
+        names = "\n".join(f"{name} {shape}" for name, shape in self._arrays())
+        parts = (names.encode(), self.support.digest(), self.quantiser.digest())
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
+
+    def _arrays(self) -> list[tuple[str, tuple[int, ...]]]:
+        return list(self.contract.uploads.items())
