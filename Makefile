@@ -1,0 +1,48 @@
+# Everything runs in .venv, made from pyproject.toml and constraints.txt; nothing is installed elsewhere.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-fast check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       run a private federation on real text (about five minutes, two cores)"
+	@echo "make test       the whole suite        make test-fast  without the long ones"
+	@echo "make check      ruff, mypy, import contracts, doctests"
+	@echo "make bench      the benchmarks; tables in benchmarks/README.md"
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/fedlora run examples/quickstart.toml --again
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n 2
+
+test-fast: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n 2 -m "not long"
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --doctest-modules protocols accounting fedlora_priv
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/run.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[demo]"
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
