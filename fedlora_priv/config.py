@@ -175,7 +175,7 @@ class DataSection(Section):
     declared_examples_per_client: int | None = Field(
         default=None,
         ge=1,
-        description="PUBLIC number of examples per client (in examples) from which sampling rate and noise "
+        description="PUBLIC number of examples per client, from which sampling rate and noise "
         "are planned. Required unless the data is public: a true private size must not leak.",
     )
 

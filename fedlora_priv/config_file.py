@@ -134,7 +134,7 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         noun = "table" if len(location) == 1 else "key"
         return f"the {noun} {dotted(location)} is missing; add it"
     message = detail["msg"].removeprefix("Value error, ")
-    message = re.sub("^(Input|String|Tuple) should", "should", message).replace("valid tuple", "array")
+    message = re.sub("^(Input|String|Tuple) should", "should", message).replace("a valid tuple", "an array")
     if kind == "value_error":
         return f"{dotted(location)}: {message}"
     return f"{dotted(location)} {message}, but is {_shown(detail['input'])}"
