@@ -202,6 +202,9 @@ class FederationSection(Section):
         "full-rank aggregation of B·A.",
     )
     local_steps: int = Field(default=1, ge=1, description="DP-SGD steps of each client in a round.")
+    evaluate_every: int = Field(
+        default=1, ge=1, description="Rounds between evaluations; the last round is always evaluated."
+    )
 
 
 class TrainingSection(Section):
@@ -239,6 +242,12 @@ class PrivacySection(Section):
         description="Who adds noise. 'local': every client in full. The others are refused: not built yet.",
     )
     epsilon: float = Field(gt=0, description="Target epsilon of every client over the whole run.")
+    lifetime_epsilon: float | None = Field(
+        default=None,
+        gt=0,
+        description="Limit on what a client's ledger may amount to over all runs on its dataset, at `delta`. "
+        "Default: epsilon.",
+    )
     delta: float = Field(
         default=1e-5,
         gt=0,
@@ -249,10 +258,15 @@ class PrivacySection(Section):
         default="example", description="What is protected: one example (a row), added or removed."
     )
     retry_rounds: int = Field(
-        default=0,
+        default=1,
         ge=0,
         description="Rounds that a client may have to train again after a crash, paid for in the noise.",
     )
+
+    @property
+    def ledger_limit(self) -> float:
+        """The epsilon that a client's whole ledger may reach."""
+        return self.epsilon if self.lifetime_epsilon is None else self.lifetime_epsilon
 
     @field_validator("mode")
     @classmethod

@@ -1,0 +1,50 @@
+"""The default engine: every client in this process, answering in turn; losses are acted out on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fedlora_priv.config import Dropout
+from fedlora_priv.engines.base import Step
+from fedlora_priv.federation.client import FederationClient
+
+
+class LocalEngine:
+    """Calls the clients one after another.
+
+    Args:
+        clients: the federation's clients.
+        dropouts: which client is lost in which round, before it answers which phase; it is back, with its
+            own disk as it left it, in the next round.
+        on_answer: called with (client_id, step) after each answer; drives the progress bar.
+    """
+
+    def __init__(
+        self,
+        clients: Sequence[FederationClient],
+        dropouts: Sequence[Dropout] = (),
+        on_answer: Callable[[str, Step], None] = lambda client_id, step: None,
+    ) -> None:
+        self._clients = {client.client_id: client for client in clients}
+        self._dropouts = {(d.round, d.phase): set[str]() for d in dropouts}
+        for dropout in dropouts:
+            self._dropouts[dropout.round, dropout.phase].add(dropout.client_id)
+        self._on_answer = on_answer
+        self._lost: tuple[int, set[str]] = (0, set())
+
+    @property
+    def client_ids(self) -> tuple[str, ...]:
+        """The clients in the order they were given."""
+        return tuple(self._clients)
+
+    def exchange(self, messages: Mapping[str, bytes], step: Step) -> Mapping[str, bytes]:
+        """Deliver to everybody who is not lost, and return the answers."""
+        lost = self._lost[1] if self._lost[0] == step.round else set()
+        lost = lost | self._dropouts.get((step.round, step.phase), set())
+        self._lost = (step.round, lost)
+        answers = {}
+        for client_id, data in messages.items():
+            if client_id not in lost:
+                answers[client_id] = self._clients[client_id].handle(data)
+                self._on_answer(client_id, step)
+        return answers

@@ -1,0 +1,106 @@
+"""What the server keeps after each round: its public state and the history of the run.
+
+One file a round, written atomically; the last two are kept. Nothing in it is secret: it is a function of the
+experiment file and of sums that were already released.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from fedlora_priv.errors import RunFolderError
+from fedlora_priv.federation.home import write_atomically
+from fedlora_priv.federation.rounds import RoundRecord
+from fedlora_priv.federation.server import ServerState
+
+VERSION = 1
+KEPT = 2
+STATE_PREFIX = "state/"
+
+
+@dataclass
+class History:
+    """What has happened so far in a run.
+
+    Args:
+        metrics: one row a round, as in metrics.jsonl.
+        records: one record a round.
+        anchors: for each client the last signed ledger anchor that it attached to a confirmation (hex).
+        accuracy_before: accuracy of the initial state, if it may be reported.
+    """
+
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    records: list[RoundRecord] = field(default_factory=list)
+    anchors: dict[str, str] = field(default_factory=dict)
+    accuracy_before: float | None = None
+
+
+def save(folder: Path, server: ServerState, history: History) -> None:
+    """Write the checkpoint of the round that `server` has just finished, then drop old ones.
+
+    Raises:
+        RunFolderError: it cannot be written; the checkpoint before it is untouched.
+    """
+    header = {
+        "version": VERSION,
+        "round": server.round,
+        "bounds": dict(server.bounds),
+        "history": asdict(history),
+    }
+    buffer = io.BytesIO()
+    arrays = {STATE_PREFIX + name: array for name, array in server.state.items()}
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(buffer, header=text, scores=server.scores, **arrays)  # type: ignore[arg-type]
+    write_atomically(_path(folder, server.round), buffer.getvalue())
+    for old in _stored(folder)[:-KEPT]:
+        old.unlink()
+
+
+def load(folder: Path) -> tuple[ServerState, History] | None:
+    """Return the newest checkpoint, or None before the first round.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    stored = _stored(folder)
+    if not stored:
+        return None
+    try:
+        with np.load(stored[-1], allow_pickle=False) as arrays:
+            header = json.loads(bytes(arrays["header"]).decode())
+            if header["version"] != VERSION:
+                raise ValueError("version")
+            names = [name for name in arrays.files if name.startswith(STATE_PREFIX)]
+            state = {name.removeprefix(STATE_PREFIX): arrays[name] for name in names}
+            server = ServerState(header["round"], state, header["bounds"], arrays["scores"])
+        history = header["history"]
+        records = [RoundRecord(**_tuples(record)) for record in history.pop("records")]
+        return server, History(records=records, **history)
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        raise RunFolderError(
+            f"the checkpoint {stored[-1]} is damaged ({type(error).__name__})",
+            "delete it to resume from the one before; clients then mask their stored updates again",
+        ) from error
+
+
+def _path(folder: Path, number: int) -> Path:
+    """Return the checkpoint file of that round."""
+    return folder / f"round-{number:05d}.npz"
+
+
+def _stored(folder: Path) -> list[Path]:
+    """Return the checkpoints there are, oldest first."""
+    return sorted(folder.glob("round-*.npz"))
+
+
+def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+    """Restore the tuples of a record that JSON made into lists."""
+    pairs = {key: [(a, b) for a, b in record[key]] for key in ("lost", "refused")}
+    return {**record, **pairs, "survivors": tuple(record["survivors"])}

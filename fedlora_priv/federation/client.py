@@ -1,0 +1,232 @@
+"""A client: bytes in, bytes out, and its own mind about what it releases.
+
+The order in a round is always *plan → reserve in the ledger → train → store → commit → mask*. The client
+holds its own experiment file, ledger, budget, policy and roster; the server's word never changes the noise,
+the steps, the clip norm or the budget, only where training starts (the global state) and how the already
+private result travels (support, bounds).
+
+What leaves goes through one function, `_ring`: the method's contract says which arrays, the ledger says which
+event covers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accounting.budget import Budget
+from accounting.errors import BudgetExceeded
+from accounting.ledger import Ledger
+from accounting.planning import Plan
+from fedlora_priv.config import Experiment
+from fedlora_priv.errors import FederationError
+from fedlora_priv.federation import wire
+from fedlora_priv.federation.home import FinishedUpdate, UpdateStore
+from fedlora_priv.federation.task import RoundTask
+from fedlora_priv.methods.base import Layout, Method, Role, Shared, State
+from protocols.errors import ProtocolError
+from protocols.packing import pack
+from protocols.prg import SecretStream
+from protocols.secagg.client import SecAggClient
+from protocols.secagg.guard import Guard
+from protocols.secagg.identity import Identity, Roster
+from protocols.secagg.session import ClientPolicy
+
+
+class LocalTraining(Protocol):
+    """Private training on this client's rows; the one thing a client does that needs torch."""
+
+    def __call__(self, start: State, plan: Plan, trains: frozenset[Role]) -> State:
+        """Return the noised state after ``plan.steps_per_round`` steps from `start`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClientSetup:
+    """Everything a client knows before the first message.
+
+    Args:
+        client_id: its name in the roster.
+        experiment: its own copy of the experiment file.
+        layout, method, initial: the model's trainable arrays, how they are combined, how they begin.
+        plan: its noise, sampling rate and steps, computed by itself.
+        run: 16 random bytes of this run, the same for everybody.
+        identity, roster, guard, ledger: its signing key, everyone's pinned keys, its two durable records.
+        folder: where its finished update is kept.
+        train: private training on its own rows.
+    """
+
+    client_id: str
+    experiment: Experiment
+    layout: Layout
+    method: Method
+    initial: State
+    plan: Plan
+    run: bytes
+    identity: Identity
+    roster: Roster
+    guard: Guard
+    ledger: Ledger
+    folder: Path
+    train: LocalTraining
+
+
+@dataclass
+class _Round:
+    """One round in progress: what was asked, what was trained, the running session."""
+
+    task: RoundTask
+    update: FinishedUpdate
+    session: SecAggClient | None = None
+
+
+class FederationClient:
+    """One client of a federation; `handle` is its whole interface."""
+
+    def __init__(self, setup: ClientSetup) -> None:
+        self._setup = setup
+        self._contract = setup.method.contract(setup.layout)
+        self._budget = Budget(setup.experiment.privacy.ledger_limit, setup.plan.delta)
+        self._updates = UpdateStore(setup.folder, setup.run.hex())
+        self._round: _Round | None = None
+
+    @property
+    def client_id(self) -> str:
+        """The client's name in the roster."""
+        return self._setup.client_id
+
+    def handle(self, data: bytes) -> bytes:
+        """Return the answer to a server's message.
+
+        A refusal names its class and nothing else: a text could say what the data are like.
+        """
+        message = wire.decode(data)
+        handlers: dict[str, Callable[[wire.Message], wire.Message]] = {
+            wire.TRAIN: self._train,
+            wire.PHASE: self._phase,
+            wire.UPLOAD: self._upload,
+            wire.CLOSE: self._close,
+        }
+        if message.kind not in handlers:
+            raise FederationError(f"a client cannot answer a message of kind {message.kind!r}")
+        try:
+            return wire.encode(handlers[message.kind](message))
+        except (BudgetExceeded, ProtocolError) as error:
+            return wire.encode(wire.Message(wire.REFUSED, {"code": type(error).__name__}))
+
+    # --- training ------------------------------------------------------------------------------------
+
+    def _train(self, message: wire.Message) -> wire.Message:
+        """Have a finished update for this round: the stored one, or a new one that is charged."""
+        setup = self._setup
+        task = RoundTask.from_message(
+            message,
+            setup.layout,
+            self._contract,
+            setup.initial,
+            setup.experiment.communication.value_bits,
+            setup.experiment.federation.clients,
+        )
+        digest = task.state_digest()
+        update = self._updates.load(digest) or self._trained(task, digest)
+        setup.ledger.commit(update.reservation)
+        self._round = _Round(task, update)
+        return wire.Message(wire.TRAINED)
+
+    def _trained(self, task: RoundTask, digest: bytes) -> FinishedUpdate:
+        """Reserve, train, store. A crash in between leaves the reservation, which stays charged."""
+        setup = self._setup
+        event = setup.plan.round_event()
+        self._budget.require(setup.ledger, event)
+        reservation = setup.ledger.reserve(event, round=task.round, run=setup.run.hex())
+        state = setup.train(task.state, setup.plan, self._contract.trains)
+        update = FinishedUpdate(reservation, state)
+        self._updates.save(digest, update)
+        return update
+
+    # --- release -------------------------------------------------------------------------------------
+
+    def _phase(self, message: wire.Message) -> wire.Message:
+        """Answer one phase of secure aggregation."""
+        current = self._current()
+        phase, body = message.fields.get("phase"), message.blobs.get("body", b"")
+        if phase == "advertise":
+            current.session = self._new_session(current.task)
+        session = current.session
+        if session is None:
+            raise FederationError("a phase of secure aggregation came before its proposal")
+        answers: dict[Any, Callable[[], bytes]] = {
+            "advertise": lambda: session.advertise(body),
+            "share": lambda: session.share(body),
+            "mask": lambda: session.mask(body, self._ring(current, session.session_id)),
+            "confirm": lambda: session.confirm(body, attachment=self._anchor()),
+            "reveal": lambda: session.reveal(body),
+        }
+        if phase not in answers:
+            raise FederationError(f"there is no phase {phase!r} in secure aggregation")
+        return wire.Message(wire.PHASE, {"phase": phase}, {"body": answers[phase]()})
+
+    def _upload(self, message: wire.Message) -> wire.Message:  # noqa: ARG002
+        """Send the quantised upload unmasked: only where the experiment itself asks for `insecure`."""
+        if self._setup.experiment.secure_aggregation.mode != "insecure":
+            raise FederationError("the server asked for an unmasked upload; this experiment is secure")
+        current = self._current()
+        ring = self._ring(current, session_id=None)
+        body = pack(ring, current.task.channel.quantiser.modulus_bits)
+        return wire.Message(wire.UPLOAD, {}, {"body": body})
+
+    def _ring(self, current: _Round, session_id: bytes | None) -> NDArray[np.uint32]:
+        """Return what leaves, as ring elements, after the ledger has recorded that it does."""
+        setup = self._setup
+        shared = Shared(setup.experiment.experiment.seed, current.task.round)
+        upload = setup.method.upload(setup.layout, current.task.state, current.update.state, shared)
+        session = None if session_id is None else session_id.hex()
+        setup.ledger.release(current.update.reservation, session=session)
+        return current.task.channel.ring(upload, SecretStream())
+
+    def _new_session(self, task: RoundTask) -> SecAggClient:
+        """Return the client side of a session, bound to what this client itself has loaded."""
+        setup = self._setup
+        return SecAggClient(
+            client_id=setup.client_id,
+            identity=setup.identity,
+            roster=setup.roster,
+            policy=policy(setup.experiment, self._contract.dimension),
+            guard=setup.guard,
+            context=task.context(bytes.fromhex(setup.experiment.digest()), setup.run),
+        )
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def _close(self, message: wire.Message) -> wire.Message:  # noqa: ARG002
+        """Send the ledger's rows, which hold nothing private, and a fresh signed anchor of them."""
+        rows = self._setup.ledger.export_jsonl()
+        return wire.Message(wire.STATEMENT, {}, {"ledger": rows.encode(), "anchor": self._anchor()})
+
+    def _anchor(self) -> bytes:
+        """Return the signed head and length of this client's ledger."""
+        setup = self._setup
+        return setup.ledger.anchor(sign=setup.identity.sign, public_key=setup.identity.public_bytes).to_bytes()
+
+    def _current(self) -> _Round:
+        """Return the round in progress."""
+        if self._round is None:
+            raise FederationError("a message of a round came before the round began")
+        return self._round
+
+
+def policy(experiment: Experiment, dimension: int) -> ClientPolicy:
+    """Return what a client of this experiment accepts from a server, whatever the server proposes."""
+    secure = experiment.secure_aggregation
+    _, _, min_survivors = secure.thresholds(experiment.federation.clients)
+    return ClientPolicy(
+        max_colluders=secure.max_colluders,
+        min_survivors=min_survivors,
+        max_vector_length=dimension,
+        allow_remask=experiment.privacy.mode == "local",
+    )

@@ -1,0 +1,125 @@
+"""What a client keeps on its own disk: identity, guard, ledger, and the update it has finished.
+
+For private data the home lies outside run folders (``$FEDLORA_HOME/clients/<client_id>``), so deleting a run
+folder gives no budget back. Data declared public keeps its home in the run folder: it is a simulation, and
+its report says so.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora_priv.errors import RunFolderError
+from protocols.secagg.identity import Identity
+
+HOME_VARIABLE = "FEDLORA_HOME"
+
+
+def private_root() -> Path:
+    """Return the folder of clients' homes for private data: ``$FEDLORA_HOME`` or ``~/.fedlora``."""
+    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".fedlora")
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a crash at any moment leaves either the old bytes or the new ones.
+
+    Raises:
+        RunFolderError: the file cannot be written (disk full, read-only, no such folder).
+    """
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {path} ({error.strerror})", "free some space or choose another output folder"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable: POSIX promises that only after the folder itself is synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class ClientHome:
+    """The paths of one client's durable things."""
+
+    path: Path
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where a client with private data keeps its ledger."""
+        return self.path / "ledger.sqlite"
+
+    @property
+    def guard_path(self) -> Path:
+        """The once-only record of secure-aggregation outputs."""
+        return self.path / "guard.sqlite"
+
+    def identity(self) -> Identity:
+        """Return the client's long-term identity, made on first use and readable by its owner alone."""
+        key = self.path / "identity.key"
+        if not key.exists():
+            write_atomically(key, Identity.generate().to_private_bytes(), mode=0o600)
+        return Identity.from_private_bytes(key.read_bytes())
+
+
+@dataclass(frozen=True)
+class FinishedUpdate:
+    """A finished local training: its reservation in the ledger and the noised state it ended with."""
+
+    reservation: str
+    state: Mapping[str, NDArray[np.float32]]
+
+
+class UpdateStore:
+    """The last finished update of one run, kept so that a retry re-masks it instead of training again.
+
+    What is stored is noised, so by itself private at the client's own ε. One file: a new round replaces it.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self._path = folder / f"update-{run}.npz"
+
+    def load(self, start_digest: bytes) -> FinishedUpdate | None:
+        """Return the update that was trained from exactly this start, if there is one."""
+        if not self._path.exists():
+            return None
+        try:
+            with np.load(self._path, allow_pickle=False) as stored:
+                header = json.loads(bytes(stored["header"]).decode())
+                if header["start"] != start_digest.hex():
+                    return None
+                names = [name for name in stored.files if name != "header"]
+                return FinishedUpdate(header["reservation"], {name: stored[name] for name in names})
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise RunFolderError(
+                f"{self._path} is damaged ({type(error).__name__})",
+                "delete that file; the round is then trained again and charged again",
+            ) from error
+
+    def save(self, start_digest: bytes, update: FinishedUpdate) -> None:
+        """Store an update durably, in place of the one before."""
+        header = json.dumps({"start": start_digest.hex(), "reservation": update.reservation}).encode()
+        buffer = io.BytesIO()
+        np.savez(buffer, header=np.frombuffer(header, np.uint8), **update.state)  # type: ignore[arg-type]
+        write_atomically(self._path, buffer.getvalue(), mode=0o600)

@@ -1,0 +1,72 @@
+"""Who trains with how much noise: each client's plan, from public numbers and its epsilon target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from accounting.budget import Budget
+from accounting.errors import AccountingError, BudgetExceeded
+from accounting.events import PoissonGaussian
+from accounting.ledger import Ledger
+from accounting.planning import Plan, plan
+from fedlora_priv.config import Experiment
+from fedlora_priv.errors import BudgetError, ConfigError
+
+
+def plan_clients(experiment: Experiment, sizes: Mapping[str, int]) -> dict[str, Plan]:
+    """Return every client's plan, calibrated over the whole number of steps it will take.
+
+    Args:
+        experiment: the experiment file.
+        sizes: public number of examples of each client: declared, or true where the data is public.
+
+    Raises:
+        ConfigError: δ is not below one over all examples, a batch is larger than a client's data, or no
+            noise reaches the target.
+    """
+    experiment.require_delta_below(sum(sizes.values()))
+    training, privacy, federation = experiment.training, experiment.privacy, experiment.federation
+    try:
+        return {
+            client_id: plan(
+                client_id=client_id,
+                target_epsilon=privacy.epsilon,
+                delta=privacy.delta,
+                declared_examples=examples,
+                planned_batch_size=training.batch_size,
+                rounds=federation.rounds,
+                retry_rounds=privacy.retry_rounds,
+                steps_per_round=federation.local_steps,
+                clip_norm=training.clip_norm,
+            )
+            for client_id, examples in sizes.items()
+        }
+    except AccountingError as error:
+        raise ConfigError(str(error)) from error
+
+
+def whole_run(client_plan: Plan) -> PoissonGaussian:
+    """Return the event of all rounds that are planned, without the reserve for retries."""
+    return PoissonGaussian(
+        noise_multiplier=client_plan.noise_multiplier,
+        sample_rate=client_plan.sample_rate,
+        steps=client_plan.rounds * client_plan.steps_per_round,
+        clip_norm=client_plan.clip_norm,
+        adjacency=client_plan.adjacency,
+    )
+
+
+def require_room(experiment: Experiment, client_plan: Plan, ledger: Ledger) -> None:
+    """Raise unless the client's ledger has room for all rounds of a run that has not begun.
+
+    Raises:
+        BudgetError: earlier runs on the same data have spent too much of it.
+    """
+    privacy = experiment.privacy
+    try:
+        Budget(privacy.ledger_limit, privacy.delta).require(ledger, whole_run(client_plan))
+    except BudgetExceeded as error:
+        raise BudgetError(
+            f"{client_plan.client_id} cannot afford this run: {error}",
+            "lower privacy.epsilon or federation.rounds, or raise privacy.lifetime_epsilon",
+        ) from error

@@ -1,0 +1,128 @@
+"""The run folder: begun, resumed or refused; never two processes in it, never another experiment's.
+
+    run.toml        the experiment, every value resolved
+    run.json        the run's random id and the experiment's digest
+    roster.json     the clients' public identity keys
+    metrics.jsonl   one line a round
+    checkpoints/    the server's public state after the last rounds
+    ledger.jsonl, report.json, report.html, adapter/        once the run has finished
+    clients/, ledger.sqlite                                 public data only: the simulated clients' own disks
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from fedlora_priv.config import Experiment
+from fedlora_priv.errors import RunFolderError
+from fedlora_priv.federation.home import ClientHome, private_root, write_atomically
+
+RUN_BYTES = 16
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The run folder of one experiment, held under a lock until `close` or the end of the process."""
+
+    path: Path
+    run: bytes
+    public: bool
+    _lock: TextIO
+
+    @classmethod
+    def open(cls, experiment: Experiment, again: bool = False) -> RunFolder:
+        """Return the experiment's run folder, new or unfinished.
+
+        Args:
+            experiment: what is to be run; its `output` names the folder.
+            again: set a finished run of the same experiment aside (renamed, kept) and begin anew.
+
+        Raises:
+            RunFolderError: it cannot be written, is in use, has finished, or belongs to something else.
+        """
+        path = Path(experiment.experiment.output)
+        folder = cls._locked(path, experiment)
+        if folder.finished:
+            folder.close()
+            if not again:
+                raise RunFolderError(
+                    f"the run in {path} has finished",
+                    f"see it with 'fedlora report {path}', or run it once more with --again",
+                )
+            path.rename(_free_name(path))
+            folder = cls._locked(path, experiment)
+        write_atomically(path / "run.toml", experiment.to_toml().encode())
+        return folder
+
+    @classmethod
+    def _locked(cls, path: Path, experiment: Experiment) -> RunFolder:
+        """Make or find the folder, lock it, and check whose it is."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write the run folder {path} ({error.strerror})", "choose another experiment.output"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunFolderError(f"another process is running in {path}", "wait for it or stop it") from error
+        return cls(path, _run_id(path, experiment), experiment.data.public, lock)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's report has been written, which is the last thing that a run does."""
+        return (self.path / "report.json").exists()
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        self._lock.close()
+
+    def client_home(self, client_id: str) -> ClientHome:
+        """Return where that client keeps its own things: here only if the data is declared public."""
+        root = self.path / "clients" if self.public else private_root() / "clients"
+        return ClientHome(root / client_id)
+
+    def ledger_path(self, client_id: str) -> Path:
+        """Return the ledger of that client's data; the simulated clients of public data share one file."""
+        return self.path / "ledger.sqlite" if self.public else self.client_home(client_id).ledger_path
+
+
+def _run_id(path: Path, experiment: Experiment) -> bytes:
+    """Return the id of the run in this folder, drawn anew in an empty one."""
+    digest = experiment.digest()
+    marker = path / "run.json"
+    if not marker.exists():
+        strangers = {p.name for p in path.iterdir()} - {".lock", "run.toml", "run.json.writing"}
+        if strangers:
+            raise RunFolderError(
+                f"{path} holds files but is no run folder", "choose another experiment.output"
+            )
+        run = secrets.token_bytes(RUN_BYTES)
+        write_atomically(marker, json.dumps({"run": run.hex(), "experiment_sha256": digest}).encode())
+        return run
+    try:
+        stored = json.loads(marker.read_text())
+        run, known = bytes.fromhex(stored["run"]), stored["experiment_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{marker} is damaged", "choose another experiment.output") from error
+    if known != digest:
+        raise RunFolderError(
+            f"{path} belongs to another experiment (its run.toml says which)",
+            "choose another experiment.output, or restore the values it was begun with",
+        )
+    return run
+
+
+def _free_name(path: Path) -> Path:
+    """Return the first of path.1, path.2, ... that does not exist."""
+    number = 1
+    while (candidate := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return candidate
