@@ -1,0 +1,25 @@
+"""DP-SGD on LoRA: from a client's examples and a start state to a noised state, and nothing else.
+
+::
+
+    examples ──sampling──► a secret Poisson batch ──batching──► microbatches of similar length
+        ──hooks──► per-example gradients ──dpsgd──► clipped, summed, noised, divided ──► the next state
+
+Everything random comes from one `protocols.prg.SecretStream`; no seed of a configuration reaches it. What
+leaves `PrivateTrainer.train` is the noised state and the number of steps; batch sizes and clip counts are in
+a private audit record that stays with the client.
+"""
+
+from fedlora_priv.training.examples import TokenisedExamples, tokenise
+from fedlora_priv.training.preflight import PreflightReport, preflight
+from fedlora_priv.training.trainer import PrivateTrainer, StepRecord, TrainResult
+
+__all__ = [
+    "PreflightReport",
+    "PrivateTrainer",
+    "StepRecord",
+    "TokenisedExamples",
+    "TrainResult",
+    "preflight",
+    "tokenise",
+]

@@ -1,0 +1,126 @@
+"""The private step: clip each example's gradient, sum, add noise, divide by the planned batch size.
+
+Guarantee: one step on a Poisson batch is the Poisson-subsampled Gaussian mechanism with sensitivity
+`clip_norm` (add/remove one example) and standard deviation ``noise_multiplier * clip_norm``, for a batch of
+any size, zero included.
+
+Source: Abadi et al. 2016, algorithm 1, in Opacus' `DPOptimizer`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from fedlora_priv.errors import FedloraError
+from fedlora_priv.training.noise import gaussian_noise
+from protocols.prg import SecretStream
+
+_ROUNDING = 1e-6  # float32 norms and products may err by this much; clip that much lower
+
+
+@dataclass(frozen=True)
+class ClipCounts:
+    """How many examples of a microbatch were clipped and how many had a non-finite gradient; private."""
+
+    clipped: int
+    non_finite: int
+
+
+class SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimizer with noise from a `SecretStream` and a batch that may be empty.
+
+    After every backward pass call `clip_and_accumulate`; after the last, or after none, call `step`.
+
+    Args:
+        optimizer: a fresh torch optimizer over the trained parameters, all float32.
+        stream: the client's secret stream.
+        noise_multiplier: noise standard deviation over `clip_norm`.
+        clip_norm: largest L2 norm of one example's gradient over all trained parameters together.
+        planned_batch_size: the public normaliser. Never the drawn size, which is private.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        stream: SecretStream,
+        noise_multiplier: float,
+        clip_norm: float,
+        planned_batch_size: float,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=clip_norm,
+            expected_batch_size=planned_batch_size,
+            loss_reduction="mean",
+        )
+        self._stream = stream
+
+    def clip_and_accumulate(self) -> ClipCounts:
+        """Add the clipped gradients of the microbatch to each ``summed_grad`` (float64) and forget them.
+
+        Raises:
+            FedloraError: a parameter has no per-example gradients, so it would silently not be trained.
+        """
+        gradients = self._take_gradients()
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+        finite = torch.isfinite(norms)
+        factors = (self.max_grad_norm / (norms * (1 + _ROUNDING))).clamp(max=1.0)
+        for parameter, gradient in zip(self.params, gradients, strict=True):
+            # Zero the rows first: 0 * inf would be nan. A zero row is within clip_norm like any other.
+            gradient[~finite] = 0.0
+            total = torch.einsum("i,i...->...", torch.where(finite, factors, 0.0), gradient).double()
+            parameter.summed_grad = total if parameter.summed_grad is None else parameter.summed_grad + total
+        return ClipCounts(int((factors < 1).sum()), int((~finite).sum()))
+
+    def _take_gradients(self) -> list[Tensor]:
+        """Return each parameter's per-example gradients (n, *shape) and clear them, so none is used twice."""
+        gradients = []
+        for parameter in self.params:
+            if not isinstance(getattr(parameter, "grad_sample", None), Tensor):
+                raise FedloraError(
+                    f"a trainable of shape {tuple(parameter.shape)} got no per-example gradient",
+                    "build a new PrivateTrainer after changing the model; switch gradient checkpointing off",
+                )
+            gradients.append(parameter.grad_sample)
+            parameter.grad_sample = None
+        return gradients
+
+    def add_noise(self) -> None:
+        """Set each ``grad`` to its clipped sum, zero if the batch was empty, plus noise."""
+        sizes = [p.numel() for p in self.params]
+        noise = torch.from_numpy(
+            gaussian_noise(self._stream, sum(sizes), self.noise_multiplier * self.max_grad_norm)
+        )
+        for parameter, part in zip(self.params, torch.split(noise, sizes), strict=True):
+            total = part.to(parameter.device).view(parameter.shape)
+            if parameter.summed_grad is not None:
+                total = total + parameter.summed_grad
+            parameter.grad = (total / self.expected_batch_size).to(parameter.dtype)
+            parameter.summed_grad = None
+
+    def pre_step(self) -> bool:
+        """Noise and scale the accumulated sum; there is nothing left to clip."""
+        if any(getattr(p, "grad_sample", None) is not None for p in self.params):
+            self.clip_and_accumulate()
+        self.add_noise()
+        if self.step_hook:
+            self.step_hook(self)
+        return True
+
+
+def make_optimizer(name: str, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """Return a fresh SGD (no momentum) or Adam over `parameters`; its state sees noised gradients only."""
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise FedloraError(f"the learning rate must be positive, not {learning_rate}")
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate)
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=learning_rate)
+    raise FedloraError(f"there is no optimizer {name!r}", 'use "sgd" or "adam"')

@@ -1,0 +1,77 @@
+"""Per-example gradients by Opacus' hooks, for the length of one `with` block.
+
+Outside the block the model is a plain PEFT model: nothing to unwrap before saving, and hooks can never belong
+to parameters that have since been replaced or moved.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from opacus import GradSampleModule
+from torch import nn
+
+from fedlora_priv.errors import ConfigError
+
+_LEFTOVERS = ("activations", "max_batch_len")
+
+
+@contextmanager
+def per_example_gradients(
+    model: nn.Module, trained: Mapping[str, nn.Parameter]
+) -> Iterator[GradSampleModule]:
+    """Give a model whose backward pass leaves (n, *shape) in each trained parameter's ``grad_sample``.
+
+    The loss must be a *sum* of one loss per example. Only `trained` requires a gradient inside; before and
+    after, what did. The whole model is in evaluation mode, so dropout is off and every run is deterministic;
+    only the modules that own trained parameters are marked as training, because Opacus' hooks look at that.
+
+    Raises:
+        ConfigError: the model recomputes activations (gradient checkpointing) or a trained layer has buffers.
+    """
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise ConfigError(
+            "gradient checkpointing is on, under which per-example gradients can be lost",
+            "switch it off; a smaller max_tokens_per_microbatch bounds memory just as well",
+        )
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    hooked = None
+    try:
+        hooked = _attach(model)
+        with warnings.catch_warnings():
+            # The first LoRA layer's input needs no gradient; its weights' gradients are right all the same.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield hooked
+    finally:
+        if hooked is not None:
+            hooked.to_standard_module()
+        _clean(model)
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+            parameter.grad = None
+
+
+def _attach(model: nn.Module) -> GradSampleModule:
+    """Return the model with hooks, in the mixed mode described above."""
+    try:
+        hooked = GradSampleModule(model, loss_reduction="sum", strict=True)
+    except NotImplementedError as error:
+        raise ConfigError(f"per-example gradients are not possible: {error}", "use another model") from error
+    hooked.eval()
+    for module in hooked.iterate_submodules(model):
+        module.training = True
+    return hooked
+
+
+def _clean(model: nn.Module) -> None:
+    """Forget what an interrupted backward pass left behind: private activations, of another batch."""
+    for module in model.modules():
+        for name in _LEFTOVERS:
+            if name in module.__dict__:
+                delattr(module, name)
+    model.eval()

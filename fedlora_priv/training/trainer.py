@@ -1,0 +1,234 @@
+"""One model, many clients: swap a client's start state in, take private steps, read the noised state out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedlora_priv.adapters import layout, read_state, trainable_parameters, write_state
+from fedlora_priv.errors import ConfigError, DataError
+from fedlora_priv.methods.base import Role, State
+from fedlora_priv.modeling import refuse_batch_norm
+from fedlora_priv.training.batching import collate, microbatches
+from fedlora_priv.training.checks import StepCheck
+from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
+from fedlora_priv.training.examples import TokenisedExamples
+from fedlora_priv.training.hooks import per_example_gradients
+from fedlora_priv.training.losses import example_losses
+from fedlora_priv.training.sampling import poisson_draw
+from protocols.prg import SecretStream
+
+ALL_ROLES: frozenset[Role] = frozenset({"A", "B", "head"})
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step did, for the client's own auditor only: never logged, uploaded or put into a report."""
+
+    batch_size: int = field(repr=False)
+    clipped: int = field(repr=False)
+    non_finite: int = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A noised state, which may leave the client, and a private audit record, which may not.
+
+    Attributes:
+        state: every trainable array, float32; what was frozen is bit-identical to the start.
+        steps_taken: steps really executed, noise-only ones included.
+        private_audit: one record per step. PRIVATE.
+    """
+
+    state: dict[str, NDArray[np.float32]] = field(repr=False)
+    steps_taken: int
+    private_audit: tuple[StepRecord, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The public constants of a client's steps; see `PrivateTrainer.train`."""
+
+    steps: int
+    sample_rate: float
+    planned_batch_size: float
+    noise_multiplier: float
+    clip_norm: float
+    learning_rate: float
+    optimizer: str
+    max_tokens_per_microbatch: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sample_rate <= 1:
+            raise ConfigError(f"the sample rate must be in (0, 1], not {self.sample_rate}")
+        positive = ("steps", "planned_batch_size", "clip_norm", "learning_rate", "max_tokens_per_microbatch")
+        for name in positive:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be positive, not {value}")
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
+            raise ConfigError(f"noise_multiplier must be zero or more, not {self.noise_multiplier}")
+
+
+class PrivateTrainer:
+    """Trains the LoRA and head of one model with DP-SGD, for any number of clients in turn.
+
+    Args:
+        model: a PEFT model, as `modeling.load_model` gives it; its trainables are float32. The trainer moves
+            it to `device` and uses it alone: do not train or move it elsewhere meanwhile.
+        device: a torch device.
+
+    Raises:
+        ConfigError: the model cannot be trained privately.
+    """
+
+    def __init__(self, model: Any, *, device: str | torch.device = "cpu") -> None:
+        refuse_batch_norm(model)
+        self.device = torch.device(device)
+        self.model: nn.Module = model.to(self.device).eval()
+        self.layout = layout(model)
+        self._verified: set[frozenset[Role]] = set()
+        for name, parameter in trainable_parameters(model).items():
+            if parameter.dtype != torch.float32:
+                raise ConfigError(
+                    f"{name} is {parameter.dtype}, too coarse for noise", "keep adapters float32"
+                )
+
+    def train(
+        self,
+        examples: TokenisedExamples,
+        start_state: State,
+        *,
+        steps: int,
+        sample_rate: float,
+        planned_batch_size: float,
+        noise_multiplier: float,
+        clip_norm: float,
+        learning_rate: float,
+        stream: SecretStream,
+        optimizer: str = "sgd",
+        trainable: frozenset[Role] = ALL_ROLES,
+        max_tokens_per_microbatch: int = 2048,
+        on_step: Callable[[int], None] | None = None,
+    ) -> TrainResult:
+        """Return the state after `steps` private steps from `start_state` on one client's examples.
+
+        Args:
+            examples: the client's, private.
+            start_state: all trainable arrays; not modified.
+            steps: number of DP-SGD steps, at least 1.
+            sample_rate: probability q with which each example joins a step.
+            planned_batch_size: the normaliser, a public constant (q times the declared number of examples).
+            noise_multiplier: noise standard deviation over `clip_norm`; 0 gives no privacy at all.
+            clip_norm: L2 bound of one example's gradient over all trained arrays together.
+            learning_rate: of the optimizer.
+            stream: the client's secret randomness, for batches and noise.
+            optimizer: "sgd" (no momentum) or "adam"; its state starts afresh and sees noised gradients only.
+            trainable: roles that are trained; the others are frozen, noise-free and come back bit-identical.
+            max_tokens_per_microbatch: padded tokens computed at once; bounds memory, not the batch.
+            on_step: called with 1, 2, ... after each step.
+
+        Guarantee:
+            The state is the result of `steps` adaptive Poisson-subsampled Gaussian mechanisms at
+            `sample_rate` and `noise_multiplier` under add/remove of one example; everything returned but
+            `private_audit` is post-processing of them.
+
+        Raises:
+            ConfigError: a value out of range.
+            FedloraError: something is not trained that should be, or the other way round.
+        """
+        settings = StepSettings(
+            steps, sample_rate, planned_batch_size, noise_multiplier, clip_norm, learning_rate, optimizer,
+            max_tokens_per_microbatch,
+        )  # fmt: skip
+        trained = self._trained(trainable)
+        write_state(self.model, start_state)
+        dp_optimizer = SecretNoiseOptimizer(
+            make_optimizer(optimizer, list(trained.values()), learning_rate),
+            stream=stream,
+            noise_multiplier=noise_multiplier,
+            clip_norm=clip_norm,
+            planned_batch_size=planned_batch_size,
+        )
+        records = []
+        with per_example_gradients(self.model, trained) as hooked:
+            for step in range(1, settings.steps + 1):
+                check = None if trainable in self._verified else StepCheck(self.model, trained)
+                drawn = examples.subset(poisson_draw(stream, len(examples), sample_rate))
+                records.append(self._step(hooked, dp_optimizer, drawn, settings))
+                if check is not None:
+                    check.require_changes(noised=noise_multiplier > 0)
+                    self._verified.add(trainable)
+                if on_step is not None:
+                    on_step(step)
+        return TrainResult(read_state(self.model), settings.steps, tuple(records))
+
+    def evaluate(
+        self,
+        examples: TokenisedExamples,
+        state: State | None = None,
+        *,
+        max_tokens_per_microbatch: int = 8192,
+    ) -> float:
+        """Return the share of examples whose largest logit is the label's; for public examples only.
+
+        Args:
+            examples: with labels. An accuracy on private examples would be a release outside any guarantee.
+            state: written to the model first, if given.
+            max_tokens_per_microbatch: padded tokens computed at once.
+        """
+        if examples.labels is None or len(examples) == 0:
+            raise DataError("accuracy needs at least one example with a label")
+        if state is not None:
+            write_state(self.model, state)
+        self.model.eval()
+        correct = 0
+        with torch.no_grad():
+            for batch, labels in self._microbatches(examples, max_tokens_per_microbatch):
+                correct += int((self.model(**batch).logits.argmax(dim=-1) == labels).sum())
+        return correct / len(examples)
+
+    def _trained(self, roles: frozenset[Role]) -> dict[str, nn.Parameter]:
+        """Return the parameters of the roles to train, and refuse a model that moved or lost its float32."""
+        if not roles or not roles <= ALL_ROLES:
+            raise ConfigError(f"trainable must name some of A, B and head, not {sorted(roles)}")
+        parameters = trainable_parameters(self.model)
+        if any(p.device.type != self.device.type or p.dtype != torch.float32 for p in parameters.values()):
+            raise ConfigError("the model was moved or cast after its trainer was built", "build a new one")
+        trained = {name: p for name, p in parameters.items() if self.layout.role(name) in roles}
+        if not trained:
+            raise ConfigError(f"the model has nothing of the roles {sorted(roles)} to train")
+        return trained
+
+    def _step(
+        self,
+        hooked: nn.Module,
+        optimizer: SecretNoiseOptimizer,
+        drawn: TokenisedExamples,
+        settings: StepSettings,
+    ) -> StepRecord:
+        """Take one step on the drawn examples; with none of them, a step of noise alone."""
+        optimizer.zero_grad()
+        clipped = non_finite = 0
+        for batch, labels in self._microbatches(drawn, settings.max_tokens_per_microbatch):
+            example_losses(hooked(**batch).logits, labels, batch).sum().backward()  # type: ignore[no-untyped-call]
+            counts = optimizer.clip_and_accumulate()
+            clipped, non_finite = clipped + counts.clipped, non_finite + counts.non_finite
+        optimizer.step()
+        return StepRecord(len(drawn), clipped, non_finite)
+
+    def _microbatches(
+        self, examples: TokenisedExamples, max_tokens: int
+    ) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+        """Yield the tensors and the labels of each microbatch; nothing for no examples."""
+        for indices in microbatches(examples.lengths(), max_tokens):
+            part = examples.subset(indices)
+            labels = None if part.labels is None else torch.from_numpy(part.labels).to(self.device)
+            yield collate(part, self.device), labels

@@ -1,0 +1,103 @@
+"""Tiny random models, built in the process: nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
+
+from fedlora_priv.modeling import LoraSettings, attach_lora
+from fedlora_priv.pooling import MeanPoolingClassifier
+from fedlora_priv.training import TokenisedExamples
+
+VOCABULARY = 97
+TARGETS = {"bert": ("query", "value"), "gpt2": ("c_attn",), "llama": ("q_proj", "v_proj")}
+
+
+def tiny_bert(**changes: Any) -> BertConfig:
+    settings = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    settings |= {"intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": 0}
+    return BertConfig(**(settings | changes))
+
+
+def tiny_gpt2() -> GPT2Config:
+    return GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0)
+
+
+def tiny_llama() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+
+
+_BASES = {
+    "bert-mean": lambda: MeanPoolingClassifier(BertModel(tiny_bert()), 2),
+    "bert": lambda: BertForSequenceClassification(tiny_bert(num_labels=2)),
+    "gpt2": lambda: GPT2ForSequenceClassification(tiny_gpt2()),
+    "llama": lambda: LlamaForSequenceClassification(tiny_llama()),
+    "gpt2-lm": lambda: GPT2LMHeadModel(tiny_gpt2()),
+    "llama-lm": lambda: LlamaForCausalLM(tiny_llama()),
+}
+CLASSIFIERS = ("bert-mean", "bert", "gpt2", "llama")
+LANGUAGE_MODELS = ("gpt2-lm", "llama-lm")
+
+
+def tiny_base(kind: str) -> Any:
+    torch.manual_seed(0)
+    return _BASES[kind]().float()
+
+
+def tiny_model(kind: str = "bert-mean", *, rank: int = 2, seed: int = 7, train_head: bool = True) -> Any:
+    """A tiny model with LoRA; language models have no head of their own to train."""
+    lora = LoraSettings(TARGETS[kind.split("-")[0]], rank=rank, alpha=4.0, train_head=train_head)
+    base = tiny_base(kind)
+    if kind not in LANGUAGE_MODELS:
+        return attach_lora(base, lora, seed)
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, target_modules=list(lora.target_modules), fan_in_fan_out=kind == "gpt2-lm")
+    return get_peft_model(base, config).eval()
+
+
+def make_examples(n: int = 24, *, seed: int = 3, labels: bool = True, longest: int = 12) -> TokenisedExamples:
+    """Random sequences of different lengths; the label is whether the first token is even."""
+    generator = np.random.default_rng(seed)
+    ids = tuple(generator.integers(1, VOCABULARY, generator.integers(2, longest + 1)) for _ in range(n))
+    classes = np.array([row[0] % 2 for row in ids], dtype=np.int64)
+    return TokenisedExamples(ids, classes if labels else None, 0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models are faster on one thread, and bit-identical from run to run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def stories() -> Path:
+    """The folder of a 260k-parameter Llama, where there is one."""
+    default = Path(__file__).parents[3] / "shared" / "weights"
+    folder = Path(os.environ.get("FEDLORA_TEST_WEIGHTS", default)) / "stories260K-hf"
+    if not (folder / "config.json").exists():
+        pytest.skip("no stories260K-hf under $FEDLORA_TEST_WEIGHTS or ../shared/weights")
+    return folder
