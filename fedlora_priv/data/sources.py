@@ -1,0 +1,183 @@
+"""A training and, where it may be looked at, an evaluation `Dataset` from the experiment's [data] table.
+
+Sources: the demo's movie snippets, a local tsv, csv or jsonl file, a local folder with train.* and perhaps
+dev.*, or a dataset of the Hugging Face hub. Evaluation data that nobody declared public is not even read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora_priv.config import DataSection, Experiment
+from fedlora_priv.data import hub, tables
+from fedlora_priv.data.assets import MOVIE_SNIPPETS, Say, fetch, quietly
+from fedlora_priv.errors import ConfigError, DataError
+
+HOLD_OUT_DOMAIN = 1
+"""Separates the held-out draw from the partition's, which has the same public seed."""
+
+_EVALUATION_NAMES = ("dev", "validation", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled texts; `labels` index `label_names`. Its repr shows no text and no label."""
+
+    texts: list[str] = field(repr=False)
+    labels: list[int] = field(repr=False)
+    label_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Iterable[int] | NDArray[np.int64]) -> Dataset:
+        """Return the examples at some indices, in that order."""
+        chosen = [int(index) for index in indices]
+        return Dataset([self.texts[i] for i in chosen], [self.labels[i] for i in chosen], self.label_names)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an experiment trains and evaluates on; `evaluation` is None where it may not be looked at."""
+
+    train: Dataset
+    evaluation: Dataset | None
+    credit: str
+    """Licence and authors where they are known, for the report; else the source's name."""
+
+
+def load_source(experiment: Experiment, say: Say = quietly) -> Source:
+    """Return the data of an experiment.
+
+    Args:
+        experiment: its [data] table says what to read, its public seed what to hold out.
+        say: receives a line for every download.
+
+    Raises:
+        DataError: missing, unreadable, malformed or too little data.
+        AssetError: the demo data cannot be fetched.
+        ConfigError: the evaluation split is declared public but would be cut from private data.
+    """
+    data = experiment.data
+    _require_folder_for_files(data)
+    if data.source.startswith("demo:"):
+        texts, labels = read_movie_snippets(fetch(MOVIE_SNIPPETS, say) / next(iter(MOVIE_SNIPPETS.files)))
+        whole = Dataset(texts, labels, ["negative", "positive"])
+        credit = f"movie snippets ({MOVIE_SNIPPETS.licence}; {MOVIE_SNIPPETS.credit})"
+        return _with_held_out(whole, experiment, credit)
+    if Path(data.source).expanduser().exists():
+        train, evaluation = _read_local(data, Path(data.source).expanduser())
+    elif hub.is_hub_name(data.source):
+        say(f"loading {data.source} from the hub")
+        train, evaluation = hub.load(
+            data.source, data.text_column, data.label_column, _wants_evaluation(data)
+        )
+    else:
+        raise DataError(f"there is no {data.source}", "check data.source")
+    names = _label_names(train[1])
+    dataset = _indexed(train, names, "the training data")
+    credit = data.source.rstrip("/\\").replace("\\", "/").rpartition("/")[2]  # a report shows no local path
+    if evaluation is None:
+        return _with_held_out(dataset, experiment, credit)
+    return Source(dataset, _indexed(evaluation, names, "the evaluation data"), credit)
+
+
+def read_movie_snippets(path: Path) -> tuple[list[str], list[int]]:
+    """Return the texts and labels of `movieReviewSnippets_GroundTruth.txt`: id, mean rating, text by line.
+
+    The label is the sign of the mean rating of 20 people (1 positive, 0 negative); exact zeros are dropped.
+
+    Source: Hutto, Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media
+    Text", ICWSM 2014.
+    """
+    texts, labels = [], []
+    for line in tables.read_text(path).split("\n"):
+        if line:
+            _, rating, text = line.rstrip("\r").split("\t", 2)
+            if float(rating) != 0:
+                texts.append(text)
+                labels.append(int(float(rating) > 0))
+    return texts, labels
+
+
+def _require_folder_for_files(data: DataSection) -> None:
+    """Refuse file settings that nothing would read."""
+    if (data.train_file or data.evaluation_file) and not Path(data.source).expanduser().is_dir():
+        raise ConfigError(
+            f"data.train_file and data.evaluation_file name files inside a folder; {data.source} is none",
+            "set data.source to the folder, or remove them",
+        )
+
+
+def _wants_evaluation(data: DataSection) -> bool:
+    """Whether evaluation data may be read at all."""
+    return data.accuracy_may_be_reported
+
+
+def _read_local(data: DataSection, path: Path) -> tuple[hub.Table, hub.Table | None]:
+    """Return the training and evaluation tables of a file or folder."""
+    if path.is_file():
+        return tables.read_table(path, data.text_column, data.label_column), None
+    train_path = _inside(path, data.train_file, ("train",))
+    if train_path is None:
+        raise DataError(f"{path} holds no train.tsv, train.csv or train.jsonl", "set data.train_file")
+    train = tables.read_table(train_path, data.text_column, data.label_column)
+    evaluation_path = _inside(path, data.evaluation_file, _EVALUATION_NAMES)
+    if evaluation_path is None or not _wants_evaluation(data):
+        return train, None
+    return train, tables.read_table(evaluation_path, data.text_column, data.label_column)
+
+
+def _inside(folder: Path, named: str | None, stems: Sequence[str]) -> Path | None:
+    """Return the file of a folder that is named or, if none is, the first with a usual name."""
+    if named is not None:
+        if not (folder / named).is_file():
+            raise DataError(f"{folder} holds no {named}", "check data.train_file and data.evaluation_file")
+        return folder / named
+    candidates = (folder / f"{stem}{suffix}" for stem in stems for suffix in tables.READERS)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _label_names(labels: Sequence[tables.RawLabel]) -> list[tables.RawLabel]:
+    """Return the distinct labels in ascending order, at least two."""
+    names = sorted(set(labels))  # a table's labels are all ints or all texts, so they have an order
+    if len(names) < 2:
+        raise DataError("the training data has only one label", "classification needs at least two")
+    return names
+
+
+def _indexed(table: hub.Table, names: list[tables.RawLabel], what: str) -> Dataset:
+    """Return a table as a dataset, its labels as indices into the names."""
+    texts, labels = table
+    index = {str(name): position for position, name in enumerate(names)}
+    unknown = sorted({str(label) for label in labels} - index.keys())
+    if unknown:
+        raise DataError(f"{what} has {len(unknown)} labels that the training data lacks", "check its labels")
+    return Dataset(texts, [index[str(label)] for label in labels], [str(name) for name in names])
+
+
+def _with_held_out(whole: Dataset, experiment: Experiment, credit: str) -> Source:
+    """Return a source without an evaluation split of its own: held out if all is public, else none."""
+    data = experiment.data
+    if not data.public:
+        if data.evaluation_public:
+            raise ConfigError(
+                f"data.evaluation_public is set, but {data.source} has no evaluation split: it would be cut "
+                "from private data",
+                "add one, set data.evaluation_public = false, or declare data.public = true",
+            )
+        return Source(whole, None, credit)
+    if data.evaluation_examples >= len(whole):
+        raise DataError(
+            f"data.evaluation_examples = {data.evaluation_examples} leaves nothing of {len(whole)} examples",
+            "hold out fewer",
+        )
+    generator = np.random.default_rng([experiment.experiment.seed, HOLD_OUT_DOMAIN])
+    order = generator.permutation(len(whole))
+    held_out, kept = order[: data.evaluation_examples], order[data.evaluation_examples :]
+    return Source(whole.take(np.sort(kept)), whole.take(np.sort(held_out)), credit)
