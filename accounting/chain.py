@@ -1,0 +1,349 @@
+"""The rows of a ledger, and the rules that every row must keep.
+
+One chain per (client_id, dataset_id). Row 0 opens it; every row carries the SHA-256 of the one before. A
+chain is only ever built by replaying rows through `Chain.extend`, so a ledger read from disk, an exported
+one, and one being written obey the same rules:
+
+    open ── reserve ── commit ── release ── release ...   (a release after the first is a re-masking)
+                  └── (never committed: charged in full)
+         └─ note                                          (something outside the guarantee)
+
+`reserve` charges the worst case before anything happens; `commit` may lower only the number of steps. A
+`release` says in which secure aggregation session the committed update went out; it is never charged, because
+the update is private by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+from . import canonical
+from .errors import EventError, LedgerError
+from .events import NonPrivate, PrivateEvent, from_json, to_json
+
+SCHEMA = 1
+GENESIS = "0" * 64
+_ROW_LABEL = b"fedlora-priv/ledger-row/1\0"
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Whose budget this is; `partition_id` names the split of the data set that made this client's part."""
+
+    partition_id: str
+    public: bool
+    unit: str = "example"
+    kind: ClassVar[str] = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """The worst case of what is about to happen, charged from now on."""
+
+    run: str
+    round: int
+    attempt: int
+    event: PrivateEvent
+    versions: Mapping[str, str]
+    kind: ClassVar[str] = "reserve"
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What really happened under the reservation in row `reservation`: the same event, or fewer steps."""
+
+    reservation: int
+    event: PrivateEvent
+    kind: ClassVar[str] = "commit"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The secure aggregation session (and its transcript, once known) that the committed update went into.
+
+    `session` is None where the update left unmasked, in the `insecure` mode that exists for baselines.
+    """
+
+    reservation: int
+    session: str | None
+    transcript: str | None
+    kind: ClassVar[str] = "release"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something released outside the guarantee."""
+
+    run: str
+    round: int | None
+    event: NonPrivate
+    kind: ClassVar[str] = "note"
+
+
+Entry = Open | Reserve | Commit | Release | Note
+_ENTRIES: dict[str, type[Any]] = {entry.kind: entry for entry in (Open, Reserve, Commit, Release, Note)}
+_ROW_KEYS = {"schema", "client_id", "dataset_id", "position", "previous", "kind", "data", "digest"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One entry at its place in a chain."""
+
+    client_id: str
+    dataset_id: str
+    position: int
+    previous: str
+    entry: Entry
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of everything else in the row, hex."""
+        return hashlib.sha256(_ROW_LABEL + canonical.dumps(self._body()).encode()).hexdigest()
+
+    def to_line(self) -> str:
+        """The row as one line of canonical JSON, without the line break."""
+        return canonical.dumps({**self._body(), "digest": self.digest})
+
+    def _body(self) -> dict[str, Any]:
+        """What the digest covers."""
+        data = {field.name: getattr(self.entry, field.name) for field in fields(self.entry)}
+        if isinstance(self.entry, Reserve | Commit | Note):
+            data["event"] = to_json(self.entry.event)
+        if isinstance(self.entry, Reserve):
+            data["versions"] = dict(self.entry.versions)
+        return {
+            "schema": SCHEMA,
+            "client_id": self.client_id,
+            "dataset_id": self.dataset_id,
+            "position": self.position,
+            "previous": self.previous,
+            "kind": self.entry.kind,
+            "data": data,
+        }
+
+
+def parse_row(line: str, *, position: int | None = None) -> Row:
+    """The row that a line of an exported ledger states, its digest checked.
+
+    Raises:
+        LedgerError: not canonical JSON, an unknown schema or kind, or a digest that does not fit.
+    """
+    try:
+        value = canonical.loads(line)
+        if not isinstance(value, dict) or set(value) != _ROW_KEYS or value["schema"] != SCHEMA:
+            raise ValueError(f"a row of schema {SCHEMA} has exactly the fields {sorted(_ROW_KEYS)}")
+        row = Row(
+            client_id=value["client_id"],
+            dataset_id=value["dataset_id"],
+            position=value["position"],
+            previous=value["previous"],
+            entry=_parse_entry(value["kind"], value["data"]),
+        )
+        matches = row.digest == value["digest"]
+        canonical_text = row.to_line() == line if matches else True
+    except (ValueError, TypeError, KeyError, RecursionError, EventError) as error:
+        raise LedgerError(f"cannot be read: {error}", row=position) from error
+    if not matches:
+        raise LedgerError("was edited: its digest does not match its content", row=row.position)
+    if not canonical_text:
+        raise LedgerError("was edited: it is not canonical JSON", row=row.position)
+    return row
+
+
+def _parse_entry(kind: object, data: Mapping[str, Any]) -> Entry:
+    """The entry of a row; its field names must be exactly those of its kind."""
+    cls = _ENTRIES.get(kind) if isinstance(kind, str) else None
+    if cls is None or not isinstance(data, dict) or set(data) != {field.name for field in fields(cls)}:
+        raise ValueError(f"unknown entry kind or fields: {kind!r}")
+    entry: Entry = cls(**{**data, "event": from_json(data["event"])} if "event" in data else data)
+    return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One reservation and what became of it."""
+
+    reservation: int
+    run: str
+    round: int
+    attempt: int
+    reserved: PrivateEvent
+    committed: PrivateEvent | None = None
+    releases: tuple[Release, ...] = ()
+
+    @property
+    def charged(self) -> PrivateEvent:
+        """What counts against the budget: the commit, or the whole reservation while there is none."""
+        return self.reserved if self.committed is None else self.committed
+
+    @property
+    def remasked(self) -> int:
+        """In how many secure aggregation sessions after the first the same update went out."""
+        return max(0, len({release.session for release in self.releases}) - 1)
+
+
+@dataclass(slots=True)
+class Chain:
+    """Rows replayed in order, and what they add up to."""
+
+    client_id: str
+    dataset_id: str
+    rows: list[Row] = field(default_factory=list)
+    charges: dict[int, Charge] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def head(self) -> str:
+        """The digest of the last row; zeros before the first."""
+        return self.rows[-1].digest if self.rows else GENESIS
+
+    @property
+    def opening(self) -> Open:
+        """What row 0 says. Raises LedgerError on an empty chain."""
+        if not self.rows or not isinstance(self.rows[0].entry, Open):
+            raise LedgerError("the chain is empty or does not begin with its opening row", row=0)
+        return self.rows[0].entry
+
+    def spent(self, run: str | None = None) -> tuple[PrivateEvent, ...]:
+        """What is charged, uncommitted reservations in full: over the lifetime, or in one run."""
+        return tuple(charge.charged for charge in self.charges.values() if run in (None, charge.run))
+
+    def next_row(self, entry: Entry) -> Row:
+        """The row that would put this entry at the end of the chain."""
+        return Row(self.client_id, self.dataset_id, len(self.rows), self.head, entry)
+
+    def next_attempt(self, run: str, round: int) -> int:
+        """The number, from 1, of the next attempt at a round."""
+        return 1 + sum((charge.run, charge.round) == (run, round) for charge in self.charges.values())
+
+    def extend(self, row: Row) -> None:
+        """Add a row. Raises LedgerError, naming it, if it does not follow from the rows before."""
+        position = len(self.rows)
+        if (row.client_id, row.dataset_id) != (self.client_id, self.dataset_id):
+            raise LedgerError(f"belongs to the chain of {row.client_id!r}", row=position)
+        if row.position != position:
+            raise LedgerError(f"is missing or out of place: found row {row.position!r} there", row=position)
+        if row.previous != self.head:
+            raise LedgerError("does not follow from the row before, which was edited", row=position)
+        try:
+            self._apply(position, row.entry)
+        except (ValueError, TypeError) as error:
+            raise LedgerError(str(error), row=position) from error
+        self.rows.append(row)
+
+    def _apply(self, position: int, entry: Entry) -> None:
+        """Check one entry against the rules and book it. Raises ValueError or TypeError."""
+        if isinstance(entry, Open) != (position == 0):
+            raise ValueError("a chain has one opening row, its first")
+        match entry:
+            case Open():
+                _check_open(self, entry)
+            case Reserve():
+                _check_reserve(self, entry)
+                self.charges[position] = Charge(position, entry.run, entry.round, entry.attempt, entry.event)
+            case Commit():
+                charge = self._charge(entry.reservation)
+                _check_commit(charge, entry)
+                self.charges[charge.reservation] = replace(charge, committed=entry.event)
+            case Release():
+                charge = self._charge(entry.reservation)
+                _check_release(charge, entry)
+                self.charges[charge.reservation] = replace(charge, releases=(*charge.releases, entry))
+            case Note():
+                _check_note(entry)
+                self.notes.append(entry)
+
+    def _charge(self, reservation: object) -> Charge:
+        """The charge that a commit or release refers to."""
+        if type(reservation) is not int or reservation not in self.charges:
+            raise ValueError(f"refers to row {reservation!r}, which reserves nothing")
+        return self.charges[reservation]
+
+
+def replay(lines: Iterable[Row | str]) -> dict[tuple[str, str], Chain]:
+    """The chains in an exported ledger, by (client_id, dataset_id), every row checked.
+
+    Raises:
+        LedgerError: names the first row that is edited, missing, out of place, or against the rules.
+    """
+    chains: dict[tuple[str, str], Chain] = {}
+    for number, line in enumerate(lines):
+        row = parse_row(line.rstrip("\n"), position=number) if isinstance(line, str) else line
+        chains.setdefault((row.client_id, row.dataset_id), Chain(row.client_id, row.dataset_id)).extend(row)
+    return chains
+
+
+def _check_open(chain: Chain, entry: Open) -> None:
+    """Names that mean something, and a unit that this package can price."""
+    for name in ("client_id", "dataset_id"):
+        _check_name(name, getattr(chain, name))
+    _check_name("partition_id", entry.partition_id)
+    if type(entry.public) is not bool or entry.unit != "example":
+        raise ValueError("public must be true or false, and the unit 'example'")
+
+
+def _check_reserve(chain: Chain, entry: Reserve) -> None:
+    """A priced event of at least one step, under the next attempt number of its round."""
+    _check_hex("run", entry.run)
+    _check_round(entry.round)
+    if not isinstance(entry.event, PrivateEvent) or entry.event.steps < 1:
+        raise ValueError("only an event with a price and at least one step can be reserved")
+    expected = chain.next_attempt(entry.run, entry.round)
+    if type(entry.attempt) is not int or entry.attempt != expected:
+        raise ValueError(f"attempt {entry.attempt!r} of round {entry.round} must be {expected}")
+    if not isinstance(entry.versions, Mapping) or not all(
+        isinstance(text, str) for pair in entry.versions.items() for text in pair
+    ):
+        raise TypeError("versions must map names to strings")
+
+
+def _check_commit(charge: Charge, entry: Commit) -> None:
+    """One commit per reservation, and only fewer steps than reserved."""
+    if charge.committed is not None:
+        raise ValueError(f"row {charge.reservation} is already committed")
+    if not isinstance(entry.event, PrivateEvent) or entry.event.steps > charge.reserved.steps:
+        raise ValueError(f"cannot commit more steps than row {charge.reservation} reserved")
+    if replace(entry.event, steps=charge.reserved.steps) != charge.reserved:
+        raise ValueError(f"commits another mechanism than row {charge.reservation} reserved")
+
+
+def _check_release(charge: Charge, entry: Release) -> None:
+    """Only a finished update is sent, and no session under two transcripts."""
+    if charge.committed is None:
+        raise ValueError(f"releases row {charge.reservation}, which is not committed")
+    for name in ("session", "transcript"):
+        if getattr(entry, name) is not None:
+            _check_hex(name, getattr(entry, name))
+    if any(entry.session == old.session and old.transcript is not None for old in charge.releases):
+        raise ValueError(f"session {entry.session} already has its transcript")
+
+
+def _check_note(entry: Note) -> None:
+    """A note names its run and holds nothing that has a price."""
+    _check_hex("run", entry.run)
+    if entry.round is not None:
+        _check_round(entry.round)
+    if not isinstance(entry.event, NonPrivate):
+        raise TypeError("a note holds a NonPrivate event; anything else must be reserved")
+
+
+def _check_name(name: str, value: object) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= 256:
+        raise ValueError(f"{name} must be a string of 1 to 256 characters, got {value!r}")
+
+
+def _check_hex(name: str, value: object) -> None:
+    if not isinstance(value, str) or not _HEX.fullmatch(value):
+        raise ValueError(f"{name} must be lower-case hex, got {value!r}")
+
+
+def _check_round(value: object) -> None:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"round must be a whole number, 0 or more, got {value!r}")
+
+

@@ -1,0 +1,318 @@
+"""The durable ledger of one client's data set.
+
+SQLite in WAL mode with `synchronous=FULL`: a row that `reserve` or `commit` returned from survives a crash.
+Each append runs in one `BEGIN IMMEDIATE` transaction that first takes in and checks what other processes have
+appended, so several may hold the same file open. One file may hold the chains of several clients.
+
+The ledger belongs to (client, data set) and lives outside run folders: a new run is no new budget.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from .anchor import Anchor, Sign, make_anchor
+from .chain import Chain, Charge, Commit, Entry, Note, Open, Release, Reserve, Row, parse_row
+from .errors import LedgerError
+from .events import NonPrivate, PrivateEvent
+from .versions import library_versions
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS rows (
+    client_id TEXT NOT NULL, dataset_id TEXT NOT NULL, position INTEGER NOT NULL, line TEXT NOT NULL,
+    PRIMARY KEY (client_id, dataset_id, position)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS heads (
+    client_id TEXT NOT NULL, dataset_id TEXT NOT NULL, rows INTEGER NOT NULL, head TEXT NOT NULL,
+    PRIMARY KEY (client_id, dataset_id)
+) WITHOUT ROWID;
+"""
+_BUSY_TIMEOUT_S = 30.0
+
+
+class Ledger:
+    """An append-only, hash-chained record of what one client's data set has released.
+
+    Use `Ledger.open`; close it, or use it as a context manager. Not to be shared between threads.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, chain: Chain, versions: Mapping[str, str]) -> None:
+        self._connection = connection
+        self._chain = chain
+        self._versions = dict(versions)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        client_id: str,
+        dataset_id: str,
+        partition_id: str,
+        public: bool,
+        versions: Mapping[str, str] | None = None,
+        expect: Anchor | None = None,
+    ) -> Ledger:
+        """The ledger of `client_id`'s part of `dataset_id`, created if it is not there, verified row by row.
+
+        `partition_id` names the split of the data set and `public` says whether the data is declared public;
+        both are fixed when the chain is created. `versions` (default: this package's libraries) goes into
+        every reservation. `expect` is an anchor that the client kept elsewhere: the ledger must contain it.
+
+        Raises:
+            LedgerError: edited, truncated or reordered (names the row); another partition or public flag;
+                rolled back behind `expect`; not a ledger at all.
+        """
+        connection = _connect(Path(path))
+        try:
+            ledger = cls(connection, Chain(client_id, dataset_id), versions or library_versions())
+            ledger._open_chain(Open(partition_id=partition_id, public=public))
+            if expect is not None:
+                ledger.require_anchor(expect)
+        except BaseException:
+            connection.close()
+            raise
+        return ledger
+
+    @property
+    def client_id(self) -> str:
+        """Whose ledger this is."""
+        return self._chain.client_id
+
+    @property
+    def dataset_id(self) -> str:
+        """Which data set's budget this is."""
+        return self._chain.dataset_id
+
+    @property
+    def chain(self) -> Chain:
+        """Everything the rows add up to, as of the last append or `refresh`."""
+        return self._chain
+
+    def reserve(self, event: PrivateEvent, *, round: int, run: str) -> int:
+        """Charge the worst case of what is about to happen, durably, as the round's next attempt.
+
+        Returns the reservation: the number of its row, to `commit` and `release` by. `run` is the run's id,
+        hex. Act only after this returns.
+        """
+        with self._transaction():
+            attempt = self._chain.next_attempt(run, round)
+            return self._append(Reserve(run, round, attempt, event, self._versions)).position
+
+    def commit(self, reservation: int, event: PrivateEvent | None = None) -> Charge:
+        """Record what really happened (default: all that was reserved), to be called before anything is sent.
+
+        Only steps that were not executed are refunded; a stop that depends on the data's outputs keeps the
+        whole reservation. Committing the same event again changes nothing.
+
+        Raises:
+            LedgerError: another mechanism, more steps, or a different event than committed before.
+        """
+        with self._transaction():
+            charge = self._chain.charges.get(reservation)
+            actual = event or (charge.reserved if charge else None)
+            if charge is None or actual is None:
+                raise LedgerError("reserves nothing that could be committed", row=reservation)
+            if charge.committed != actual:
+                self._append(Commit(reservation, actual))
+        return self._chain.charges[reservation]
+
+    def release(self, reservation: int, *, session: str | None, transcript: str | None = None) -> Charge:
+        """Record that the committed update goes into a secure aggregation session; never charged.
+
+        Call it before the masked vector is sent, and again with the transcript (hex) if it becomes known.
+        Further sessions for one charge are re-maskings of the same values. Repeating a call changes nothing.
+        `session` is hex, or None where the update leaves unmasked (mode `insecure`).
+
+        Raises:
+            LedgerError: the charge is not committed, or the session already has another transcript.
+        """
+        entry = Release(reservation, session, transcript)
+        with self._transaction():
+            charge = self._chain.charges.get(reservation)
+            if charge is None or entry not in charge.releases:
+                self._append(entry)
+        return self._chain.charges[reservation]
+
+    def note(self, event: NonPrivate, *, run: str, round: int | None = None) -> None:
+        """Record something released outside the guarantee, before it is."""
+        with self._transaction():
+            self._append(Note(run, round, event))
+
+    def charges(self, *, run: str | None = None, round: int | None = None) -> tuple[Charge, ...]:
+        """The reservations and what became of them, oldest first: all, of one run, or of one round of it."""
+        self.refresh()
+        return tuple(
+            charge
+            for charge in self._chain.charges.values()
+            if run in (None, charge.run) and round in (None, charge.round)
+        )
+
+    def spent_events(self, run: str | None = None) -> tuple[PrivateEvent, ...]:
+        """What is charged, uncommitted reservations in full: over the data set's lifetime, or in one run."""
+        self.refresh()
+        return self._chain.spent(run)
+
+    def notes(self, run: str | None = None) -> tuple[Note, ...]:
+        """What was released outside the guarantee: over the lifetime, or in one run."""
+        self.refresh()
+        return tuple(note for note in self._chain.notes if run in (None, note.run))
+
+    def rows(self) -> tuple[Row, ...]:
+        """All rows, oldest first."""
+        self.refresh()
+        return tuple(self._chain.rows)
+
+    def head(self) -> str:
+        """The digest of the last row, hex."""
+        self.refresh()
+        return self._chain.head
+
+    def export_jsonl(self) -> str:
+        """All rows as JSON lines; `audit` reads them, and so may anybody: nothing in them is private."""
+        return "".join(row.to_line() + "\n" for row in self.rows())
+
+    def anchor(self, *, sign: Sign, public_key: bytes) -> Anchor:
+        """Head and row count, signed by `sign(label, payload)`; `public_key` is its Ed25519 key, 32 bytes."""
+        rows = self.rows()
+        return make_anchor(
+            self.client_id, self.dataset_id, rows[-1].digest, len(rows), sign=sign, public_key=public_key
+        )
+
+    def require_anchor(self, anchor: Anchor) -> None:
+        """Check that this ledger still contains what `anchor` signed.
+
+        Raises:
+            LedgerError: another chain's anchor, a bad signature, or rows it covers are gone or changed.
+        """
+        anchor.verify()
+        if (anchor.client_id, anchor.dataset_id) != (self.client_id, self.dataset_id):
+            raise LedgerError(f"the anchor belongs to {anchor.client_id!r}, {anchor.dataset_id!r}")
+        rows = self.rows()
+        if len(rows) < anchor.rows:
+            raise LedgerError(f"is missing: the anchor has {anchor.rows} rows; restore it", row=len(rows))
+        if anchor.rows < 1 or rows[anchor.rows - 1].digest != anchor.head:
+            raise LedgerError("differs from what the anchor signed; restore the ledger", row=anchor.rows - 1)
+
+    def verify(self) -> None:
+        """Read every row from disk again. Raises LedgerError naming the first that is wrong."""
+        fresh = Chain(self.client_id, self.dataset_id)
+        with self._transaction():
+            self._read_into(fresh)
+            if fresh.rows[: len(self._chain.rows)] != self._chain.rows:
+                raise LedgerError("the file holds another history than this process has seen")
+
+    def refresh(self) -> None:
+        """Take in rows that other processes have appended."""
+        with self._transaction():
+            pass
+
+    def close(self) -> None:
+        """Close the file. What was reserved and not committed stays charged."""
+        self._connection.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Ledger({self.client_id!r}, {self.dataset_id!r}, rows={len(self._chain.rows)})"
+
+    def _open_chain(self, opening: Open) -> None:
+        """Read the chain, or begin it; what it says about the data must be what the caller says."""
+        with self._transaction():
+            if not self._chain.rows:
+                self._append(opening)
+        for name in ("partition_id", "public", "unit"):
+            recorded, given = getattr(self._chain.opening, name), getattr(opening, name)
+            if recorded != given:
+                raise LedgerError(
+                    f"the ledger of {self.client_id}, {self.dataset_id!r} has {name} {recorded!r}, not {given!r}; "
+                    "a budget belongs to the data as first declared: use that, or another data set"
+                )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One writer at a time, on top of everything written so far; a failure leaves no trace."""
+        rows_before = len(self._chain.rows)
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._read_into(self._chain)
+            rows_before = len(self._chain.rows)
+            yield
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._undo(rows_before)
+            raise LedgerError(f"the ledger file cannot be used: {error}") from error
+        except BaseException:
+            self._undo(rows_before)
+            raise
+
+    def _undo(self, rows: int) -> None:
+        """Roll the file back, and replay memory up to where it was durable."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        if len(self._chain.rows) > rows:
+            durable = Chain(self.client_id, self.dataset_id)
+            for row in self._chain.rows[:rows]:
+                durable.extend(row)
+            self._chain = durable
+
+    def _read_into(self, chain: Chain) -> None:
+        """Extend a chain by the rows on disk that it lacks, and check that disk still holds those it has."""
+        key = (self.client_id, self.dataset_id)
+        held = len(chain.rows)
+        cursor = self._connection.execute(
+            "SELECT position, line FROM rows WHERE client_id = ? AND dataset_id = ? AND position >= ? "
+            "ORDER BY position",
+            (*key, max(0, held - 1)),
+        )
+        for position, line in cursor.fetchall():
+            row = parse_row(line, position=position)
+            if position == held - 1:
+                if row != chain.rows[-1]:
+                    raise LedgerError("was replaced while the ledger was open", row=position)
+            else:
+                chain.extend(row)
+        recorded = self._connection.execute(
+            "SELECT rows, head FROM heads WHERE client_id = ? AND dataset_id = ?", key
+        ).fetchone()
+        if (recorded or (0, "0" * 64)) != (len(chain.rows), chain.head):
+            raise LedgerError("is missing or was replaced: the file records another end", row=len(chain.rows))
+
+    def _append(self, entry: Entry) -> Row:
+        """Extend chain and file by one row, within the open transaction."""
+        row = self._chain.next_row(entry)
+        self._chain.extend(row)
+        key = (row.client_id, row.dataset_id)
+        self._connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (*key, row.position, row.to_line()))
+        self._connection.execute(
+            "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)", (*key, row.position + 1, row.digest)
+        )
+        return row
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that makes every commit durable."""
+    connection: sqlite3.Connection | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.executescript(_TABLES)
+    except (sqlite3.Error, OSError) as error:
+        if connection is not None:
+            connection.close()
+        raise LedgerError(f"{path} cannot be used as a ledger: {error}") from error
+    return connection
+
+

@@ -1,0 +1,240 @@
+"""Events -> epsilon at delta.
+
+Two accountants, both upper bounds:
+
+- `pld` certifies: privacy loss distributions (dp-accounting, pessimistic, discretisation 1e-4);
+- `rdp` screens: our own formulas (`rdp.py`), looser and far cheaper. `audit` uses it as the second method.
+
+Central-limit ("GDP") approximations are absent on purpose: they under-report.
+
+Composition is order-free and additive in steps, so any list of events reduces to `Parts`: how many steps of
+which mechanisms. Per-step distributions are cached, and k steps are one power in Fourier space, not k
+convolutions. Epsilon grows with steps, so one certified point covers every smaller number of steps: that is
+what `StepCurve` remembers, and why a running check costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from . import rdp
+from .errors import PricingError
+from .events import Event, Gaussian, NonPrivate, PoissonGaussian
+from .rdp import Mechanism, Parts
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
+Accountant = Literal["pld", "rdp"]
+DISCRETISATION = 1e-4
+# Below it the round-off of the Fourier transforms (~1e-16 a point, ~1e6 points) is no longer negligible.
+SMALLEST_PLD_DELTA = 1e-9
+
+
+def compose(events: Iterable[Event]) -> Parts:
+    """How many steps of which mechanisms a list of events amounts to, in canonical order.
+
+    Raises:
+        PricingError: a `NonPrivate` event (it has no price), an unknown kind, or mixed adjacencies.
+    """
+    steps: Counter[Mechanism] = Counter()
+    for event in events:
+        steps[mechanism_of(event)] += event.steps if not isinstance(event, NonPrivate) else 0
+    if len({mechanism.adjacency for mechanism in steps}) > 1:
+        raise PricingError("events under different adjacencies do not compose: price each by itself")
+    return tuple(sorted((mechanism, count) for mechanism, count in steps.items() if count))
+
+
+def mechanism_of(event: Event) -> Mechanism:
+    """The mechanism whose steps an event counts. Raises PricingError where there is none."""
+    if isinstance(event, PoissonGaussian):
+        return Mechanism(event.noise_multiplier, event.sample_rate, event.adjacency)
+    if isinstance(event, Gaussian):
+        return Mechanism(event.noise_multiplier, 1.0, event.adjacency)
+    if isinstance(event, NonPrivate):
+        raise PricingError(f"{event.what!r} was released outside the guarantee: list it, it has no price")
+    raise PricingError(f"no price is known for {type(event).__name__}")
+
+
+def epsilon(events: Iterable[Event], delta: float, accountant: Accountant = "pld") -> float:
+    """Epsilon at `delta` of all the events together; 0.0 for none.
+
+    Guarantee: never below the true epsilon, under the adjacency that the events state, for mechanisms that
+    may be chosen from earlier results as long as their parameters are not.
+
+    Raises:
+        PricingError: see `compose`; delta outside (0, 1), or too small for PLD.
+
+    >>> round(epsilon([Gaussian(noise_multiplier=10.0, steps=100, clip_norm=1.0)], delta=1e-5), 3)
+    4.377
+    """
+    parts = compose(events)
+    check_delta(delta, accountant)
+    if not parts:
+        return 0.0
+    if accountant == "rdp":
+        return rdp.epsilon(parts, delta)
+    *base, (mechanism, steps) = parts
+    return step_curve(tuple(base), mechanism, delta).epsilon(steps)
+
+
+def delta_of(events: Iterable[Event], epsilon: float) -> float:
+    """Delta at `epsilon` of all the events together, by PLD; 0.0 for none."""
+    parts = compose(events)
+    if not parts:
+        return 0.0
+    return float(_distribution(parts, _interval(parts, SMALLEST_PLD_DELTA)).get_delta_for_epsilon(epsilon))
+
+
+def running_bound(events: Iterable[Event], delta: float) -> float:
+    """An upper bound on epsilon at `delta` without any new PLD work: for a progress line, not for a claim.
+
+    The smaller of RDP and the PLD points this process has certified at as many steps or more.
+    """
+    parts = compose(events)
+    check_delta(delta, "rdp")
+    if not parts:
+        return 0.0
+    *base, (mechanism, steps) = parts
+    return min(rdp.epsilon(parts, delta), step_curve(tuple(base), mechanism, delta).known_bound(steps))
+
+
+def check_delta(delta: float, accountant: Accountant = "pld") -> None:
+    """Raise PricingError unless `accountant` can price at this delta."""
+    if accountant not in ("pld", "rdp"):
+        raise PricingError(f"accountant must be 'pld' or 'rdp', got {accountant!r}")
+    if not 0 < delta < 1:
+        raise PricingError(f"delta must lie strictly between 0 and 1, got {delta!r}")
+    if accountant == "pld" and delta < SMALLEST_PLD_DELTA:
+        raise PricingError(f"delta {delta:g} is below {SMALLEST_PLD_DELTA:g}, PLD's round-off: use 'rdp'")
+
+
+class StepCurve:
+    """Certified epsilon at delta against the steps of one mechanism, on top of a fixed `base` of others.
+
+    Points are computed when first asked for and kept; `within` answers most questions from monotonicity.
+    """
+
+    def __init__(self, base: Parts, mechanism: Mechanism, delta: float) -> None:
+        check_delta(delta)
+        self.base, self.mechanism, self.delta = base, mechanism, delta
+        self._points: dict[int, float] = {}
+
+    def epsilon(self, steps: int) -> float:
+        """PLD epsilon at `steps` steps."""
+        if steps not in self._points:
+            self._points[steps] = pld_epsilon(self._parts(steps), self.delta)
+        return self._points[steps]
+
+    def known_bound(self, steps: int) -> float:
+        """The smallest certified epsilon at this many steps or more; infinity if none is known."""
+        return min((value for at, value in self._points.items() if at >= steps), default=math.inf)
+
+    def within(self, steps: int, limit: float) -> bool:
+        """Whether `steps` steps are certified to cost at most `limit`.
+
+        RDP accepts cheaply. Beyond its reach the exact last affordable step is found, once.
+        """
+        if self.known_bound(steps) <= limit or self.within_rdp(steps, limit):
+            return True
+        if any(at <= steps and value > limit for at, value in self._points.items()):
+            return False
+        return steps <= self.affordable_steps(limit)
+
+    def affordable_steps(self, limit: float) -> int:
+        """The largest number of steps certified to cost at most `limit`; 0 if there is none."""
+        low, high = self._bracket(limit)
+        while high - low > 1:
+            middle = self._between(low, high, limit)
+            if self.epsilon(middle) <= limit:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _bracket(self, limit: float) -> tuple[int, int]:
+        """Steps that fit and steps that do not, from what is known, from RDP, then by stepping outwards."""
+        low = max((at for at, value in self._points.items() if value <= limit), default=0)
+        low = max(low, self._rdp_steps(limit))
+        over = [at for at, value in self._points.items() if value > limit]
+        high = min(over, default=low + low // 8 + 1)
+        while self.epsilon(high) <= limit:
+            low, high = high, 2 * high
+        return low, high
+
+    def _rdp_steps(self, limit: float) -> int:
+        """A number of steps that RDP affords: the last one, up to a factor of 2^-10."""
+        low, high = 0, 1
+        while self.within_rdp(high, limit):
+            low, high = high, 2 * high
+        while high - low > 1 + low // 1024:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.within_rdp(middle, limit) else (low, middle)
+        return low
+
+    def within_rdp(self, steps: int, limit: float) -> bool:
+        """Whether RDP alone shows that `steps` steps cost at most `limit`."""
+        return rdp.epsilon(self._parts(steps), self.delta) <= limit
+
+    def _between(self, low: int, high: int, limit: float) -> int:
+        """The next step to try: where the log-log chord meets the limit, but never far off one end."""
+        if low == 0:
+            return (low + high) // 2
+        bottom, top = self.epsilon(low), self.epsilon(high)
+        share = math.log(limit / bottom) / math.log(top / bottom) if 0 < bottom < top < math.inf else 0.5
+        guess = int(low * math.pow(high / low, share))
+        return min(max(guess, low + 1), high - 1)
+
+    def _parts(self, steps: int) -> Parts:
+        """The base with this many steps on top."""
+        return (*self.base, (self.mechanism, steps)) if steps else self.base
+
+
+@lru_cache(maxsize=4096)
+def step_curve(base: Parts, mechanism: Mechanism, delta: float) -> StepCurve:
+    """The process-wide curve of a mechanism on a base at delta, so that planning warms up the budget."""
+    return StepCurve(base, mechanism, delta)
+
+
+def pld_epsilon(parts: Parts, delta: float, coarseness: int = 1) -> float:
+    """PLD epsilon at delta; `coarseness` above 1 widens the discretisation: faster, still an upper bound."""
+    if not parts:
+        return 0.0
+    distribution = _distribution(parts, _interval(parts, delta) * coarseness)
+    return float(distribution.get_epsilon_for_delta(delta))
+
+
+def _interval(parts: Parts, delta: float) -> float:
+    """The discretisation: 1e-4, coarser by tens from epsilon 100 on, where memory would explode."""
+    magnitude = rdp.epsilon(parts, delta) / 100
+    return DISCRETISATION * float(10 ** max(0, math.ceil(math.log10(magnitude)) if magnitude > 1 else 0))
+
+
+def _distribution(parts: Parts, interval: float) -> PrivacyLossDistribution:
+    """The privacy loss distribution of all the parts together."""
+    (mechanism, steps), *rest = parts
+    composed = _single_step(mechanism, interval).self_compose(steps)
+    for mechanism, steps in rest:
+        composed = composed.compose(_single_step(mechanism, interval).self_compose(steps))
+    return composed
+
+
+@lru_cache(maxsize=32)
+def _single_step(mechanism: Mechanism, interval: float) -> PrivacyLossDistribution:
+    """The privacy loss distribution of one step, rounded up on a grid of `interval`."""
+    # dp-accounting takes seconds to import: only those who price by PLD pay for it.
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import privacy_loss_distribution
+
+    build: Callable[..., PrivacyLossDistribution] = privacy_loss_distribution.from_gaussian_mechanism
+    relation = NeighboringRelation.REPLACE_ONE if mechanism.adjacency == "replace-one" else None
+    return build(
+        standard_deviation=mechanism.noise_multiplier,
+        sampling_prob=mechanism.sample_rate,
+        value_discretization_interval=interval,
+        neighboring_relation=relation or NeighboringRelation.ADD_OR_REMOVE_ONE,
+    )
