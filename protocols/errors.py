@@ -5,6 +5,7 @@
     │   ├── QuantisationError     a vector, bound or sum that cannot be encoded or decoded
     │   ├── SupportError          a set of coordinates that is not one
     │   └── GuardViolation        an output that would contradict one already given away
+    ├── SignatureError            a signature that does not verify
     ├── RemoteProtocolError       the peer broke the protocol; carries its `client_id`
     ├── PolicyViolation           a client refuses what the server proposes
     └── SessionAborted            the session ends without a sum; carries the phase and who was lost
@@ -36,6 +37,10 @@ class SupportError(LocalProtocolError):
 
 class GuardViolation(LocalProtocolError):  # noqa: N818  (reads as what happened)
     """An output that would contradict one this client already gave away; it was not produced."""
+
+
+class SignatureError(ProtocolError):
+    """A signature that does not verify under the public key it is claimed for."""
 
 
 class RemoteProtocolError(ProtocolError):

@@ -7,20 +7,20 @@ the counter block, of 128 bits, never repeats under it.
 from __future__ import annotations
 
 import os
-from typing import NoReturn, SupportsIndex
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from protocols.errors import LocalProtocolError
+from protocols.redaction import Redacted
 
 KEY_BYTES = 32
 CHUNK_BYTES = 128 * 1024  # keystream, input zeros and the caller's block together stay in a 1 MiB L2 cache
 _ZEROS = bytes(CHUNK_BYTES)
 
 
-class SecretStream:
+class SecretStream(Redacted):
     """An endless stream of pseudorandom bytes under a 256-bit key; a fresh random key unless one is given.
 
     Requests consume the stream in order: ``bytes(3)`` then ``bytes(5)`` equal ``bytes(8)`` of the same key.
@@ -42,14 +42,6 @@ class SecretStream:
         if not isinstance(key, bytes) or len(key) != KEY_BYTES:
             raise LocalProtocolError(f"a stream key is {KEY_BYTES} bytes; derive one with HKDF or os.urandom")
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-
-    def __repr__(self) -> str:
-        return "SecretStream(<secret>)"
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise LocalProtocolError(
-            "a SecretStream cannot be copied or pickled: the copies would repeat each other"
-        )
 
     def fill(self, out: memoryview) -> None:
         """Overwrite the writable byte buffer `out` with the next ``len(out)`` bytes of the stream."""
