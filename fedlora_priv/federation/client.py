@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accounting.budget import Budget
+from accounting.chain import Charge
 from accounting.errors import BudgetExceeded
 from accounting.ledger import Ledger
 from accounting.planning import Plan
@@ -37,12 +38,15 @@ from protocols.secagg.guard import Guard
 from protocols.secagg.identity import Identity, Roster
 from protocols.secagg.session import ClientPolicy
 
+INSECURE_SESSION = "insecure"
+"""What the ledger records in place of a session's id where an upload left unmasked."""
+
 
 class LocalTraining(Protocol):
     """Private training on this client's rows; the one thing a client does that needs torch."""
 
-    def __call__(self, start: State, plan: Plan, trains: frozenset[Role]) -> State:
-        """Return the noised state after ``plan.steps_per_round`` steps from `start`."""
+    def __call__(self, start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream) -> State:
+        """Return the noised state after ``plan.steps_per_round`` steps from `start`; `stream` is secret."""
         ...
 
 
@@ -58,6 +62,7 @@ class ClientSetup:
         run: 16 random bytes of this run, the same for everybody.
         identity, roster, guard, ledger: its signing key, everyone's pinned keys, its two durable records.
         folder: where its finished update is kept.
+        stream: (purpose, round) → fresh secret randomness.
         train: private training on its own rows.
     """
 
@@ -73,6 +78,7 @@ class ClientSetup:
     guard: Guard
     ledger: Ledger
     folder: Path
+    stream: Callable[[str, int], SecretStream]
     train: LocalTraining
 
 
@@ -134,7 +140,7 @@ class FederationClient:
         )
         digest = task.state_digest()
         update = self._updates.load(digest) or self._trained(task, digest)
-        setup.ledger.commit(update.reservation)
+        setup.ledger.commit(self._charge(update))
         self._round = _Round(task, update)
         return wire.Message(wire.TRAINED)
 
@@ -143,9 +149,10 @@ class FederationClient:
         setup = self._setup
         event = setup.plan.round_event()
         self._budget.require(setup.ledger, event)
-        reservation = setup.ledger.reserve(event, round=task.round, run=setup.run.hex())
-        state = setup.train(task.state, setup.plan, self._contract.trains)
-        update = FinishedUpdate(reservation, state)
+        charge = setup.ledger.reserve(round=task.round, event=event, run=setup.run.hex())
+        stream = setup.stream("train", task.round)
+        state = setup.train(task.state, setup.plan, self._contract.trains, stream)
+        update = FinishedUpdate(charge.reservation, state)
         self._updates.save(digest, update)
         return update
 
@@ -163,7 +170,7 @@ class FederationClient:
         answers: dict[Any, Callable[[], bytes]] = {
             "advertise": lambda: session.advertise(body),
             "share": lambda: session.share(body),
-            "mask": lambda: session.mask(body, self._ring(current, session.session_id)),
+            "mask": lambda: session.mask(body, self._ring(current, session.session_id.hex())),
             "confirm": lambda: session.confirm(body, attachment=self._anchor()),
             "reveal": lambda: session.reveal(body),
         }
@@ -176,18 +183,17 @@ class FederationClient:
         if self._setup.experiment.secure_aggregation.mode != "insecure":
             raise FederationError("the server asked for an unmasked upload; this experiment is secure")
         current = self._current()
-        ring = self._ring(current, session_id=None)
+        ring = self._ring(current, INSECURE_SESSION)
         body = pack(ring, current.task.channel.quantiser.modulus_bits)
         return wire.Message(wire.UPLOAD, {}, {"body": body})
 
-    def _ring(self, current: _Round, session_id: bytes | None) -> NDArray[np.uint32]:
+    def _ring(self, current: _Round, session_id: str) -> NDArray[np.uint32]:
         """Return what leaves, as ring elements, after the ledger has recorded that it does."""
         setup = self._setup
         shared = Shared(setup.experiment.experiment.seed, current.task.round)
         upload = setup.method.upload(setup.layout, current.task.state, current.update.state, shared)
-        session = None if session_id is None else session_id.hex()
-        setup.ledger.release(current.update.reservation, session=session)
-        return current.task.channel.ring(upload, SecretStream())
+        setup.ledger.release(self._charge(current.update), session_id=session_id)
+        return current.task.channel.ring(upload, setup.stream("round", current.task.round))
 
     def _new_session(self, task: RoundTask) -> SecAggClient:
         """Return the client side of a session, bound to what this client itself has loaded."""
@@ -210,8 +216,17 @@ class FederationClient:
 
     def _anchor(self) -> bytes:
         """Return the signed head and length of this client's ledger."""
-        setup = self._setup
-        return setup.ledger.anchor(sign=setup.identity.sign, public_key=setup.identity.public_bytes).to_bytes()
+        identity = self._setup.identity
+        return self._setup.ledger.anchor(sign=identity.sign, public_key=identity.public_bytes).to_bytes()
+
+    def _charge(self, update: FinishedUpdate) -> Charge:
+        """Return the ledger's record of what paid for an update."""
+        charge = self._setup.ledger.chain.charges.get(update.reservation)
+        if charge is None:
+            raise FederationError(
+                "a stored update names a reservation that the ledger does not have", "restore the ledger"
+            )
+        return charge
 
     def _current(self) -> _Round:
         """Return the round in progress."""

@@ -87,7 +87,7 @@ class ClientHome:
 class FinishedUpdate:
     """A finished local training: its reservation in the ledger and the noised state it ended with."""
 
-    reservation: str
+    reservation: int
     state: Mapping[str, NDArray[np.float32]]
 
 

@@ -107,9 +107,7 @@ class RoundConductor:
                 record.lost.append((client_id, phase))
         return good
 
-    def _secure_sum(
-        self, task: RoundTask, participants: tuple[str, ...], record: RoundRecord
-    ) -> RoundResult:
+    def _secure_sum(self, task: RoundTask, participants: tuple[str, ...], record: RoundRecord) -> RoundResult:
         """Run one session of secure aggregation over the participants."""
         try:
             parameters = self._parameters(task, participants)

@@ -1,12 +1,12 @@
 """The run folder: begun, resumed or refused; never two processes in it, never another experiment's.
 
-    run.toml        the experiment, every value resolved
-    run.json        the run's random id and the experiment's digest
-    roster.json     the clients' public identity keys
-    metrics.jsonl   one line a round
-    checkpoints/    the server's public state after the last rounds
-    ledger.jsonl, report.json, report.html, adapter/        once the run has finished
-    clients/, ledger.sqlite                                 public data only: the simulated clients' own disks
+run.toml        the experiment, every value resolved
+run.json        the run's random id and the experiment's digest
+roster.json     the clients' public identity keys
+metrics.jsonl   one line a round
+checkpoints/    the server's public state after the last rounds
+ledger.jsonl, report.json, report.html, adapter/        once the run has finished
+clients/, ledger.sqlite                                 public data only: the simulated clients' own disks
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run's report has been written, which is the last thing that a run does."""
         return (self.path / "report.json").exists()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no round of this run has begun."""
+        return not (self.path / "checkpoints").exists()
 
     def close(self) -> None:
         """Let another process use the folder."""

@@ -1,0 +1,250 @@
+"""The command line: ``fedlora run | plan | audit | report | methods | doctor``.
+
+Errors are one line on stderr and an exit code (docs/configuration.md lists them); ``--debug`` shows the
+trace.
+torch is imported only by the commands that train or load a model.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from accounting.errors import AccountingError, BudgetExceeded
+from fedlora_priv import __version__
+from fedlora_priv.errors import (
+    INTERRUPTED_EXIT_CODE,
+    UNEXPECTED_EXIT_CODE,
+    AuditFailed,
+    BudgetError,
+    FedloraError,
+    RunFolderError,
+)
+
+app = typer.Typer(
+    help="Federated LoRA with DP-SGD and secure aggregation: the server only ever sees a sum.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+P = ParamSpec("P")
+
+ExperimentFile = Annotated[Path, typer.Argument(help="The experiment's TOML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value; may be repeated."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn every error of a command into one line and an exit code, unless it runs with ``--debug``."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (Exception, KeyboardInterrupt) as error:
+            if kwargs.get("debug") or isinstance(error, typer.Exit):
+                raise
+            line, code = _described(error)
+            stderr = Console(stderr=True, soft_wrap=True)
+            stderr.print(f"error: {line}", style="red", markup=False, highlight=False)
+            raise typer.Exit(code) from None
+
+    return wrapped
+
+
+def _described(error: BaseException) -> tuple[str, int]:
+    """Return an error's line and exit code."""
+    if isinstance(error, FedloraError):
+        return str(error), error.exit_code
+    if isinstance(error, BudgetExceeded):
+        return " ".join(str(error).split()), BudgetError.exit_code
+    if isinstance(error, AccountingError):
+        return " ".join(str(error).split()), RunFolderError.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command resumes the run", INTERRUPTED_EXIT_CODE
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed; pip install 'fedlora-priv[train]'", RunFolderError.exit_code
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), RunFolderError.exit_code
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"unexpected: {text}; this is a defect, --debug shows the trace", UNEXPECTED_EXIT_CODE
+
+
+@app.command()
+@one_line_errors
+def run(
+    file: ExperimentFile,
+    overrides: Overrides = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="If this run has finished, set it aside and run once more.")
+    ] = False,
+    debug: Debug = False,  # noqa: ARG001 - read by one_line_errors
+) -> None:
+    """Train; resumes by itself if the run folder is unfinished."""
+    from fedlora_priv.config import Experiment
+    from fedlora_priv.federation.run import run as run_experiment
+    from fedlora_priv.reports.progress import Bars
+    from fedlora_priv.reports.terminal import print_summary
+
+    experiment = Experiment.load(file, overrides or [])
+    with Bars(console) as bars:
+        outcome = run_experiment(experiment, again=again, progress=bars)
+    print_summary(console, outcome.report, outcome.metrics)
+    console.print(f"\nrun folder  [bold]{outcome.folder}[/]   audit it: fedlora audit {outcome.folder}")
+    if outcome.stopped_early:
+        raise BudgetError(outcome.stopped_early, "what was reached is saved in the run folder")
+
+
+@app.command()
+@one_line_errors
+def plan(
+    file: ExperimentFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Show noise, rounds, bytes and guarantee, before anything is spent."""
+    from fedlora_priv.config import Experiment
+    from fedlora_priv.federation.preview import preview
+    from fedlora_priv.reports.tables import print_plan
+
+    planned = preview(Experiment.load(file, overrides or []))
+    if as_json:
+        console.print_json(json.dumps(planned))
+    else:
+        print_plan(console, planned)
+
+
+@app.command()
+@one_line_errors
+def audit(
+    target: Annotated[Path, typer.Argument(help="A run folder, or a report.json with its ledger.jsonl.")],
+    ledger: Annotated[
+        Path | None, typer.Option(help="Ledger export, if it is not beside the report.")
+    ] = None,
+    roster: Annotated[
+        Path | None, typer.Option(help="roster.json with the clients' keys, as *you* know them.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Re-derive a report and give a verdict on every claim; exit code 1 on any FAIL."""
+    from fedlora_priv.reports.auditing import audit_files
+    from fedlora_priv.reports.tables import print_verdicts
+
+    verdicts = audit_files(target, ledger=ledger, roster=roster)
+    if as_json:
+        console.print_json(json.dumps([verdict.to_json() for verdict in verdicts]))
+    else:
+        print_verdicts(console, verdicts)
+    failed = [f"{verdict.check} {verdict.name}" for verdict in verdicts if verdict.status == "FAIL"]
+    if failed:
+        raise AuditFailed(f"FAIL in check {', '.join(failed)}", "do not rely on this report")
+
+
+@app.command()
+@one_line_errors
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Write the HTML report again and print the closing table."""
+    from fedlora_priv.reports.terminal import print_summary
+    from fedlora_priv.reports.writing import read_run, write_html
+
+    document, metrics = read_run(run_folder)
+    path = write_html(run_folder, document, metrics)
+    print_summary(console, document, metrics)
+    console.print(f"\n{path}")
+
+
+@app.command()
+@one_line_errors
+def methods(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG001
+    """List the aggregation methods with their contracts."""
+    from fedlora_priv.methods import METHODS
+    from fedlora_priv.methods.base import Layout, LoraModule
+
+    example = Layout((LoraModule("module", 384, 384, 8, 2.0),), {})
+    rows: list[dict[str, Any]] = []
+    for method in METHODS.values():
+        contract = method.contract(example)
+        rows.append(
+            {
+                "method": method.name,
+                "title": method.title,
+                "trains": sorted(contract.trains),
+                "uploads_vs_lora": contract.dimension * 4 / example.dense_fp32_bytes,
+                "exact": contract.exact,
+                "exchanges": contract.exchanges,
+                "noise": contract.noise,
+                "leaks": contract.leaks,
+                "source": method.source,
+            }
+        )
+    if as_json:
+        console.print_json(json.dumps(rows))
+        return
+    table = Table("method", "trains", "coordinates × LoRA", "exact", "DP noise", "leaks", "source")
+    for row in rows:
+        table.add_row(
+            f"[bold]{row['method']}[/]\n{row['title']}",
+            ", ".join(row["trains"]),
+            f"{row['uploads_vs_lora']:.1f}",
+            "yes" if row["exact"] else "no",
+            row["noise"],
+            row["leaks"],
+            row["source"],
+        )
+    console.print(table)
+    console.print("coordinates: for one 384 × 384 module at rank 8", style="dim")
+
+
+@app.command()
+@one_line_errors
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG001
+    """Report what this machine can do, and check per-example gradients on a small model."""
+    from fedlora_priv.doctor import examine
+    from fedlora_priv.reports.tables import print_findings
+
+    findings = examine()
+    if as_json:
+        console.print_json(json.dumps([finding.to_json() for finding in findings]))
+    else:
+        print_findings(console, findings)
+    if any(finding.status == "FAIL" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _version(asked: bool) -> None:
+    """Print the version and leave, if asked to."""
+    if asked:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Federated LoRA with DP-SGD and secure aggregation: the server only ever sees a sum."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="fedlora", args=sys.argv[1:])

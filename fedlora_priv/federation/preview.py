@@ -1,0 +1,77 @@
+"""What a run would cost and promise, before anything is spent: ``fedlora plan``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from accounting.pricing import epsilon
+from fedlora_priv.config import Experiment
+from fedlora_priv.federation.plans import whole_run
+from fedlora_priv.federation.server import FederationServer
+from fedlora_priv.federation.setup import Parts, Say, assemble
+
+
+def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, Any]:
+    """Return noise, steps, guarantee and bytes of a run as JSON values; nothing is reserved or trained."""
+    parts = assemble(experiment, say)
+    privacy = experiment.privacy
+    clients = []
+    for client_plan in parts.plans.values():
+        whole = whole_run(client_plan)
+        worst = replace(whole, steps=client_plan.planned_steps)
+        clients.append(
+            {
+                **client_plan.to_json(),
+                "epsilon": epsilon([whole], privacy.delta),
+                "epsilon_with_retries": epsilon([worst], privacy.delta),
+            }
+        )
+    return {
+        "experiment": experiment.experiment.name,
+        "method": parts.method.name,
+        "rounds": experiment.federation.rounds,
+        "guarantee": {
+            "unit": privacy.unit,
+            "adjacency": "add-remove",
+            "mode": privacy.mode,
+            "epsilon": privacy.epsilon,
+            "delta": privacy.delta,
+            "simulation": experiment.data.public,
+        },
+        "clients": clients,
+        "bytes": planned_bytes(parts),
+        "secure_aggregation": secure_aggregation(experiment),
+    }
+
+
+def planned_bytes(parts: Parts) -> dict[str, Any]:
+    """Return one client's bytes a round: packed values, and plain float32 LoRA for comparison.
+
+    Keys, shares and framing come on top; the report counts them on the wire.
+    """
+    server = FederationServer(parts.experiment, parts.layout, parts.method)
+    noise = max(plan.noise_multiplier for plan in parts.plans.values())
+    channel = server.task(server.begin(parts.initial, noise)).channel
+    bits = channel.quantiser.modulus_bits
+    return {
+        "coordinates": channel.contract.dimension,
+        "coordinates_that_travel": len(channel.support),
+        "modulus_bits": bits,
+        "values_per_client_and_round": -(-len(channel.support) * bits // 8),
+        "dense_lora_fp32_per_client_and_round": parts.layout.dense_fp32_bytes,
+    }
+
+
+def secure_aggregation(experiment: Experiment) -> dict[str, Any]:
+    """Return the parameters of the rounds' sessions."""
+    secure = experiment.secure_aggregation
+    quorum, threshold, min_survivors = secure.thresholds(experiment.federation.clients)
+    return {
+        "mode": secure.mode,
+        "clients": experiment.federation.clients,
+        "max_colluders": secure.max_colluders,
+        "quorum": quorum,
+        "threshold": threshold,
+        "min_survivors": min_survivors,
+    }

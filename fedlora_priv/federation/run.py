@@ -1,0 +1,108 @@
+"""A whole run in this process: ``fedlora run``.
+
+Begin or resume the run folder, make the parts, check that per-example gradients are right on this model, run
+the rounds, ask the clients for their statements, write adapter and report. The report is written last: it is
+what makes a run finished.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedlora_priv.adapters import save_adapter, write_state
+from fedlora_priv.config import Experiment
+from fedlora_priv.engines.base import Metered, Step
+from fedlora_priv.engines.local import LocalEngine
+from fedlora_priv.federation import record
+from fedlora_priv.federation.loop import Loop, Progress, out_of_budget
+from fedlora_priv.federation.rounds import RoundConductor
+from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.server import FederationServer, ServerState
+from fedlora_priv.federation.setup import Parts, assemble, make_clients
+from fedlora_priv.training import preflight
+
+
+class RunProgress(Progress, Protocol):
+    """What a caller may show of a local run."""
+
+    def say(self, line: str) -> None:
+        """Something happens before or after the rounds."""
+
+    def answered(self, client_id: str, step: Step) -> None:
+        """A client has answered."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its folder, its report and metrics, and why it ended early, if it did."""
+
+    folder: Path
+    report: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    stopped_early: str | None
+
+
+def run(experiment: Experiment, *, progress: RunProgress, again: bool = False) -> Outcome:
+    """Return the outcome of an experiment, begun or resumed in its run folder.
+
+    Args:
+        experiment: what to run.
+        progress: told what happens.
+        again: set a finished run of the same experiment aside and run once more.
+
+    Raises:
+        FedloraError: nothing that was stored is lost; the same command resumes.
+    """
+    folder = RunFolder.open(experiment, again=again)
+    try:
+        return _run(experiment, folder, progress)
+    finally:
+        folder.close()
+
+
+def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> Outcome:
+    """Run in a folder that is open."""
+    parts = assemble(experiment, progress.say)
+    preflight(parts.trainer.model)
+    clients, roster = make_clients(parts, folder)
+    roster.save(folder.path / "roster.json")
+    engine = Metered(LocalEngine(clients, experiment.simulate.dropouts, progress.answered))
+    loop = Loop(
+        experiment=experiment,
+        server=FederationServer(experiment, parts.layout, parts.method),
+        conductor=RoundConductor(experiment, parts.layout, roster, folder.run, engine),
+        engine=engine,
+        plans=parts.plans,
+        folder=folder.path,
+        evaluate=parts.evaluator(),
+        progress=progress,
+    )
+    state, history = loop.run(parts.initial)
+    progress.say("collecting the clients' ledgers and writing the report")
+    statements = record.collect(engine, state.round)
+    report = record.build(parts, folder, history, statements)
+    _save_adapter(parts, state, folder, report)
+    record.write(folder.path, report, history.metrics, statements)
+    stopped = history.records[-1].aborted if out_of_budget(history.records) else None
+    return Outcome(folder.path, report, history.metrics, stopped and _explain(stopped, state, experiment))
+
+
+def _save_adapter(parts: Parts, state: ServerState, folder: RunFolder, report: dict[str, Any]) -> None:
+    """Write the PEFT folder of the final state."""
+    write_state(parts.trainer.model, state.state)
+    save_adapter(
+        parts.trainer.model,
+        folder.path / "adapter",
+        base_model=parts.model_reference,
+        notes=record.adapter_notes(report, parts.label_names),
+    )
+
+
+def _explain(aborted: str, state: ServerState, experiment: Experiment) -> str:
+    """Say in one line why a run ended before its last round."""
+    return (
+        f"the federation ended in round {state.round} of {experiment.federation.rounds}: the privacy budgets "
+        f"of too many clients do not cover it ({aborted})"
+    )

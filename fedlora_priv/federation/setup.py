@@ -1,0 +1,225 @@
+"""From an experiment file to its parts: model, data, plans; and, for a run, the clients.
+
+Everything that needs torch in a local federation is made here: one base model serves all clients of this
+process, whose adapter states are swapped in and out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from accounting.ledger import Ledger
+from accounting.planning import Plan
+from fedlora_priv.adapters import read_state
+from fedlora_priv.config import Experiment
+from fedlora_priv.data.assets import MINILM, fetch
+from fedlora_priv.data.partition import partition
+from fedlora_priv.data.sources import Dataset, load_source
+from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalTraining
+from fedlora_priv.federation.plans import plan_clients, require_room
+from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.methods import Layout, Method, Role, State, get
+from fedlora_priv.modeling import LoraSettings, load_model, load_tokenizer
+from fedlora_priv.training import PrivateTrainer, TokenisedExamples, TrainResult, tokenise
+from protocols.prg import SecretStream
+from protocols.secagg.guard import SqliteGuard
+from protocols.secagg.identity import Identity, Roster
+
+Say = Callable[[str], None]
+StreamFactory = Callable[[str, int], SecretStream]
+"""(purpose, round) → fresh secret randomness."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an experiment is made of, before anything is run.
+
+    Args:
+        model_reference: what the adapter's card tells a reader to load the adapter onto.
+        credit: licences and authors of data and model, as far as they are known.
+        examples: each client's tokenised rows.
+        evaluation: public held-out rows, or None where no accuracy may be reported.
+    """
+
+    experiment: Experiment
+    method: Method
+    trainer: PrivateTrainer
+    layout: Layout
+    initial: State
+    plans: dict[str, Plan]
+    examples: dict[str, TokenisedExamples]
+    evaluation: TokenisedExamples | None
+    label_names: list[str]
+    model_reference: str
+    credit: str
+
+    def evaluator(self) -> Callable[[State], float] | None:
+        """Return the accuracy of a state on the public held-out rows, if there are any."""
+        rows = self.evaluation
+        return None if rows is None else lambda state: self.trainer.evaluate(rows, state)
+
+
+def assemble(experiment: Experiment, say: Say) -> Parts:
+    """Return the parts of an experiment: data fetched and split, plans calibrated, model loaded.
+
+    Raises:
+        FedloraError: the data, the model or the plan cannot be had; nothing has been spent.
+    """
+    source = load_source(experiment, say)
+    client_ids = experiment.client_ids
+    parts = dict(zip(client_ids, partition(experiment, source.train.labels), strict=True))
+    declared = experiment.data.declared_examples_per_client
+    sizes = {client_id: declared or len(rows) for client_id, rows in parts.items()}
+    say("calibrating the noise")
+    plans = plan_clients(experiment, sizes)
+    folder, reference, credit = _model_source(experiment, say)
+    model = load_model(
+        folder,
+        pooling=experiment.model.pooling,
+        num_labels=len(source.train.label_names),
+        lora=LoraSettings(**experiment.lora.model_dump()),
+        seed=experiment.experiment.seed,
+    )
+    trainer = PrivateTrainer(model)
+    tokenizer = load_tokenizer(folder)
+
+    def tokenised(rows: Dataset) -> TokenisedExamples:
+        return tokenise(tokenizer, rows.texts, rows.labels, max_length=experiment.model.max_length)
+
+    return Parts(
+        experiment=experiment,
+        method=get(experiment.federation.method),
+        trainer=trainer,
+        layout=trainer.layout,
+        initial=read_state(model),
+        plans=plans,
+        examples={client_id: tokenised(source.train.take(rows)) for client_id, rows in parts.items()},
+        evaluation=None if source.evaluation is None else tokenised(source.evaluation),
+        label_names=source.train.label_names,
+        model_reference=reference,
+        credit=f"{credit}; {source.credit}",
+    )
+
+
+def _model_source(experiment: Experiment, say: Say) -> tuple[str, str, str]:
+    """Return (folder or hub name to load, name for the adapter's card, licence and credit)."""
+    source = experiment.model.source
+    if source == "demo:minilm":
+        return str(fetch(MINILM, say)), MINILM.credit, f"{MINILM.credit} ({MINILM.licence})"
+    return source, source, source
+
+
+def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient], Roster]:
+    """Return the clients of a local federation and the roster of their keys.
+
+    Raises:
+        BudgetError: the run has not begun and a client's ledger has no room for all of it.
+    """
+    homes = {client_id: folder.client_home(client_id) for client_id in parts.plans}
+    identities = {client_id: home.identity() for client_id, home in homes.items()}
+    roster = Roster({client_id: identity.public_bytes for client_id, identity in identities.items()})
+    clients = [_client(parts, folder, client_id, identities[client_id], roster) for client_id in homes]
+    return clients, roster
+
+
+def _client(
+    parts: Parts, folder: RunFolder, client_id: str, identity: Identity, roster: Roster
+) -> FederationClient:
+    """Return one client with its own ledger, guard and randomness."""
+    experiment, home, plan = parts.experiment, folder.client_home(client_id), parts.plans[client_id]
+    ledger = open_ledger(experiment, folder, client_id)
+    if folder.fresh:
+        require_room(experiment, plan, ledger)
+    stream = _stream_factory(experiment, client_id)
+    return FederationClient(
+        ClientSetup(
+            client_id=client_id,
+            experiment=experiment,
+            layout=parts.layout,
+            method=parts.method,
+            initial=parts.initial,
+            plan=plan,
+            run=folder.run,
+            identity=identity,
+            roster=roster,
+            guard=SqliteGuard(home.guard_path, scope=folder.run.hex()),
+            ledger=ledger,
+            folder=home.path,
+            stream=stream,
+            train=_training(parts, client_id, home.path / f"private-audit-{folder.run.hex()}.jsonl"),
+        )
+    )
+
+
+def open_ledger(experiment: Experiment, folder: RunFolder, client_id: str) -> Ledger:
+    """Return the ledger of that client's data.
+
+    Raises:
+        LedgerError: it is not whole, or the data were split among clients in another way before.
+    """
+    data = experiment.data
+    split = {
+        "kind": data.partition,
+        "alpha": data.dirichlet_alpha if data.partition == "dirichlet" else None,
+        "seed": experiment.experiment.seed,
+        "clients": experiment.federation.clients,
+    }
+    path = folder.ledger_path(client_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Ledger.open(
+        path,
+        client_id=client_id,
+        dataset_id=data.dataset_id or data.source,
+        partition_id=hashlib.sha256(json.dumps(split, sort_keys=True).encode()).hexdigest()[:16],
+        public=data.public,
+    )
+
+
+def _stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
+    """Return the client's source of randomness: the operating system, unless a test asked otherwise."""
+    if not experiment.training.deterministic_noise:
+        return lambda purpose, number: SecretStream()
+    seed = experiment.experiment.seed
+
+    def known(purpose: str, number: int) -> SecretStream:
+        return SecretStream(hashlib.sha256(f"{seed}/{client_id}/{purpose}/{number}".encode()).digest())
+
+    return known
+
+
+def _training(parts: Parts, client_id: str, audit_file: Any) -> LocalTraining:
+    """Return private training on that client's rows; what it must not tell goes to its own audit file."""
+    training = parts.experiment.training
+
+    def train(start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream) -> State:
+        result = parts.trainer.train(
+            parts.examples[client_id],
+            start,
+            steps=plan.steps_per_round,
+            sample_rate=plan.sample_rate,
+            planned_batch_size=plan.planned_batch_size,
+            noise_multiplier=plan.noise_multiplier,
+            clip_norm=plan.clip_norm,
+            learning_rate=training.learning_rate,
+            optimizer=training.optimizer,
+            trainable=trains,
+            max_tokens_per_microbatch=training.max_tokens_per_microbatch,
+            stream=stream,
+        )
+        _keep_private(result, audit_file)
+        return result.state
+
+    return train
+
+
+def _keep_private(result: TrainResult, audit_file: Any) -> None:
+    """Append a training's private record to a file that only its owner may read."""
+    audit_file.parent.mkdir(parents=True, exist_ok=True)
+    audit_file.touch(mode=0o600)
+    with audit_file.open("a") as file:
+        for record in result.private_audit:
+            file.write(json.dumps(asdict(record)) + "\n")

@@ -1,0 +1,70 @@
+"""The progress bar of a run, and one line for every round."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fedlora_priv.engines.base import Step
+
+
+class Bars:
+    """A bar over rounds and a line per finished round; `say` prints what happens before the first round."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[doing]}"),
+            console=console,
+        )
+        self._bar = self._progress.add_task("rounds", total=None, doing="", visible=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(f"[dim]{line}[/]")
+
+    def round_started(self, number: int, rounds: int) -> None:
+        """Show which round it is."""
+        self._progress.update(self._bar, total=rounds, completed=number - 1, visible=True)
+
+    def answered(self, client_id: str, step: Step) -> None:
+        """Show who has just answered what."""
+        self._progress.update(self._bar, doing=f"{client_id}: {step.phase}")
+
+    def round_finished(self, row: dict[str, Any]) -> None:
+        """Print the round's line."""
+        self._progress.update(self._bar, completed=row["round"], doing="")
+        self._progress.console.print(_line(row), highlight=False)
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Return one round as one line."""
+    parts = [f"round {row['round']:>3}"]
+    accuracy = row["accuracy"]
+    parts.append(" " * 14 if accuracy is None else f"accuracy [bold]{accuracy:.3f}[/]")
+    if row["aborted"]:
+        parts.append(f"[yellow]no sum: {row['aborted']}[/]")
+    else:
+        parts.append(f"{len(row['survivors'])} in the sum")
+    parts.append(f"ε ≤ {max(row['epsilon'].values()):.2f}")
+    sent = max(row["uploaded_bytes"].values(), default=0)
+    parts.append(f"{sent / 1000:.0f} kB up")
+    parts += [f"[yellow]{loss['client_id']} lost before {loss['phase']}[/]" for loss in row["lost"]]
+    parts += [f"[yellow]{refusal['client_id']} refused: {refusal['code']}[/]" for refusal in row["refused"]]
+    return "  ".join(parts)

@@ -1,0 +1,91 @@
+"""The terminal tables of ``plan``, ``audit`` and ``doctor``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from accounting.audit import Verdict
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedlora_priv.doctor import Finding
+
+COLOURS = {"PASS": "green", "OK": "green", "FAIL": "bold red", "WARN": "yellow", "UNVERIFIABLE": "yellow"}
+
+
+def print_plan(console: Console, planned: dict[str, Any]) -> None:
+    """Print what `federation.preview.preview` returned."""
+    table = Table(
+        "client", "examples", "sampling rate", "noise multiplier", "steps", "ε of the run", "ε with retries"
+    )
+    for client in planned["clients"]:
+        table.add_row(
+            client["client_id"],
+            str(client["declared_examples"]),
+            f"{client['sample_rate']:.4f}",
+            f"{client['noise_multiplier']:.4f}",
+            f"{client['rounds'] * client['steps_per_round']} (+{client['retry_rounds'] * client['steps_per_round']})",
+            f"{client['epsilon']:.3f}",
+            f"{client['epsilon_with_retries']:.3f}",
+        )
+    console.print(table)
+    guarantee, sizes, secure = planned["guarantee"], planned["bytes"], planned["secure_aggregation"]
+    kind = (
+        "a simulation: the data is declared public"
+        if guarantee["simulation"]
+        else "no row is declared public"
+    )
+    console.print(
+        f"guarantee   ε ≤ {guarantee['epsilon']:g} at δ = {guarantee['delta']:g} per {guarantee['unit']}, "
+        f"{guarantee['adjacency']}, mode {guarantee['mode']} ({kind})",
+        highlight=False,
+    )
+    values, dense = sizes["values_per_client_and_round"], sizes["dense_lora_fp32_per_client_and_round"]
+    console.print(
+        f"upload      {sizes['coordinates_that_travel']:,} of {sizes['coordinates']:,} coordinates at "
+        f"{sizes['modulus_bits']} bits: {values / 1000:,.1f} kB a round and client, "
+        f"{values / dense:.3f} of dense float32 LoRA ({dense / 1000:,.1f} kB); keys and shares come on top",
+        highlight=False,
+    )
+    console.print(
+        f"rounds      {planned['rounds']} of {planned['method']}, {secure['mode']} aggregation of "
+        f"{secure['clients']} clients: quorum {secure['quorum']}, threshold {secure['threshold']}, "
+        f"at least {secure['min_survivors']} in a sum, up to {secure['max_colluders']} colluding",
+        highlight=False,
+    )
+
+
+def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
+    """Print an audit, one line a check."""
+    table = Table("", "check", "verdict", "evidence", "what would help")
+    for verdict in verdicts:
+        table.add_row(
+            str(verdict.check),
+            escape(verdict.name),
+            _coloured(verdict.status),
+            escape(verdict.evidence),
+            escape(verdict.remedy),
+        )
+    console.print(table)
+    counts = {
+        status: sum(v.status == status for v in verdicts) for status in ("PASS", "FAIL", "UNVERIFIABLE")
+    }
+    console.print("   ".join(f"{count} {_coloured(status)}" for status, count in counts.items()))
+    console.print(
+        "PASS means consistent with signed records, not that the training happened as recorded.", style="dim"
+    )
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print what the doctor found."""
+    table = Table("", "what", "detail")
+    for finding in findings:
+        table.add_row(_coloured(finding.status), finding.what, escape(finding.detail))
+    console.print(table)
+
+
+def _coloured(status: str) -> str:
+    """Return a status in its colour."""
+    return f"[{COLOURS[status]}]{status}[/]"

@@ -1,0 +1,162 @@
+"""The server's half: tasks from public state, and state from sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlora_priv.config import Experiment
+from fedlora_priv.errors import FederationError
+from fedlora_priv.federation import wire
+from fedlora_priv.federation.server import FederationServer
+from fedlora_priv.federation.task import RoundTask
+from fedlora_priv.methods import Layout, LoraModule, get
+from protocols.prg import SecretStream
+
+LAYOUT = Layout(
+    modules=tuple(LoraModule(f"layer.{i}.query", 12, 10, 2, 2.0) for i in range(3)),
+    heads={"classifier.weight": (2, 12), "classifier.bias": (2,)},
+)
+
+
+def start_state() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    state = {name: rng.uniform(-0.3, 0.3, shape) for name, shape in LAYOUT.shapes().items()}
+    return {
+        name: np.zeros_like(v, np.float32) if name.endswith("lora_B") else v.astype(np.float32)
+        for name, v in state.items()
+    }
+
+
+@pytest.fixture
+def make_server(experiment_file: Callable[..., Path]) -> Callable[..., FederationServer]:
+    def make(method: str = "ffa", **communication: object) -> FederationServer:
+        path = experiment_file(federation={"method": method}, communication=communication)
+        return FederationServer(Experiment.load(path), LAYOUT, get(method))
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["fedit", "ffa", "fra"])
+def test_the_sum_of_quantised_uploads_is_the_sum_within_one_step_each(
+    make_server: Callable[..., FederationServer], method: str
+) -> None:
+    server = make_server(method, support="dense", density=1.0, value_bits=12)
+    begun = server.begin(start_state(), noise_multiplier=1.0)
+    task = server.task(begun)
+    rng = np.random.default_rng(1)
+    uploads = [
+        {
+            n: rng.uniform(-b, b, task.channel.contract.uploads[n]).astype(np.float32)
+            for n, b in begun.bounds.items()
+        }
+        for _ in range(5)
+    ]
+    total = np.zeros(len(task.channel.support), np.uint32)
+    for upload in uploads:
+        total += task.channel.ring(upload, SecretStream())
+    total &= np.uint32((1 << task.channel.quantiser.modulus_bits) - 1)
+    sums = task.channel.sums(total)
+    for name, bound in begun.bounds.items():
+        step = bound / task.channel.quantiser.levels
+        truth = np.sum([u[name].astype(np.float64) for u in uploads], axis=0)
+        assert np.abs(sums[name] - truth).max() <= 5 * step * 1.001
+
+
+def test_first_bounds_fit_an_upload_of_the_planned_size(make_server: Callable[..., FederationServer]) -> None:
+    """The rehearsal is of the right order: a fresh random walk of that size is hardly clipped, nor drowned."""
+    for method in ("ffa", "fra"):
+        server = make_server(method)
+        begun = server.begin(start_state(), noise_multiplier=1.0)
+        rng = np.random.default_rng(9)
+        spread = 0.5 * (1.0 / 20 + 1 / np.sqrt(sum(np.prod(s) for s in LAYOUT.shapes().values())))
+        trained = {
+            n: (a + spread * rng.normal(size=a.shape)).astype(np.float32)
+            if LAYOUT.role(n) in server.contract.trains
+            else a
+            for n, a in start_state().items()
+        }
+        upload = server._method.upload(LAYOUT, start_state(), trained, server._shared(1))
+        for name, bound in begun.bounds.items():
+            largest = np.abs(upload[name]).max()
+            assert 0.1 * bound < largest < 1.5 * bound, (method, name)
+
+
+def test_a_task_arrives_as_it_was_sent_and_its_context_binds_everything(
+    make_server: Callable[..., FederationServer],
+) -> None:
+    server = make_server("ffa", density=0.3)
+    begun = server.begin(start_state(), noise_multiplier=1.0)
+    task = server.task(begun)
+    message = wire.decode(wire.encode(task.to_message(LAYOUT)))
+    assert not any(name.endswith("lora_A") for name in message.blobs)  # frozen: everybody has it
+    received = RoundTask.from_message(message, LAYOUT, server.contract, start_state(), 8, 5)
+    context = task.context(b"e" * 32, b"r" * 16)
+    assert received.context(b"e" * 32, b"r" * 16) == context
+    other_state = {**start_state(), "classifier.bias": np.array([0, 1e-7], np.float32)}
+    bounds = {**begun.bounds, "classifier.bias": begun.bounds["classifier.bias"] * 2}
+    different = [
+        replace(task, round=2),
+        replace(task, state=other_state),
+        replace(task, channel=replace(task.channel, bounds=bounds)),
+        replace(task, channel=make_server("ffa", density=0.4).task(begun).channel),
+    ]
+    assert all(other.context(b"e" * 32, b"r" * 16) != context for other in different)
+    assert task.context(b"f" * 32, b"r" * 16) != context
+    assert task.context(b"e" * 32, b"s" * 16) != context
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda m: replace(m, fields={**m.fields, "round": 0}), "cannot have the number"),
+        (lambda m: replace(m, fields={**m.fields, "bounds": {}}), "do not name"),
+        (
+            lambda m: replace(m, fields={**m.fields, "bounds": dict.fromkeys(m.fields["bounds"], -1.0)}),
+            "not a positive number",
+        ),
+        (
+            lambda m: replace(m, blobs={k: b for k, b in m.blobs.items() if k != "support"}),
+            "lacks or garbles",
+        ),
+        (lambda m: replace(m, blobs={**m.blobs, "support": b"\x07"}), "lacks or garbles"),
+        (lambda m: replace(m, blobs={**m.blobs, "state/extra": b"\0" * 4}), "other arrays"),
+    ],
+)
+def test_a_garbled_task_is_refused(
+    make_server: Callable[..., FederationServer], change: Callable, error: str
+) -> None:
+    server = make_server("ffa")
+    message = server.task(server.begin(start_state(), noise_multiplier=1.0)).to_message(LAYOUT)
+    with pytest.raises(FederationError, match=error):
+        RoundTask.from_message(change(message), LAYOUT, server.contract, start_state(), 8, 5)
+
+
+def test_support_follows_the_accumulated_sum_and_explores(
+    make_server: Callable[..., FederationServer],
+) -> None:
+    server = make_server("ffa", support="server-topk", density=0.25, exploration=0.2)
+    begun = server.begin(start_state(), noise_multiplier=1.0)
+    scores = np.zeros(server.contract.dimension, np.float32)
+    scores[:10] = -5.0  # magnitude counts, not sign
+    supports = [server.task(replace(begun, scores=scores, round=r)).channel.support for r in (1, 2)]
+    for support in supports:
+        assert set(range(10)) <= set(support.indices.tolist())
+        assert len(support) == int(np.ceil(0.25 * server.contract.dimension))
+    assert supports[0] != supports[1]  # the explored share differs from round to round
+
+
+def test_bounds_follow_the_last_sum_but_never_collapse(make_server: Callable[..., FederationServer]) -> None:
+    server = make_server("ffa", support="dense", density=1.0)
+    begun = server.begin(start_state(), noise_multiplier=1.0)
+    task = server.task(begun)
+    quiet = server.advance(begun, task, np.zeros(len(task.channel.support), np.uint32), 5)
+    assert all(quiet.bounds[n] == pytest.approx(b / 2) for n, b in begun.bounds.items())
+    loud = np.full(len(task.channel.support), 5 * task.channel.quantiser.levels, np.uint32)
+    grown = server.advance(begun, task, loud, 5)
+    assert all(grown.bounds[n] > 2 * b for n, b in begun.bounds.items())
+    assert quiet.round == grown.round == server.skip(begun, task).round == 1
