@@ -143,6 +143,19 @@ class SecAggClient(Redacted):
         """What it sends next: "advertise", "share", "mask", "confirm" or "reveal"; else "done" or "refused"."""
         return self._state.PHASE
 
+    @property
+    def session_id(self) -> bytes | None:
+        """The session it has advertised for and is still in, for the application's own records."""
+        state = self._state
+        if isinstance(state, Advertised | Shared | Masked | Confirmed):
+            return state.parameters.session_id
+        return None
+
+    @property
+    def transcript(self) -> bytes | None:
+        """T1 of the session, known once it has shared and until it has revealed."""
+        return self._state.t1 if isinstance(self._state, Shared | Masked | Confirmed) else None
+
     def snapshot(self) -> bytes:
         """Return the whole state as bytes. They are secret: store them encrypted, and only the latest."""
         return to_snapshot(self._state, self._client_id, self._context)
