@@ -170,13 +170,22 @@ class FederationClient:
         answers: dict[Any, Callable[[], bytes]] = {
             "advertise": lambda: session.advertise(body),
             "share": lambda: session.share(body),
-            "mask": lambda: session.mask(body, self._ring(current, session.session_id.hex())),
-            "confirm": lambda: session.confirm(body, attachment=self._anchor()),
+            "mask": lambda: session.mask(body, self._ring(current, _hex(session.session_id))),
+            "confirm": lambda: session.confirm(body, attachment=self._anchored(current, session)),
             "reveal": lambda: session.reveal(body),
         }
         if phase not in answers:
             raise FederationError(f"there is no phase {phase!r} in secure aggregation")
         return wire.Message(wire.PHASE, {"phase": phase}, {"body": answers[phase]()})
+
+    def _anchored(self, current: _Round, session: SecAggClient) -> bytes:
+        """Record the session's transcript, and return the ledger's signed anchor to ride on Confirm."""
+        self._setup.ledger.release(
+            self._charge(current.update),
+            session_id=_hex(session.session_id),
+            transcript=_hex(session.transcript),
+        )
+        return self._anchor()
 
     def _upload(self, message: wire.Message) -> wire.Message:  # noqa: ARG002
         """Send the quantised upload unmasked: only where the experiment itself asks for `insecure`."""
@@ -233,6 +242,13 @@ class FederationClient:
         if self._round is None:
             raise FederationError("a message of a round came before the round began")
         return self._round
+
+
+def _hex(value: bytes | None) -> str:
+    """Return an id of the running session as hex."""
+    if value is None:
+        raise FederationError("a phase of secure aggregation came out of turn")
+    return value.hex()
 
 
 def policy(experiment: Experiment, dimension: int) -> ClientPolicy:
