@@ -235,7 +235,7 @@ class Ledger:
             recorded, given = getattr(self._chain.opening, name), getattr(opening, name)
             if recorded != given:
                 raise LedgerError(
-                    f"the ledger of {self.client_id}, {self.dataset_id!r} has {name} {recorded!r}, not {given!r}; "
+                    f"{self.client_id}, {self.dataset_id!r}: the ledger has {name} {recorded!r}, not {given!r}; "
                     "a budget belongs to the data as first declared: use that, or another data set"
                 )
 

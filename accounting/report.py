@@ -1,0 +1,207 @@
+"""The JSON report: what is claimed, for whom, and the records that the claims follow from.
+
+Claims are computed here from ledger rows, never handed in. `report.schema.json`, beside this file, is the
+published format; `docs/report-format.md` explains it field by field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from . import canonical
+from .anchor import Anchor, ledger_head
+from .chain import Chain, Row, replay
+from .errors import ReportError
+from .events import PrivateEvent
+from .planning import Plan
+from .pricing import epsilon
+
+SCHEMA_VERSION = 1
+FEDERATION = "federation"
+VIEWS = ("server", "released-model", "colluding-clients")
+# The randomness that this library itself uses; an audit knows no other by name.
+OS_KEYED_AES_CTR = "AES-256-CTR keyed by the operating system"
+
+Report = dict[str, Any]
+
+
+def build(
+    *,
+    run: str,
+    experiment: Mapping[str, Any],
+    plans: Iterable[Plan],
+    rows: Iterable[Row | str],
+    anchors: Iterable[Anchor],
+    rounds: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    bytes: Mapping[str, Any],
+    randomness: Mapping[str, Any],
+    outputs: Sequence[Mapping[str, str]],
+    versions: Mapping[str, str],
+    secure_aggregation: Mapping[str, Any] | None = None,
+) -> Report:
+    """The report of one run, its claims computed from the clients' ledger rows, valid under the schema.
+
+    `run` is the run's id (hex) in the ledgers; `rows` are the clients' exported ledgers, one after the other,
+    and `anchors` their signed heads. The other arguments are the sections of those names. A planned client
+    whose rows are missing is claimed at the worst case of its plan.
+
+    Raises:
+        LedgerError: the rows are not whole.
+        ReportError: the plans disagree about delta or adjacency, or a section breaks the schema.
+    """
+    by_client = {plan.client_id: plan for plan in plans}
+    chains = {chain.client_id: chain for chain in replay(rows).values()}
+    anchors = tuple(anchors)
+    report: Report = {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": dict(experiment),
+        "run": run,
+        "mode": "local",
+        "simulation": is_simulation(chains.values()),
+        "claims": make_claims(by_client, chains, run),
+        "plan": {client_id: plan.to_json() for client_id, plan in by_client.items()},
+        "metrics": dict(metrics),
+        "bytes": dict(bytes),
+        "rounds": [_with_remasked(entry, chains, run) for entry in rounds],
+        "randomness": dict(randomness),
+        "outputs": [dict(output) for output in outputs],
+        "anchors": [anchor.to_json() for anchor in anchors],
+        "ledger_head": ledger_head(anchors),
+        "non_private": non_private(chains.values(), run),
+        "versions": dict(versions),
+    }
+    if secure_aggregation is not None:
+        report["secure_aggregation"] = dict(secure_aggregation)
+    validate(report)
+    return report
+
+
+def make_claims(plans: Mapping[str, Plan], chains: Mapping[str, Chain], run: str) -> list[dict[str, Any]]:
+    """Every client's claim in every view, then the federation's, from what the chains charge.
+
+    In mode `local` the views do not differ: each client's noise protects it by itself, so nothing is gained
+    from masks, from others' noise or from who took part. Clients' data are disjoint, so the federation's
+    epsilon is the largest client's, at the one delta.
+
+    Raises:
+        ReportError: no plan, or plans that disagree about delta or adjacency.
+    """
+    if len({(plan.delta, plan.adjacency) for plan in plans.values()}) != 1:
+        raise ReportError("a federation claim needs one delta and one adjacency in all plans")
+    clients = {client_id: _client_claim(plan, chains.get(client_id), run) for client_id, plan in plans.items()}
+    lifetimes = [claim["lifetime_epsilon"] for claim in clients.values()]
+    clients[FEDERATION] = {
+        **next(iter(clients.values())),
+        "epsilon": max(claim["epsilon"] for claim in clients.values()),
+        "lifetime_epsilon": None if None in lifetimes else max(lifetimes),
+        "n": sum(plan.declared_examples for plan in plans.values()),
+        "basis": "maximum over disjoint clients",
+    }
+    return [{"who": who, "view": view, **claim} for who, claim in clients.items() for view in VIEWS]
+
+
+def _client_claim(plan: Plan, chain: Chain | None, run: str) -> dict[str, Any]:
+    """What one client's rows amount to: in this run, and over the data set's lifetime."""
+    charged = chain.spent(run) if chain else planned_events(plan)
+    return {
+        "unit": "example",
+        "adjacency": plan.adjacency,
+        "epsilon": epsilon(charged, plan.delta),
+        "delta": plan.delta,
+        "accountant": "pld",
+        "lifetime_epsilon": epsilon(chain.spent(), plan.delta) if chain else None,
+        "n": plan.declared_examples,
+        "basis": "ledger" if chain else "plan",
+    }
+
+
+def planned_events(plan: Plan) -> tuple[PrivateEvent, ...]:
+    """Everything that a plan allows, retries included."""
+    return (plan.round_event(),) * (plan.rounds + plan.retry_rounds)
+
+
+def is_simulation(chains: Iterable[Chain]) -> bool:
+    """Whether all the data was declared public: then the guarantee protects nobody and is a demonstration."""
+    flags = [chain.opening.public for chain in chains]
+    return bool(flags) and all(flags)
+
+
+def non_private(chains: Iterable[Chain], run: str) -> list[dict[str, Any]]:
+    """What the run released outside the guarantee, as the ledgers noted it."""
+    return [
+        {"client_id": chain.client_id, "round": note.round, "what": note.event.what, "reason": note.event.reason}
+        for chain in chains
+        for note in chain.notes
+        if note.run == run
+    ]
+
+
+def _with_remasked(entry: Mapping[str, Any], chains: Mapping[str, Chain], run: str) -> dict[str, Any]:
+    """A round's entry with the clients that masked the same update in more than one session."""
+    remasked = [
+        {"client_id": client_id, "times": charge.remasked}
+        for client_id, chain in chains.items()
+        for charge in chain.charges.values()
+        if (charge.run, charge.round) == (run, entry.get("round")) and charge.remasked
+    ]
+    return {**entry, "remasked": remasked}
+
+
+def validate(report: object) -> None:
+    """Raise ReportError, saying where, unless `report` follows the published schema."""
+    # jsonschema takes a while to import, and nothing else here needs it.
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    error = best_match(Draft202012Validator(schema()).iter_errors(report))
+    if error is not None:
+        where = "/".join(str(part) for part in error.absolute_path) or "the report"
+        raise ReportError(f"{where}: {error.message[:200]}")
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The published JSON schema (draft 2020-12) of the report."""
+    text = resources.files(__package__).joinpath("report.schema.json").read_text(encoding="utf-8")
+    value: dict[str, Any] = json.loads(text)
+    return value
+
+
+def write(report: Report, path: str | Path) -> None:
+    """Validate a report and put it in place at once, so that no reader sees half of it."""
+    validate(report)
+    try:
+        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ReportError(f"the report cannot be written: {error}") from error
+    target = Path(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | Path) -> Report:
+    """The report in a file. Raises ReportError if it cannot be read or breaks the schema."""
+    try:
+        report = canonical.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path} cannot be read as a report: {error}") from error
+    validate(report)
+    result: Report = report
+    return result
