@@ -108,7 +108,7 @@ def attach_lora(base: nn.Module, lora: LoraSettings, seed: int) -> Any:
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT calls a deprecated property
-        model: Any = get_peft_model(base, config)  # type: ignore[arg-type]
+        model: Any = get_peft_model(base, config)
     model.fedlora_train_head = lora.train_head
     for name, parameter in model.named_parameters():
         if ".modules_to_save." in name:

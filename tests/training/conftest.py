@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,18 @@ VOCABULARY = 97
 TARGETS = {"bert": ("query", "value"), "gpt2": ("c_attn",), "llama": ("q_proj", "v_proj")}
 
 
-def tiny_bert(**changes: Any) -> BertConfig:
-    settings = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    settings |= {"intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": 0}
-    return BertConfig(**(settings | changes))
+def tiny_bert() -> BertConfig:
+    return BertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64, pad_token_id=0, num_labels=2,
+    )  # fmt: skip
 
 
 def tiny_gpt2() -> GPT2Config:
-    return GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0)
+    return GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0,
+        bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
 
 
 def tiny_llama() -> LlamaConfig:
@@ -49,26 +53,24 @@ def tiny_llama() -> LlamaConfig:
 
 _BASES = {
     "bert-mean": lambda: MeanPoolingClassifier(BertModel(tiny_bert()), 2),
-    "bert": lambda: BertForSequenceClassification(tiny_bert(num_labels=2)),
+    "bert": lambda: BertForSequenceClassification(tiny_bert()),
     "gpt2": lambda: GPT2ForSequenceClassification(tiny_gpt2()),
     "llama": lambda: LlamaForSequenceClassification(tiny_llama()),
     "gpt2-lm": lambda: GPT2LMHeadModel(tiny_gpt2()),
     "llama-lm": lambda: LlamaForCausalLM(tiny_llama()),
 }
-CLASSIFIERS = ("bert-mean", "bert", "gpt2", "llama")
-LANGUAGE_MODELS = ("gpt2-lm", "llama-lm")
 
 
-def tiny_base(kind: str) -> Any:
+def _tiny_base(kind: str) -> Any:
     torch.manual_seed(0)
     return _BASES[kind]().float()
 
 
-def tiny_model(kind: str = "bert-mean", *, rank: int = 2, seed: int = 7, train_head: bool = True) -> Any:
+def _tiny_model(kind: str = "bert-mean", *, rank: int = 2, seed: int = 7, train_head: bool = True) -> Any:
     """A tiny model with LoRA; language models have no head of their own to train."""
     lora = LoraSettings(TARGETS[kind.split("-")[0]], rank=rank, alpha=4.0, train_head=train_head)
-    base = tiny_base(kind)
-    if kind not in LANGUAGE_MODELS:
+    base = _tiny_base(kind)
+    if not kind.endswith("-lm"):
         return attach_lora(base, lora, seed)
     from peft import LoraConfig, get_peft_model
 
@@ -76,12 +78,32 @@ def tiny_model(kind: str = "bert-mean", *, rank: int = 2, seed: int = 7, train_h
     return get_peft_model(base, config).eval()
 
 
-def make_examples(n: int = 24, *, seed: int = 3, labels: bool = True, longest: int = 12) -> TokenisedExamples:
+def _make_examples(
+    n: int = 24, *, seed: int = 3, labels: bool = True, longest: int = 12
+) -> TokenisedExamples:
     """Random sequences of different lengths; the label is whether the first token is even."""
     generator = np.random.default_rng(seed)
     ids = tuple(generator.integers(1, VOCABULARY, generator.integers(2, longest + 1)) for _ in range(n))
     classes = np.array([row[0] % 2 for row in ids], dtype=np.int64)
     return TokenisedExamples(ids, classes if labels else None, 0)
+
+
+@pytest.fixture
+def tiny_base() -> Callable[..., Any]:
+    """Builds an unwrapped tiny model: ``tiny_base("bert-mean")``; see `_BASES` for the kinds."""
+    return _tiny_base
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., Any]:
+    """Builds a tiny model with LoRA: ``tiny_model("gpt2", rank=2)``."""
+    return _tiny_model
+
+
+@pytest.fixture
+def make_examples() -> Callable[..., TokenisedExamples]:
+    """Builds random examples: ``make_examples(8, labels=False)``."""
+    return _make_examples
 
 
 @pytest.fixture(autouse=True)
