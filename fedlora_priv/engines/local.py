@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from fedlora_priv.config import Dropout
@@ -26,7 +27,7 @@ class LocalEngine:
         on_answer: Callable[[str, Step], None] = lambda client_id, step: None,
     ) -> None:
         self._clients = {client.client_id: client for client in clients}
-        self._dropouts = {(d.round, d.phase): set[str]() for d in dropouts}
+        self._dropouts: dict[tuple[int, str], set[str]] = defaultdict(set)
         for dropout in dropouts:
             self._dropouts[dropout.round, dropout.phase].add(dropout.client_id)
         self._on_answer = on_answer
@@ -40,7 +41,7 @@ class LocalEngine:
     def exchange(self, messages: Mapping[str, bytes], step: Step) -> Mapping[str, bytes]:
         """Deliver to everybody who is not lost, and return the answers."""
         lost = self._lost[1] if self._lost[0] == step.round else set()
-        lost = lost | self._dropouts.get((step.round, step.phase), set())
+        lost = lost | self._dropouts[step.round, step.phase]
         self._lost = (step.round, lost)
         answers = {}
         for client_id, data in messages.items():

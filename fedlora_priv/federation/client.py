@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accounting.budget import Budget
-from accounting.chain import Charge
 from accounting.errors import BudgetExceeded
 from accounting.ledger import Ledger
 from accounting.planning import Plan
@@ -37,9 +36,6 @@ from protocols.secagg.client import SecAggClient
 from protocols.secagg.guard import Guard
 from protocols.secagg.identity import Identity, Roster
 from protocols.secagg.session import ClientPolicy
-
-INSECURE_SESSION = "insecure"
-"""What the ledger records in place of a session's id where an upload left unmasked."""
 
 
 class LocalTraining(Protocol):
@@ -125,6 +121,10 @@ class FederationClient:
         except (BudgetExceeded, ProtocolError) as error:
             return wire.encode(wire.Message(wire.REFUSED, {"code": type(error).__name__}))
 
+    def close(self) -> None:
+        """Close the ledger; nothing is lost."""
+        self._setup.ledger.close()
+
     # --- training ------------------------------------------------------------------------------------
 
     def _train(self, message: wire.Message) -> wire.Message:
@@ -140,7 +140,7 @@ class FederationClient:
         )
         digest = task.state_digest()
         update = self._updates.load(digest) or self._trained(task, digest)
-        setup.ledger.commit(self._charge(update))
+        setup.ledger.commit(update.reservation)
         self._round = _Round(task, update)
         return wire.Message(wire.TRAINED)
 
@@ -149,10 +149,10 @@ class FederationClient:
         setup = self._setup
         event = setup.plan.round_event()
         self._budget.require(setup.ledger, event)
-        charge = setup.ledger.reserve(round=task.round, event=event, run=setup.run.hex())
+        reservation = setup.ledger.reserve(event, round=task.round, run=setup.run.hex())
         stream = setup.stream("train", task.round)
         state = setup.train(task.state, setup.plan, self._contract.trains, stream)
-        update = FinishedUpdate(charge.reservation, state)
+        update = FinishedUpdate(reservation, state)
         self._updates.save(digest, update)
         return update
 
@@ -181,8 +181,8 @@ class FederationClient:
     def _anchored(self, current: _Round, session: SecAggClient) -> bytes:
         """Record the session's transcript, and return the ledger's signed anchor to ride on Confirm."""
         self._setup.ledger.release(
-            self._charge(current.update),
-            session_id=_hex(session.session_id),
+            current.update.reservation,
+            session=_hex(session.session_id),
             transcript=_hex(session.transcript),
         )
         return self._anchor()
@@ -192,16 +192,16 @@ class FederationClient:
         if self._setup.experiment.secure_aggregation.mode != "insecure":
             raise FederationError("the server asked for an unmasked upload; this experiment is secure")
         current = self._current()
-        ring = self._ring(current, INSECURE_SESSION)
+        ring = self._ring(current, session_id=None)
         body = pack(ring, current.task.channel.quantiser.modulus_bits)
         return wire.Message(wire.UPLOAD, {}, {"body": body})
 
-    def _ring(self, current: _Round, session_id: str) -> NDArray[np.uint32]:
+    def _ring(self, current: _Round, session_id: str | None) -> NDArray[np.uint32]:
         """Return what leaves, as ring elements, after the ledger has recorded that it does."""
         setup = self._setup
         shared = Shared(setup.experiment.experiment.seed, current.task.round)
         upload = setup.method.upload(setup.layout, current.task.state, current.update.state, shared)
-        setup.ledger.release(self._charge(current.update), session_id=session_id)
+        setup.ledger.release(current.update.reservation, session=session_id)
         return current.task.channel.ring(upload, setup.stream("round", current.task.round))
 
     def _new_session(self, task: RoundTask) -> SecAggClient:
@@ -227,15 +227,6 @@ class FederationClient:
         """Return the signed head and length of this client's ledger."""
         identity = self._setup.identity
         return self._setup.ledger.anchor(sign=identity.sign, public_key=identity.public_bytes).to_bytes()
-
-    def _charge(self, update: FinishedUpdate) -> Charge:
-        """Return the ledger's record of what paid for an update."""
-        charge = self._setup.ledger.chain.charges.get(update.reservation)
-        if charge is None:
-            raise FederationError(
-                "a stored update names a reservation that the ledger does not have", "restore the ledger"
-            )
-        return charge
 
     def _current(self) -> _Round:
         """Return the round in progress."""

@@ -67,21 +67,25 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> Ou
     parts = assemble(experiment, progress.say)
     preflight(parts.trainer.model)
     clients, roster = make_clients(parts, folder)
-    roster.save(folder.path / "roster.json")
-    engine = Metered(LocalEngine(clients, experiment.simulate.dropouts, progress.answered))
-    loop = Loop(
-        experiment=experiment,
-        server=FederationServer(experiment, parts.layout, parts.method),
-        conductor=RoundConductor(experiment, parts.layout, roster, folder.run, engine),
-        engine=engine,
-        plans=parts.plans,
-        folder=folder.path,
-        evaluate=parts.evaluator(),
-        progress=progress,
-    )
-    state, history = loop.run(parts.initial)
-    progress.say("collecting the clients' ledgers and writing the report")
-    statements = record.collect(engine, state.round)
+    try:
+        roster.save(folder.path / "roster.json")
+        engine = Metered(LocalEngine(clients, experiment.simulate.dropouts, progress.answered))
+        loop = Loop(
+            experiment=experiment,
+            server=FederationServer(experiment, parts.layout, parts.method),
+            conductor=RoundConductor(experiment, parts.layout, roster, folder.run, engine),
+            engine=engine,
+            plans=parts.plans,
+            folder=folder.path,
+            evaluate=parts.evaluator(),
+            progress=progress,
+        )
+        state, history = loop.run(parts.initial)
+        progress.say("collecting the clients' ledgers and writing the report")
+        statements = record.collect(engine, state.round)
+    finally:
+        for client in clients:
+            client.close()
     report = record.build(parts, folder, history, statements)
     _save_adapter(parts, state, folder, report)
     record.write(folder.path, report, history.metrics, statements)
