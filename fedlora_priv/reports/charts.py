@@ -1,0 +1,180 @@
+"""The four plots of a report: accuracy, ε, bytes and survivors, by round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedlora_priv.reports import svg
+from fedlora_priv.reports.markup import Markup, element
+from fedlora_priv.reports.summary import Row, Summary, bytes_text, survivors_bytes, up_text
+from fedlora_priv.reports.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale
+
+MATRIX_CLIENTS = 40
+"""Up to so many clients the survivors are shown one by one, beyond that as a count."""
+
+_FLOOR = HEIGHT - BOTTOM
+
+
+def accuracy(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
+    """Return accuracy by round, with the start as a dashed line; None if none was measured."""
+    measured = [
+        (int(row["round"]), float(row["accuracy"])) for row in metrics if row.get("accuracy") is not None
+    ]
+    if not measured:
+        return None
+    values = [value for _, value in measured]
+    if summary.accuracy_before is not None:
+        values.append(summary.accuracy_before)
+    marks = svg.ticks(min(values), max(values))
+    x, y = _rounds_scale(metrics), Scale(marks[0], marks[-1], _FLOOR, TOP)
+    parts = svg.y_axis(marks, [f"{100 * mark:.3g} %" for mark in marks], y)
+    parts += svg.x_axis(len(metrics), x, _FLOOR)
+    if summary.accuracy_before is not None:
+        before = summary.accuracy_before
+        parts += svg.level(y(before), "quiet", f"before: {100 * before:.1f} %")
+    points = [(x(number), y(value)) for number, value in measured]
+    floor = f"L{points[-1][0]:.1f} {_FLOOR} L{points[0][0]:.1f} {_FLOOR} Z"
+    outline = " ".join(f"{'L' if index else 'M'}{px:.1f} {py:.1f}" for index, (px, py) in enumerate(points))
+    parts.append(element("path", d=f"{outline} {floor}", class_="area"))
+    parts.append(svg.line(points, "primary"))
+    tips = [f"round {number}: {100 * value:.2f} %" for number, value in measured]
+    parts += svg.dots(points, "primary-dot", tips)
+    described = (
+        f"From {100 * measured[0][1]:.1f} % in round {measured[0][0]} to {100 * measured[-1][1]:.1f} %."
+    )
+    return svg.figure("Accuracy by round", described, *parts)
+
+
+def epsilon(summary: Summary, metrics: Sequence[Row], clients: Sequence[str]) -> Markup | None:
+    """Return every client's ε after each round, the largest in bold, against the target."""
+    if not any(row.get("epsilon") for row in metrics):
+        return None
+    largest = [(int(row["round"]), max(row["epsilon"].values())) for row in metrics if row.get("epsilon")]
+    top = max([value for _, value in largest] + [summary.target_epsilon or 0.0])
+    marks = svg.ticks(0, top * 1.06)
+    x, y = _rounds_scale(metrics), Scale(marks[0], marks[-1], _FLOOR, TOP)
+    parts = svg.y_axis(marks, [f"{mark:g}" for mark in marks], y)
+    parts += svg.x_axis(len(metrics), x, _FLOOR)
+    for client_id in clients:
+        spent = [(row["round"], (row.get("epsilon") or {}).get(client_id)) for row in metrics]
+        own = [(x(number), y(value)) for number, value in spent if value is not None]
+        parts.append(svg.line(own, "faint"))
+    points = [(x(number), y(value)) for number, value in largest]
+    parts.append(svg.line(points, "secondary"))
+    tips = [f"after round {number}: ε ≤ {up_text(value)}" for number, value in largest]
+    parts += svg.dots(points, "secondary-dot", tips)
+    if summary.target_epsilon is not None:
+        parts += svg.level(y(summary.target_epsilon), "limit", f"target ε = {summary.target_epsilon:g}")
+    described = f"The largest ε of any client reaches {up_text(largest[-1][1])}."
+    return svg.figure("Privacy spent by round", described, *parts)
+
+
+def traffic(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
+    """Return mean bytes up and down per surviving client, by round, against dense float32 LoRA."""
+    rows = [
+        (
+            int(row["round"]),
+            [_mean(survivors_bytes(row, key)) for key in ("uploaded_bytes", "downloaded_bytes")],
+        )
+        for row in metrics
+    ]
+    top = max([value for _, pair in rows for value in pair] + [summary.dense_bytes or 0.0], default=0.0)
+    if top == 0:
+        return None
+    marks = svg.ticks(0, top * 1.06, wanted=4)
+    x, y = _rounds_scale(metrics, margin=0.5), Scale(marks[0], marks[-1], _FLOOR, TOP)
+    parts = svg.y_axis(marks, [bytes_text(mark).replace(".00", "").replace(".0", "") for mark in marks], y)
+    parts += svg.x_axis(len(metrics), x, _FLOOR)
+    width = min(16.0, 0.36 * (x(2) - x(1)))
+    for number, pair in rows:
+        for value, class_, word, left in zip(
+            pair, ("bar-up", "bar-down"), ("up", "down"), (-width - 0.5, 0.5), strict=True
+        ):
+            tip = f"round {number}: {bytes_text(value)} {word}"
+            parts.append(svg.box(x(number) + left, y(value), width, _FLOOR - y(value), class_, tip))
+    if summary.dense_bytes:
+        parts += svg.level(
+            y(summary.dense_bytes), "limit", f"dense float32 LoRA: {bytes_text(summary.dense_bytes)}"
+        )
+    described = "Mean bytes on the wire per client that reached the sum, uploads and downloads."
+    return svg.figure("Bytes by round", described, *parts)
+
+
+def survivors(metrics: Sequence[Row], clients: Sequence[str]) -> Markup | None:
+    """Return who was in each round's sum: a matrix of clients and rounds, or counts when there are many."""
+    if not metrics:
+        return None
+    return _matrix(metrics, clients) if len(clients) <= MATRIX_CLIENTS else _counts(metrics, len(clients))
+
+
+def _matrix(metrics: Sequence[Row], clients: Sequence[str]) -> Markup:
+    """Return one cell per client and round: in the sum, lost (crossed), refused, or no sum at all."""
+    row_height = max(9.0, min(40.0, (HEIGHT - TOP - BOTTOM) / len(clients)))
+    height = round(TOP + row_height * len(clients) + BOTTOM)
+    left = LEFT + 12
+    column = (WIDTH - RIGHT - left) / len(metrics)
+    gap = min(3.0, 0.15 * column)
+    parts = []
+    for index, client_id in enumerate(clients):
+        top = TOP + index * row_height
+        parts.append(svg.text(client_id, left - 8, top + row_height / 2 + 4, "tick end"))
+        for position, row in enumerate(metrics):
+            class_, tip = _fate(row, client_id)
+            area = (left + position * column + gap / 2, top + gap / 2, column - gap, row_height - gap)
+            parts.append(svg.box(*area, class_, f"{client_id}, round {row['round']}: {tip}", radius=3))
+            if class_ == "cell-lost":
+                parts.append(_cross(*area))
+    scale = Scale(
+        1, max(2, len(metrics)), left + column / 2, left + column / 2 + column * max(1, len(metrics) - 1)
+    )
+    parts += svg.x_axis(len(metrics), scale, height - BOTTOM)
+    lost = sum(len(row.get("lost") or ()) for row in metrics)
+    return svg.figure("Survivors by round", f"{lost} times a client was lost.", *parts, height=height)
+
+
+def _cross(x: float, y: float, width: float, height: float) -> Markup:
+    """Return a small cross in the middle of a cell, so that colour is not all that tells."""
+    arm = min(width, height, 18.0) / 5
+    cx, cy = x + width / 2, y + height / 2
+    down = f"M{cx - arm:.1f} {cy - arm:.1f} l{2 * arm:.1f} {2 * arm:.1f}"
+    strokes = f"{down} m0 {-2 * arm:.1f} l{-2 * arm:.1f} {2 * arm:.1f}"
+    return element("path", d=strokes, class_="cross")
+
+
+def _fate(row: Row, client_id: str) -> tuple[str, str]:
+    """Return the class and the words for what became of a client in a round."""
+    if client_id in row["survivors"]:
+        return "cell-in", "in the sum"
+    for loss in row.get("lost") or ():
+        if loss["client_id"] == client_id:
+            return "cell-lost", f"lost before {loss['phase']}"
+    for refusal in row.get("refused") or ():
+        if refusal["client_id"] == client_id:
+            return "cell-refused", f"refused ({refusal.get('code', 'no code')})"
+    return "cell-out", "the round had no sum" if not row["survivors"] else "did not take part"
+
+
+def _counts(metrics: Sequence[Row], clients: int) -> Markup:
+    """Return the number of survivors by round."""
+    marks = svg.ticks(0, clients)
+    x, y = _rounds_scale(metrics, margin=0.5), Scale(0, marks[-1], _FLOOR, TOP)
+    width = min(22.0, 0.7 * (x(2) - x(1)))
+    parts = svg.y_axis(marks, [f"{mark:g}" for mark in marks], y) + svg.x_axis(len(metrics), x, _FLOOR)
+    for row in metrics:
+        count, number = len(row["survivors"]), int(row["round"])
+        tip = f"round {number}: {count} of {clients}"
+        parts.append(svg.box(x(number) - width / 2, y(count), width, _FLOOR - y(count), "cell-in", tip))
+    parts += svg.level(y(clients), "quiet", f"all {clients}")
+    return svg.figure("Survivors by round", f"Out of {clients} clients.", *parts)
+
+
+def _rounds_scale(metrics: Sequence[Row], margin: float = 0.0) -> Scale:
+    """Return the horizontal scale over rounds; `margin` in rounds leaves room for bars."""
+    inset = 10 if margin == 0 else 0
+    last = max(2, len(metrics)) if margin == 0 else len(metrics)
+    return Scale(1 - margin, last + margin, LEFT + inset, WIDTH - RIGHT - inset)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean; zero for a round that nobody finished."""
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,364 @@
+"""The report as one HTML file that needs no network: figures inline, no script, no font, no image to load.
+
+Everything that comes from a report is escaped (`markup.element`); a report may be another party's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedlora_priv.reports import charts
+from fedlora_priv.reports.markup import Markup, element, join
+from fedlora_priv.reports.style import STYLE
+from fedlora_priv.reports.summary import (
+    Report,
+    Row,
+    Summary,
+    bytes_text,
+    client_ids,
+    plans,
+    power_text,
+    summarise,
+    up_text,
+)
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # nothing can be fetched, whatever a report says
+
+_COVERED = {
+    "public": "public: depends on no private data",
+    "NonPrivate": "NOT covered: outside the guarantee",
+}
+
+
+def render(report: Report, metrics: Sequence[Row]) -> str:
+    """Return the HTML page of a ``report.json`` and its ``metrics.jsonl`` rows.
+
+    Raises:
+        KeyError: a required field is missing; validate the report first (`accounting.report`).
+    """
+    summary = summarise(report, metrics)
+    title = f"{summary.name} – privacy and accuracy report"
+    head = element(
+        "head",
+        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        element("title", title),
+        element("style", Markup(STYLE)),
+    )
+    body = element(
+        "main",
+        _header(report, summary),
+        _banners(summary),
+        _headline(summary),
+        _plots(report, summary, metrics),
+        _claims(report),
+        _outputs(report),
+        _plan(report),
+        _rounds(metrics),
+        _provenance(report),
+    )
+    return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
+
+
+def _header(report: Report, summary: Summary) -> Markup:
+    """Return the name of the experiment and what kind of run it was."""
+    aggregation = (report.get("secure_aggregation") or {}).get("mode")
+    facts = [f"mode {report.get('mode', '?')}", f"{summary.clients} clients", f"{summary.rounds} rounds"]
+    facts += [f"{aggregation} aggregation"] if aggregation else []
+    facts += [f"{summary.seconds:,.0f} s"] if summary.seconds else []
+    return element(
+        "header",
+        element("p", "fedlora-priv report", class_="eyebrow"),
+        element("h1", summary.name),
+        element("p", " · ".join(facts)),
+    )
+
+
+def _banners(summary: Summary) -> Markup:
+    """Return what a reader must know before any number."""
+    parts = []
+    if summary.deterministic:
+        words = (
+            "noise or sampling was reproducible in this run. There is NO privacy, whatever the numbers say."
+        )
+        parts.append(
+            element("p", element("strong", "Not private: "), words, class_="banner bad", role="alert")
+        )
+    if summary.simulation:
+        words = (
+            "the data was declared public, so this run protects nobody. The claim below says what the same "
+        )
+        words += "run would promise to the owners of private data."
+        parts.append(element("p", element("strong", "Simulation: "), words, class_="banner"))
+    if summary.non_private:
+        heading = element("strong", "Released outside the guarantee:", class_="bad-text")
+        items = element("ul", (element("li", what) for what in summary.non_private))
+        parts.append(element("div", heading, items, class_="banner bad", role="alert"))
+    return join(parts)
+
+
+def _headline(summary: Summary) -> Markup:
+    """Return the four cards on top."""
+    return element(
+        "section",
+        _accuracy_card(summary),
+        _privacy_card(summary),
+        _bytes_card(summary),
+        _survivors_card(summary),
+        class_="grid",
+        aria_label="Headline",
+    )
+
+
+def _card(label: str, value: str, *details: str) -> Markup:
+    """Return one figure with its name and what goes with it."""
+    lines = [element("div", detail, class_="detail") for detail in details if detail]
+    return element(
+        "div",
+        element("div", label, class_="label"),
+        element("div", value, class_="value"),
+        lines,
+        class_="card",
+    )
+
+
+def _accuracy_card(summary: Summary) -> Markup:
+    """Return accuracy before and after."""
+    if summary.accuracy_after is None:
+        reason = "not measured: the evaluation data was not declared public"
+        return _card("Accuracy", "not reported", reason)
+    after = f"{100 * summary.accuracy_after:.1f} %"
+    if summary.accuracy_before is None:
+        return _card("Accuracy", after, _on(summary))
+    before = element("small", f"{100 * summary.accuracy_before:.1f} → ")
+    return _card("Accuracy, before → after", join(before, after), _on(summary))
+
+
+def _on(summary: Summary) -> str:
+    """Return what the accuracy was measured on."""
+    return f"on {summary.evaluated_on}" if summary.evaluated_on else ""
+
+
+def _privacy_card(summary: Summary) -> Markup:
+    """Return the worst claim with everything that gives it meaning."""
+    if summary.epsilon is None or summary.delta is None:
+        return _card(
+            "Privacy", element("span", "no guarantee", class_="bad-text"), "the report makes no claim"
+        )
+    lifetime = summary.lifetime_epsilon
+    return _card(
+        "Privacy, largest of any client",
+        f"ε ≤ {up_text(summary.epsilon)}",
+        f"at δ = {power_text(summary.delta)}, per {summary.unit} ({summary.adjacency})",
+        f"view: {', '.join(summary.views)}",
+        f"over the life of the data: ε ≤ {up_text(lifetime)}" if lifetime is not None else "",
+    )
+
+
+def _bytes_card(summary: Summary) -> Markup:
+    """Return the upload and how it compares with plain adapters."""
+    if summary.uploaded_bytes is None:
+        return _card("Upload per client and round", "nothing", "no round reached its sum")
+    sent = bytes_text(summary.uploaded_bytes)
+    if summary.upload_ratio is None or summary.dense_bytes is None:
+        return _card("Upload per client and round", sent, "on the wire")
+    value = join(f"{summary.upload_ratio:.3g}", element("small", " × dense LoRA"))
+    return _card(
+        "Upload per client and round",
+        value,
+        f"{sent} on the wire; {bytes_text(summary.dense_bytes)} in float32",
+    )
+
+
+def _survivors_card(summary: Summary) -> Markup:
+    """Return how many clients reached the sums."""
+    total = summary.clients * summary.rounds
+    value = join(f"{summary.survivals}", element("small", f" of {total}"))
+    lost = "nobody was lost" if not summary.losses else f"{summary.losses} lost on the way"
+    failed = f"rounds without a sum: {summary.rounds_without_sum}" if summary.rounds_without_sum else ""
+    return _card("Survivors, clients × rounds", value, lost, failed)
+
+
+def _plots(report: Report, summary: Summary, metrics: Sequence[Row]) -> Markup:
+    """Return the four plots, or a word where there is nothing to show."""
+    clients = client_ids(report, metrics)
+    many = len(clients) > charts.MATRIX_CLIENTS
+    cards = [
+        ("Accuracy by round", _on(summary), charts.accuracy(summary, metrics)),
+        (
+            "Privacy spent by round",
+            "ε after each round: bold the largest, thin every client",
+            charts.epsilon(summary, metrics, clients),
+        ),
+        (
+            "Bytes by round",
+            join(_key("up", "up"), _key("down", "down"), "mean per surviving client, on the wire"),
+            charts.traffic(summary, metrics),
+        ),
+        (
+            "Survivors by round",
+            "clients in the sum"
+            if many
+            else join(
+                _key("in", "in the sum"),
+                _key("lost", "lost"),
+                _key("refused", "refused"),
+                _key("out", "no sum"),
+            ),
+            charts.survivors(metrics, clients),
+        ),
+    ]
+    return element("section", (_plot(*card) for card in cards), class_="plots", aria_label="By round")
+
+
+def _plot(heading: str, caption: str, drawing: Markup | None) -> Markup:
+    """Return one plot in its card."""
+    content = (
+        drawing if drawing is not None else element("p", "nothing to show: not recorded", class_="caption")
+    )
+    return element(
+        "div", element("h3", heading), element("p", caption, class_="caption"), content, class_="card"
+    )
+
+
+def _key(colour: str, word: str) -> Markup:
+    """Return one entry of a legend."""
+    return join(element("i", class_="key", style=f"background: var(--{colour})"), element("span", word))
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """Return a table; a head that starts with '#' is of a column of numbers."""
+    classes = ["number" if head.startswith("#") else None for head in heads]
+    names = [
+        element("th", head.removeprefix("#"), class_=class_, scope="col")
+        for head, class_ in zip(heads, classes, strict=True)
+    ]
+    lines = [
+        element("tr", (element("td", cell, class_=class_) for cell, class_ in zip(row, classes, strict=True)))
+        for row in rows
+    ]
+    table = element("table", element("thead", element("tr", names)), element("tbody", lines))
+    return element("div", element("div", table, class_="scroll"), class_="card")
+
+
+def _claims(report: Report) -> Markup:
+    """Return every claim with unit, adjacency, view and price."""
+    rows = [
+        (
+            str(claim.get("who", "")),
+            str(claim.get("unit", "")),
+            str(claim.get("adjacency", "")),
+            str(claim.get("view", "")),
+            f"≤ {up_text(float(claim['epsilon']))}",
+            power_text(float(claim["delta"])),
+            str(claim.get("accountant", "")),
+            ""
+            if claim.get("n") is None
+            else f"{claim['n']:,}"
+            if isinstance(claim["n"], int)
+            else str(claim["n"]),
+        )
+        for claim in report.get("claims") or ()
+    ]
+    heads = ("who", "unit", "adjacency", "view", "#ε", "#δ", "accountant", "#n (declared)")
+    return join(element("h2", "What is claimed"), _table(heads, rows))
+
+
+def _outputs(report: Report) -> Markup:
+    """Return everything that left a client or the server, and what covers it."""
+    rows = [
+        (str(output["what"]), _coverage(str(output["covered_by"]))) for output in report.get("outputs") or ()
+    ]
+    return (
+        join(element("h2", "What was released"), _table(("output", "covered by"), rows))
+        if rows
+        else Markup("")
+    )
+
+
+def _coverage(covered_by: str) -> Markup:
+    """Return what covers an output; in red where nothing does."""
+    class_ = "bad-text" if covered_by == "NonPrivate" else None if covered_by == "public" else "good-text"
+    return element("span", _COVERED.get(covered_by, covered_by), class_=class_)
+
+
+def _plan(report: Report) -> Markup:
+    """Return the noise plans, those of one line each only once."""
+    grouped: dict[tuple[str, ...], list[str]] = {}
+    for client_id, plan in plans(report):
+        grouped.setdefault(_plan_cells(plan), []).append(client_id)
+    rows = [
+        (", ".join(who) if len(who) <= 8 else f"{len(who)} clients", *cells) for cells, who in grouped.items()
+    ]
+    heads = (
+        "clients",
+        "#noise multiplier",
+        "#sample rate",
+        "#steps",
+        "#clip norm",
+        "sampler",
+        "#target ε",
+        "#examples",
+    )
+    return join(element("h2", "How it was planned"), _table(heads, rows)) if rows else Markup("")
+
+
+def _plan_cells(plan: Row) -> tuple[str, ...]:
+    """Return a plan as the cells of a table."""
+    examples = plan.get("declared_examples")
+    return (
+        f"{plan['noise_multiplier']:.4f}",
+        f"{plan['sample_rate']:.4f}",
+        f"{plan['planned_steps']:,}",
+        f"{plan['clip_norm']:g}",
+        str(plan.get("sampler", "")),
+        f"{plan['target_epsilon']:g}",
+        "" if examples is None else f"{examples:,}",
+    )
+
+
+def _rounds(metrics: Sequence[Row]) -> Markup:
+    """Return every round in a table that starts folded."""
+    rows = [
+        (
+            str(row["round"]),
+            "" if row.get("accuracy") is None else f"{100 * row['accuracy']:.2f} %",
+            f"≤ {up_text(max(row['epsilon'].values()))}" if row.get("epsilon") else "",
+            ", ".join(row["survivors"]) or str(row.get("aborted") or "no sum"),
+            ", ".join(f"{loss['client_id']} before {loss['phase']}" for loss in row.get("lost") or ()),
+            f"{row.get('seconds') or 0:.1f}",
+        )
+        for row in metrics
+    ]
+    table = _table(("#round", "#accuracy", "#largest ε", "in the sum", "lost", "#seconds"), rows)
+    return join(
+        element("h2", "Rounds"), element("details", element("summary", "every round in figures"), table)
+    )
+
+
+def _provenance(report: Report) -> Markup:
+    """Return what a reader needs to check the report: hashes, anchors, sources of randomness, versions."""
+    experiment, randomness = report.get("experiment") or {}, report.get("randomness") or {}
+    facts: list[tuple[str, Any]] = [
+        ("configuration SHA-256", experiment.get("config_sha256")),
+        ("ledger head", report.get("ledger_head")),
+        ("noise from", randomness.get("noise_source")),
+        ("batches from", randomness.get("sampling_source")),
+        *(
+            (f"{a['client_id']}: {a['rows']} ledger rows, signed head", a["head"])
+            for a in report.get("anchors") or ()
+        ),
+        *sorted((report.get("versions") or {}).items()),
+    ]
+    rows = [(name, element("code", _plain(value))) for name, value in facts if value not in (None, "")]
+    footer = "Check this report without trusting it: fedlora audit <this folder>. PASS means consistent with "
+    footer += "signed records, not that the training happened as recorded."
+    return join(element("h2", "Provenance"), _table(("what", "value"), rows), element("footer", footer))
+
+
+def _plain(value: Any) -> str:
+    """Return a value as text; a table becomes 'key: value' pairs."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {inner}" for key, inner in value.items())
+    return str(value)

@@ -1,0 +1,82 @@
+"""The closing table of a run: the HTML page's headline in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedlora_priv.reports.summary import Report, Row, Summary, bytes_text, power_text, summarise, up_text
+
+Line = tuple[str, str, str]
+"""What, its value, and what gives the value meaning."""
+
+
+def print_summary(console: Console, report: Report, metrics: Sequence[Row]) -> None:
+    """Print accuracy, ε, bytes and survivors of a run, after whatever limits what they mean."""
+    summary = summarise(report, metrics)
+    _print_warnings(console, summary)
+    table = Table(title=Text(summary.name), title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(style="dim")
+    for line in (_accuracy(summary), *_privacy(summary), _upload(summary), _survivors(summary)):
+        table.add_row(*(Text(cell) for cell in line))  # Text: a report's words are no console markup
+    console.print(table)
+
+
+def _print_warnings(console: Console, summary: Summary) -> None:
+    """Print what a reader must know before any number."""
+    if summary.deterministic:
+        console.print(Text("NOT PRIVATE: noise or sampling was reproducible in this run.", style="bold red"))
+    if summary.simulation:
+        console.print(
+            Text("Simulation: the data was declared public, so this run protects nobody.", style="yellow")
+        )
+    for what in summary.non_private:
+        console.print(Text(f"released outside the guarantee: {what}", style="red"))
+
+
+def _accuracy(summary: Summary) -> Line:
+    """Return accuracy before and after, or why there is none."""
+    if summary.accuracy_after is None:
+        return "accuracy", "not reported", "the evaluation data was not declared public"
+    after = f"{summary.accuracy_after:.3f}"
+    where = f"on {summary.evaluated_on}" if summary.evaluated_on else ""
+    if summary.accuracy_before is None:
+        return "accuracy", after, where
+    return "accuracy", f"{summary.accuracy_before:.3f} → {after}", f"before → after, {where}".rstrip(", ")
+
+
+def _privacy(summary: Summary) -> list[Line]:
+    """Return the worst claim with its unit, adjacency and views."""
+    if summary.epsilon is None or summary.delta is None:
+        return [("privacy", "no guarantee", "the report makes no claim")]
+    meaning = f"per {summary.unit}, {summary.adjacency}; largest of any client"
+    lines = [("privacy", f"ε ≤ {up_text(summary.epsilon)}, δ = {power_text(summary.delta)}", meaning)]
+    lines.append(("", "", f"in the view of: {', '.join(summary.views)}"))
+    if summary.lifetime_epsilon is not None:
+        lines.append(("", f"ε ≤ {up_text(summary.lifetime_epsilon)}", "over the life of the data, all runs"))
+    return lines
+
+
+def _upload(summary: Summary) -> Line:
+    """Return the upload against dense adapters."""
+    if summary.uploaded_bytes is None:
+        return "upload", "nothing", "no round reached its sum"
+    meaning = "per client and round, on the wire"
+    if summary.upload_ratio is not None and summary.dense_bytes is not None:
+        meaning += f"; {summary.upload_ratio:.3g} × dense float32 LoRA ({bytes_text(summary.dense_bytes)})"
+    return "upload", bytes_text(summary.uploaded_bytes), meaning
+
+
+def _survivors(summary: Summary) -> Line:
+    """Return how many clients reached the sums."""
+    lost = "nobody lost" if not summary.losses else f"{summary.losses} lost on the way"
+    failed = f", rounds without a sum: {summary.rounds_without_sum}" if summary.rounds_without_sum else ""
+    total = summary.clients * summary.rounds
+    scale = f"{summary.clients} clients × {summary.rounds} rounds"
+    return "survivors", f"{summary.survivals} of {total}", f"{scale}, {lost}{failed}"
