@@ -57,7 +57,7 @@ def check_advertisements(received: Advertisements, state: Advertised, client_id:
         owner = parameters.roster[leaf.index]
         _require(
             len(leaf.path) == height
-            and path_root(leaf.index, encode(leaf.advertisement), leaf.path) == received.t1,
+            and path_root(t0, leaf.index, encode(leaf.advertisement), leaf.path) == received.t1,
             f"the advertisement of {owner} is not in the tree",
         )
         statement = statements.advertise(t0, owner, leaf.advertisement)
@@ -153,7 +153,8 @@ def check_confirmations(received: Confirmations, state: Confirmed, roster: Roste
         RemoteProtocolError: blames the server, or the client whose confirmation is bad.
     """
     parameters = state.parameters
-    u2, u3 = _members(state.u2, parameters), _members(state.u3, parameters)
+    u2 = _members(state.u2, parameters)
+    u3 = frozenset(parameters.roster.index(client_id) for client_id in state.survivors)
     indices = [statement.index for statement in received.statements]
     _require(_increasing(indices) and u3.issuperset(indices), "confirmations of clients that are not in U3")
     _require(len(indices) >= parameters.quorum, "fewer confirmations than the quorum")

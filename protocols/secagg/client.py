@@ -57,7 +57,7 @@ from protocols.secagg.messages import (
     Survivors,
 )
 from protocols.secagg.session import ClientPolicy
-from protocols.secagg.transcript import digest, from_bitmap, set_digest, to_bitmap
+from protocols.secagg.transcript import digest, from_bitmap, set_digest
 
 TRANSITIONS: Mapping[type[State], type[State]] = {
     Fresh: Advertised,
@@ -140,7 +140,7 @@ class SecAggClient(Redacted):
 
     @property
     def phase(self) -> str:
-        """What it sends next: "advertise", "share", "mask", "confirm" or "reveal"; else "done" or "refused"."""
+        """What it sends next: "advertise", "share", "mask", "confirm", "reveal"; or "done", "refused"."""
         return self._state.PHASE
 
     @property
@@ -155,6 +155,11 @@ class SecAggClient(Redacted):
     def transcript(self) -> bytes | None:
         """T1 of the session, known once it has shared and until it has revealed."""
         return self._state.t1 if isinstance(self._state, Shared | Masked | Confirmed) else None
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """The clients whose sum this client confirmed; empty before. A second exchange has exactly these."""
+        return self._state.survivors if isinstance(self._state, Confirmed | Done) else ()
 
     def snapshot(self) -> bytes:
         """Return the whole state as bytes. They are secret: store them encrypted, and only the latest."""
@@ -267,7 +272,8 @@ class SecAggClient(Redacted):
             statements.attachment_digest(attachment),
         )
         message = Confirmation(attachment, self._sign(statement))
-        confirmed = Confirmed(parameters, state.t1, state.u2, to_bitmap(u3, parameters.n), state.held)
+        summed = tuple(parameters.roster[index] for index in sorted(u3))
+        confirmed = Confirmed(parameters, state.t1, state.u2, summed, state.held)
         return self._leave(confirmed, encode(message))
 
     @_refusing
@@ -277,17 +283,17 @@ class SecAggClient(Redacted):
         parameters = state.parameters
         received = decode(Confirmations, confirmations, SERVER)
         checks.check_confirmations(received, state, self._roster)
-        u2, u3 = from_bitmap(state.u2, parameters.n), from_bitmap(state.u3, parameters.n)
+        u2 = from_bitmap(state.u2, parameters.n)
         shares = [
             RevealedShare(held.owner, held.seed_share, held.seed_salt)
-            if held.owner in u3
+            if parameters.roster[held.owner] in state.survivors
             else RevealedShare(held.owner, held.master_share, held.master_salt)
             for held in state.held
             if held.owner in u2
         ]
         message = Reveal(tuple(shares), statements.UNSIGNED)
         signature = self._sign(statements.reveal(state.t1, self._client_id, message))
-        return self._leave(Done(), encode(replace(message, signature=signature)))
+        return self._leave(Done(state.survivors), encode(replace(message, signature=signature)))
 
     def _enter(self, kind: type[_State]) -> _State:
         """Return the state that a phase starts from."""

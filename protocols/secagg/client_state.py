@@ -19,6 +19,7 @@ from protocols.secagg.session import Digest, Index, SessionParameters
 
 Secret = Annotated[bytes, Fixed(SECRET_BYTES)]
 Share = Annotated[bytes, Fixed(SHARE_BYTES)]
+ClientId = Annotated[str, UpTo(MAX_ID_BYTES)]
 Salt = Annotated[bytes, Fixed(SALT_BYTES)]
 
 
@@ -104,7 +105,7 @@ class Confirmed(Redacted):
     parameters: SessionParameters
     t1: Digest
     u2: Bitmap
-    u3: Bitmap
+    survivors: tuple[ClientId, ...]
     held: tuple[HeldShares, ...]
 
 
@@ -114,6 +115,7 @@ class Done(Redacted):
 
     KIND: ClassVar[int] = 133
     PHASE: ClassVar[str] = "done"
+    survivors: tuple[ClientId, ...]
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,9 +1,9 @@
 """The server's side of a session: it routes messages, adds masked vectors, and removes the masks of the sum.
 
 Theory of operation. One phase is open at a time. `receive` takes the answer of one client; a bad answer
-raises and loses that client, nobody else. `advance` closes the phase: whoever has not answered is lost for good, and
-the next messages come out. A masked vector is added on arrival and not kept, so memory is one vector plus
-what is small; late vectors stay out, where their self-mask protects them.
+raises and loses that client, nobody else. `advance` closes the phase: whoever has not answered is lost for
+good, and the next messages come out. A masked vector is added on arrival and not kept, so memory is one vector
+plus what is small; late vectors stay out, where their self-mask protects them.
 
 The server is not trusted by anybody: each rule it keeps is also checked by the clients (`checks`), or only
 saves honest parties a session that could not end well.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, SessionAborted
 from protocols.packing import unpack
-from protocols.secagg import keys, shamir, statements
+from protocols.secagg import keys, statements
 from protocols.secagg.codec import Message, decode, encode
 from protocols.secagg.graph import MaskGraph
 from protocols.secagg.identity import Roster
@@ -192,7 +192,7 @@ class SecAggServer:
         self._require(len(self._alive), self._parameters.least, "advertised")
         self._u1 = frozenset(self._alive)
         encoded = {index: encode(message) for index, message in self._advertisements.items()}
-        self._tree = MerkleTree(encoded, self._parameters.n)
+        self._tree = MerkleTree(self._t0, encoded, self._parameters.n)
         self._graph = MaskGraph(self._parameters.n, self._parameters.degree, self._tree.root)
         leaves = {
             index: Leaf(index, message, self._tree.path(index))
@@ -311,11 +311,6 @@ class SecAggServer:
             expected = self._share_digests(revealed.owner).get(index)
             matches = statements.share_digest(revealed.salt, revealed.share) == expected
             _require_of(client_id, matches, "it reveals a share that is not the one dealt to it")
-            try:
-                shamir.check_share(revealed.share, keys.SECRET_BYTES)
-            except LocalProtocolError:
-                owner = self._parameters.roster[revealed.owner]
-                raise RemoteProtocolError(client_id, f"{owner} dealt it a share outside the field") from None
         for revealed in message.shares:
             self._shares.setdefault(revealed.owner, {})[index] = revealed.share
 

@@ -181,6 +181,8 @@ class ClientPolicy:
         min_quorum: the fewest confirmations that may release shares.
         min_contributors: the fewest survivors for any group of coordinates.
         max_clients, max_vector_length, max_modulus_bits: what this client can afford to compute.
+        exact_roster: if given, the session must have these clients and lose none of them: for an exchange
+            whose sum, set against an earlier one of other clients, would tell who differs.
         allow_remask: whether a second masked vector for the same round and exchange may be sent. Only if
             every vector is private by itself (mode `local`): their difference is not hidden by anything.
     """
@@ -192,6 +194,7 @@ class ClientPolicy:
     max_clients: int = 1000
     max_vector_length: int = 2**26
     max_modulus_bits: int = 32
+    exact_roster: frozenset[str] | None = None
     allow_remask: bool = False
 
     def check(self, parameters: SessionParameters) -> None:
@@ -219,3 +222,9 @@ class ClientPolicy:
         ):
             if proposed > limit:
                 raise PolicyViolation(f"{name} {proposed} is above this client's {limit}")
+        if self.exact_roster is not None and (
+            set(parameters.roster) != self.exact_roster or parameters.min_survivors != parameters.n
+        ):
+            raise PolicyViolation(
+                "the session must have exactly the earlier survivors, and lose none of them"
+            )

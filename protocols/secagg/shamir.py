@@ -70,15 +70,6 @@ def combine(shares: Mapping[int, bytes], threshold: int, secret_size: int) -> by
     return words.astype("<u2").tobytes()
 
 
-def check_share(share: bytes, secret_size: int) -> None:
-    """Return if `share` has the form of a share of a secret of that many bytes.
-
-    Raises:
-        LocalProtocolError: its length, or one of its elements, is out of range.
-    """
-    _elements(share, secret_size)
-
-
 def _elements(share: bytes, secret_size: int) -> NDArray[np.uint64]:
     """Return a share's field elements."""
     if len(share) != share_size(secret_size):

@@ -1,6 +1,7 @@
 """What everyone signs: T0 (the parameters), T1 (all keys, as a Merkle root), and sets of clients.
 
-T1 has one leaf for each roster index, empty for a client that did not advertise, padded to a power of two. A
+T1 has one leaf for each roster index, empty for a client that did not advertise, padded to a power of two.
+Each leaf also holds T0: so whatever is derived from T1 depends on the context that its owner computed. A
 client that holds T1 and a path knows that everybody with the same T1 was shown the same keys.
 """
 
@@ -55,9 +56,9 @@ def set_digest(members: Iterable[int], n: int) -> bytes:
 class MerkleTree:
     """The tree over the signed advertisements by roster index. `root` is T1."""
 
-    def __init__(self, advertisements: Mapping[int, bytes], n: int) -> None:
+    def __init__(self, t0: bytes, advertisements: Mapping[int, bytes], n: int) -> None:
         width = 1 << (n - 1).bit_length()
-        self._levels = [[leaf(index, advertisements.get(index, b"")) for index in range(width)]]
+        self._levels = [[_leaf(t0, index, advertisements.get(index, b"")) for index in range(width)]]
         while len(self._levels[-1]) > 1:
             below = self._levels[-1]
             self._levels.append([_node(*below[i : i + 2]) for i in range(0, len(below), 2)])
@@ -72,18 +73,18 @@ class MerkleTree:
         return tuple(level[(index >> height) ^ 1] for height, level in enumerate(self._levels[:-1]))
 
 
-def path_root(index: int, advertisement: bytes, path: Sequence[bytes]) -> bytes:
+def path_root(t0: bytes, index: int, advertisement: bytes, path: Sequence[bytes]) -> bytes:
     """Return the root that a leaf and its path lead to."""
-    node = leaf(index, advertisement)
+    node = _leaf(t0, index, advertisement)
     for sibling in path:
         node = _node(sibling, node) if index & 1 else _node(node, sibling)
         index >>= 1
     return node
 
 
-def leaf(index: int, advertisement: bytes) -> bytes:
+def _leaf(t0: bytes, index: int, advertisement: bytes) -> bytes:
     """Return the hash of a leaf; its label differs from a node's, so neither passes for the other."""
-    return digest(b"leaf", index.to_bytes(4, "little"), advertisement)
+    return digest(b"leaf", t0, index.to_bytes(4, "little"), advertisement)
 
 
 def _node(left: bytes, right: bytes) -> bytes:
