@@ -79,7 +79,7 @@ def traffic(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
         for row in metrics
     ]
     top = max([value for _, pair in rows for value in pair] + [summary.dense_bytes or 0.0], default=0.0)
-    if top == 0:
+    if not rows or top == 0:
         return None
     marks = svg.ticks(0, top * 1.06, wanted=4)
     x, y = _rounds_scale(metrics, margin=0.5), Scale(marks[0], marks[-1], _FLOOR, TOP)

@@ -6,6 +6,7 @@ Everything that comes from a report is escaped (`markup.element`); a report may 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from fedlora_priv.reports import charts
@@ -16,6 +17,7 @@ from fedlora_priv.reports.summary import (
     Row,
     Summary,
     bytes_text,
+    claims,
     client_ids,
     plans,
     power_text,
@@ -24,6 +26,8 @@ from fedlora_priv.reports.summary import (
 )
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # nothing can be fetched, whatever a report says
+
+_CLAIMS_SHOWN = 12
 
 _COVERED = {
     "public": "public: depends on no private data",
@@ -55,7 +59,7 @@ def render(report: Report, metrics: Sequence[Row]) -> str:
         _claims(report),
         _outputs(report),
         _plan(report),
-        _rounds(metrics),
+        _rounds(report, metrics),
         _provenance(report),
     )
     return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
@@ -91,6 +95,9 @@ def _banners(summary: Summary) -> Markup:
         )
         words += "run would promise to the owners of private data."
         parts.append(element("p", element("strong", "Simulation: "), words, class_="banner"))
+    if summary.insecure:
+        words = "the server saw every client's update by itself. Only each client's own noise protects it."
+        parts.append(element("p", element("strong", "Insecure aggregation: "), words, class_="banner"))
     if summary.non_private:
         heading = element("strong", "Released outside the guarantee:", class_="bad-text")
         items = element("ul", (element("li", what) for what in summary.non_private))
@@ -150,9 +157,11 @@ def _privacy_card(summary: Summary) -> Markup:
     return _card(
         "Privacy, largest of any client",
         f"ε ≤ {up_text(summary.epsilon)}",
-        f"at δ = {power_text(summary.delta)}, per {summary.unit} ({summary.adjacency})",
-        f"view: {', '.join(summary.views)}",
-        f"over the life of the data: ε ≤ {up_text(lifetime)}" if lifetime is not None else "",
+        f"at δ = {power_text(summary.delta)}, {summary.adjacency}",
+        f"in the view of: {', '.join(summary.views)}",
+        f"over the life of the data: ε ≤ {up_text(lifetime)}"
+        if lifetime not in (None, summary.epsilon)
+        else "",
     )
 
 
@@ -243,26 +252,15 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
 
 
 def _claims(report: Report) -> Markup:
-    """Return every claim with unit, adjacency, view and price."""
-    rows = [
-        (
-            str(claim.get("who", "")),
-            str(claim.get("unit", "")),
-            str(claim.get("adjacency", "")),
-            str(claim.get("view", "")),
-            f"≤ {up_text(float(claim['epsilon']))}",
-            power_text(float(claim["delta"])),
-            str(claim.get("accountant", "")),
-            ""
-            if claim.get("n") is None
-            else f"{claim['n']:,}"
-            if isinstance(claim["n"], int)
-            else str(claim["n"]),
+    """Return every claim with unit, adjacency, view and price; a long list starts folded."""
+    rows = [astuple(claim) for claim in claims(report)]
+    heads = ("who", "unit", "adjacency", "views", "#ε", "#δ", "accountant", "#n (declared)")
+    shown = _table(heads, rows[:_CLAIMS_SHOWN])
+    if len(rows) > _CLAIMS_SHOWN:
+        shown = join(
+            shown, element("details", element("summary", "the others"), _table(heads, rows[_CLAIMS_SHOWN:]))
         )
-        for claim in report.get("claims") or ()
-    ]
-    heads = ("who", "unit", "adjacency", "view", "#ε", "#δ", "accountant", "#n (declared)")
-    return join(element("h2", "What is claimed"), _table(heads, rows))
+    return join(element("h2", "What is claimed"), shown)
 
 
 def _outputs(report: Report) -> Markup:
@@ -318,22 +316,40 @@ def _plan_cells(plan: Row) -> tuple[str, ...]:
     )
 
 
-def _rounds(metrics: Sequence[Row]) -> Markup:
+def _rounds(report: Report, metrics: Sequence[Row]) -> Markup:
     """Return every round in a table that starts folded."""
-    rows = [
-        (
-            str(row["round"]),
-            "" if row.get("accuracy") is None else f"{100 * row['accuracy']:.2f} %",
-            f"≤ {up_text(max(row['epsilon'].values()))}" if row.get("epsilon") else "",
-            ", ".join(row["survivors"]) or str(row.get("aborted") or "no sum"),
-            ", ".join(f"{loss['client_id']} before {loss['phase']}" for loss in row.get("lost") or ()),
-            f"{row.get('seconds') or 0:.1f}",
-        )
-        for row in metrics
-    ]
-    table = _table(("#round", "#accuracy", "#largest ε", "in the sum", "lost", "#seconds"), rows)
+    records = {entry["round"]: entry for entry in report.get("rounds") or ()}
+    rows = [_round_cells(row, records.get(row["round"], {})) for row in metrics]
+    heads = (
+        "#round",
+        "#accuracy",
+        "#largest ε",
+        "in the sum",
+        "lost, refused, masked again",
+        "#seconds",
+        "transcript",
+    )
+    table = _table(heads, rows)
     return join(
         element("h2", "Rounds"), element("details", element("summary", "every round in figures"), table)
+    )
+
+
+def _round_cells(row: Row, record: Row) -> tuple[str, ...]:
+    """Return one round as the cells of a table: its metrics and what the report records of it."""
+    events = [f"{loss['client_id']} lost before {loss['phase']}" for loss in row.get("lost") or ()]
+    events += [f"{refusal['client_id']} refused" for refusal in row.get("refused") or ()]
+    events += [
+        f"{again['client_id']} masked again ({again['times']}×)" for again in record.get("remasked") or ()
+    ]
+    return (
+        str(row["round"]),
+        "" if row.get("accuracy") is None else f"{100 * row['accuracy']:.2f} %",
+        f"≤ {up_text(max(row['epsilon'].values()))}" if row.get("epsilon") else "",
+        ", ".join(row["survivors"]) or str(row.get("aborted") or "no sum"),
+        ", ".join(events),
+        f"{row.get('seconds') or 0:.1f}",
+        element("code", str(record.get("transcript") or "")[:16]),
     )
 
 
@@ -341,6 +357,7 @@ def _provenance(report: Report) -> Markup:
     """Return what a reader needs to check the report: hashes, anchors, sources of randomness, versions."""
     experiment, randomness = report.get("experiment") or {}, report.get("randomness") or {}
     facts: list[tuple[str, Any]] = [
+        ("run", report.get("run")),
         ("configuration SHA-256", experiment.get("config_sha256")),
         ("ledger head", report.get("ledger_head")),
         ("noise from", randomness.get("noise_source")),

@@ -15,6 +15,23 @@ Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 
+_ADJACENCY = {"add-remove": "one example added or removed", "replace-one": "one example replaced"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim in words, with every view in which it holds alike; ε is rounded up."""
+
+    who: str
+    unit: str
+    adjacency: str
+    views: str
+    epsilon: str
+    delta: str
+    accountant: str
+    examples: str
+
+
 @dataclass(frozen=True)
 class Summary:
     """The figures of the headline; None where nothing may or can be said.
@@ -35,6 +52,7 @@ class Summary:
     views: tuple[str, ...]
     simulation: bool
     deterministic: bool
+    insecure: bool
     rounds: int
     rounds_without_sum: int
     clients: int
@@ -69,10 +87,11 @@ def summarise(report: Report, metrics: Sequence[Row]) -> Summary:
         target_epsilon=_largest([plan for _, plan in plans(report)], "target_epsilon"),
         delta=worst.get("delta"),
         unit=str(worst.get("unit", "")),
-        adjacency=str(worst.get("adjacency", "")),
-        views=tuple(dict.fromkeys(str(claim.get("view", "")) for claim in claims)),
+        adjacency=adjacency_text(worst.get("adjacency", "")),
+        views=tuple(dict.fromkeys(view_text(claim.get("view", "")) for claim in claims)),
         simulation=bool(report.get("simulation")),
         deterministic=bool((report.get("randomness") or {}).get("deterministic")),
+        insecure=(report.get("secure_aggregation") or {}).get("mode") == "insecure",
         rounds=len(metrics),
         rounds_without_sum=sum(not row["survivors"] for row in metrics),
         clients=len(client_ids(report, metrics)),
@@ -136,12 +155,46 @@ def non_private(report: Report) -> list[str]:
     return list(dict.fromkeys(listed))
 
 
-def _what(entry: Any) -> str:
-    """Return a release in words, with its reason if it has one."""
-    if not isinstance(entry, Mapping):
-        return str(entry)
-    reason = f": {entry['reason']}" if entry.get("reason") else ""
-    return f"{entry.get('what', entry)}{reason}"
+def _what(entry: Row) -> str:
+    """Return a release in words: what, of whom and when, and why, as far as that is said."""
+    origin = f" of {entry['client_id']}" if entry.get("client_id") else ""
+    origin += f" in round {entry['round']}" if entry.get("round") is not None else ""
+    reason = f" ({entry['reason']})" if entry.get("reason") else ""
+    return f"{entry['what']}{origin}{reason}"
+
+
+def claims(report: Report) -> list[Claim]:
+    """Return the claims, the federation's first, those that differ only in their view as one."""
+    views: dict[tuple[str, ...], list[str]] = {}
+    for claim in report.get("claims") or ():
+        views.setdefault(_claim_cells(claim), []).append(view_text(claim.get("view", "")))
+    found = []
+    for (who, unit, adjacency, *figures), seen in views.items():
+        found.append(Claim(who, unit, adjacency, ", ".join(seen), *figures))
+    return sorted(found, key=lambda claim: claim.who != "federation")
+
+
+def _claim_cells(claim: Row) -> tuple[str, ...]:
+    """Return all of a claim but its view."""
+    return (
+        str(claim.get("who", "")),
+        str(claim.get("unit", "")),
+        adjacency_text(claim.get("adjacency", "")),
+        f"≤ {up_text(float(claim['epsilon']))}",
+        power_text(float(claim["delta"])),
+        str(claim.get("accountant", "")).upper(),
+        f"{claim['n']:,}" if isinstance(claim.get("n"), int) else "",
+    )
+
+
+def adjacency_text(adjacency: str) -> str:
+    """Return an adjacency in words."""
+    return _ADJACENCY.get(adjacency, str(adjacency))
+
+
+def view_text(view: str) -> str:
+    """Return an adversary's view in words."""
+    return str(view).replace("-", " ")
 
 
 def _largest(entries: Sequence[Row], key: str) -> float | None:

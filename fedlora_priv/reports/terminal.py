@@ -36,6 +36,10 @@ def _print_warnings(console: Console, summary: Summary) -> None:
         console.print(
             Text("Simulation: the data was declared public, so this run protects nobody.", style="yellow")
         )
+    if summary.insecure:
+        console.print(
+            Text("Insecure aggregation: the server saw every client's update by itself.", style="yellow")
+        )
     for what in summary.non_private:
         console.print(Text(f"released outside the guarantee: {what}", style="red"))
 
@@ -55,10 +59,10 @@ def _privacy(summary: Summary) -> list[Line]:
     """Return the worst claim with its unit, adjacency and views."""
     if summary.epsilon is None or summary.delta is None:
         return [("privacy", "no guarantee", "the report makes no claim")]
-    meaning = f"per {summary.unit}, {summary.adjacency}; largest of any client"
+    meaning = f"{summary.adjacency}; largest of any client"
     lines = [("privacy", f"ε ≤ {up_text(summary.epsilon)}, δ = {power_text(summary.delta)}", meaning)]
     lines.append(("", "", f"in the view of: {', '.join(summary.views)}"))
-    if summary.lifetime_epsilon is not None:
+    if summary.lifetime_epsilon not in (None, summary.epsilon):
         lines.append(("", f"ε ≤ {up_text(summary.lifetime_epsilon)}", "over the life of the data, all runs"))
     return lines
 
