@@ -71,6 +71,17 @@ def _private_sizes(experiment: Experiment) -> None:
         )
 
 
+def _lifetime(experiment: Experiment) -> None:
+    """Refuse a run that its clients' ledgers could never let finish."""
+    privacy = experiment.privacy
+    if privacy.ledger_limit < privacy.epsilon:
+        raise ConfigError(
+            f"privacy.lifetime_epsilon = {privacy.ledger_limit:g} is below privacy.epsilon = {privacy.epsilon:g}: "
+            "no client could finish the run",
+            "raise it or lower epsilon",
+        )
+
+
 def _secure_aggregation(experiment: Experiment) -> None:
     """Refuse thresholds under which the masks could be split, removed or would hide nothing."""
     clients, colluders = experiment.federation.clients, experiment.secure_aggregation.max_colluders

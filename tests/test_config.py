@@ -111,6 +111,7 @@ def test_wrong_types_and_ranges(override: str, words: str) -> None:
         (["lora.use_dora=true"], "per-example gradients"),
         (["privacy.mode=distributed"], "not built yet"),
         (["privacy.mode=client"], "not built yet"),
+        (["privacy.lifetime_epsilon=7.9"], "no client could finish the run"),
         (["communication.density=0.5"], "no effect with support = 'dense'"),
         (["secure_aggregation.quorum=3"], "use at least 4"),
         (["secure_aggregation.quorum=6"], "above federation.clients = 5"),
