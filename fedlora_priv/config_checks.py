@@ -25,13 +25,7 @@ def check(experiment: Experiment) -> None:
         ConfigError: names the first rule that is broken.
     """
     _private_sizes(experiment)
-    privacy = experiment.privacy
-    if privacy.ledger_limit < privacy.epsilon:
-        raise ConfigError(
-            f"privacy.lifetime_epsilon = {privacy.lifetime_epsilon:g} is below privacy.epsilon = "
-            f"{privacy.epsilon:g}, so the run could never finish",
-            "raise the one or lower the other",
-        )
+    _lifetime(experiment)
     declared = experiment.data.declared_examples_per_client
     if declared is not None:
         check_delta(experiment.privacy.delta, experiment.federation.clients * declared)

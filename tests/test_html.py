@@ -174,7 +174,7 @@ def test_survivors_matrix_shows_every_fate() -> None:
     page = Page(render(report_of(), metrics_of()))
     cells = {name: len(page.classes(name)) for name in ("cell-in", "cell-lost", "cell-refused", "cell-out")}
     assert cells == {"cell-in": 53, "cell-lost": 1, "cell-refused": 1, "cell-out": 5}
-    assert len(page.classes("cross")) == 1
+    assert len(page.classes("mark")) == 2  # a cross for the lost, a bar for the one that refused
     assert "client-3, round 2: lost before mask" in page.text
 
 

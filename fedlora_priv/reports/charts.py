@@ -14,6 +14,8 @@ MATRIX_CLIENTS = 40
 
 _FLOOR = HEIGHT - BOTTOM
 
+_STROKES = {"cell-lost": "M-1 -1 L1 1 M1 -1 L-1 1", "cell-refused": "M-1 0 L1 0"}
+
 
 def accuracy(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
     """Return accuracy by round, with the start as a dashed line; None if none was measured."""
@@ -122,8 +124,8 @@ def _matrix(metrics: Sequence[Row], clients: Sequence[str]) -> Markup:
             class_, tip = _fate(row, client_id)
             area = (left + position * column + gap / 2, top + gap / 2, column - gap, row_height - gap)
             parts.append(svg.box(*area, class_, f"{client_id}, round {row['round']}: {tip}", radius=3))
-            if class_ == "cell-lost":
-                parts.append(_cross(*area))
+            if class_ in _STROKES:
+                parts.append(_mark(*area, _STROKES[class_]))
     scale = Scale(
         1, max(2, len(metrics)), left + column / 2, left + column / 2 + column * max(1, len(metrics) - 1)
     )
@@ -132,13 +134,11 @@ def _matrix(metrics: Sequence[Row], clients: Sequence[str]) -> Markup:
     return svg.figure("Survivors by round", f"{lost} times a client was lost.", *parts, height=height)
 
 
-def _cross(x: float, y: float, width: float, height: float) -> Markup:
-    """Return a small cross in the middle of a cell, so that colour is not all that tells."""
+def _mark(x: float, y: float, width: float, height: float, strokes: str) -> Markup:
+    """Return a small sign in the middle of a cell, so that colour is not all that tells."""
     arm = min(width, height, 18.0) / 5
-    cx, cy = x + width / 2, y + height / 2
-    down = f"M{cx - arm:.1f} {cy - arm:.1f} l{2 * arm:.1f} {2 * arm:.1f}"
-    strokes = f"{down} m0 {-2 * arm:.1f} l{-2 * arm:.1f} {2 * arm:.1f}"
-    return element("path", d=strokes, class_="cross")
+    place = f"translate({x + width / 2:.1f} {y + height / 2:.1f}) scale({arm:.2f})"
+    return element("path", d=strokes, transform=place, class_="mark", vector_effect="non-scaling-stroke")
 
 
 def _fate(row: Row, client_id: str) -> tuple[str, str]:

@@ -80,7 +80,7 @@ svg .note { font-weight: 600; }
 .cell-lost { fill: var(--lost); }
 .cell-refused { fill: var(--refused); }
 .cell-out { fill: var(--out); }
-.cross { fill: none; stroke: #fff; stroke-width: 2; stroke-linecap: round; }
+.mark { fill: none; stroke: #fff; stroke-width: 2; stroke-linecap: round; }
 .scroll { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td {
