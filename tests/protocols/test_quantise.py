@@ -105,8 +105,14 @@ def test_what_is_no_float_vector_is_refused(values: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     ("bounds", "value_bits", "clients"),
-    [(0.0, 8, 2), (-1.0, 8, 2), (math.nan, 8, 2), (math.inf, 8, 2), (1.0, 1, 2), (1.0, 25, 2), (1.0, 8, 0)]
-    + [(np.zeros(2, dtype=np.float32), 8, 2), (np.ones(2), 8, 2), (np.ones((2, 2), dtype=np.float32), 8, 2)],
+    [
+        *[(bound, 8, 2) for bound in (0.0, -1.0, math.nan, math.inf)],
+        *[(1.0, value_bits, 2) for value_bits in (-1, 0, 1, 25)],
+        (1.0, 8, 0),
+        (np.zeros(2, dtype=np.float32), 8, 2),
+        (np.ones(2), 8, 2),
+        (np.ones((2, 2), dtype=np.float32), 8, 2),
+    ],
 )
 def test_wrong_parameters_are_refused(bounds: float, value_bits: int, clients: int) -> None:
     with pytest.raises(QuantisationError):

@@ -1,0 +1,704 @@
+"""A server that deviates: each test is one way to split, starve, swap or replay, and the check that stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protocols.errors import GuardViolation, LocalProtocolError, PolicyViolation, RemoteProtocolError
+from protocols.secagg import keys, statements
+from protocols.secagg.client_state import Advertised, Confirmed, Masked, Shared
+from protocols.secagg.codec import Message, decode, encode
+from protocols.secagg.guard import MemoryGuard
+from protocols.secagg.identity import Identity
+from protocols.secagg.messages import (
+    Advertisement,
+    Advertisements,
+    Confirmation,
+    Confirmations,
+    ConfirmStatement,
+    MaskedVector,
+    MaskStatement,
+    Proposal,
+    Reveal,
+    SharesIn,
+    Survivors,
+)
+from protocols.secagg.session import CoordinateGroup
+from protocols.secagg.transcript import MerkleTree, set_digest, to_bitmap
+
+VICTIM = "client-1"
+
+
+def edited(data: bytes, kind: type[Any], **changes: object) -> bytes:
+    """A message with some fields changed."""
+    return encode(replace(decode(kind, data, "test"), **changes))
+
+
+def refuses(federation: Any, phase: str, message: bytes, match: str, by: str = VICTIM) -> None:
+    """The client raises, gives nothing away, and is out of the session with its secrets gone."""
+    client = federation.clients[by]
+    with pytest.raises((RemoteProtocolError, PolicyViolation, GuardViolation), match=match):
+        federation.answer(by, phase, message)
+    assert client.phase == "refused"
+    assert len(client.snapshot()) < 200
+    with pytest.raises(LocalProtocolError):
+        federation.answer(by, phase, message)
+
+
+# Propose.
+
+
+def test_another_context_is_refused(federation: Any) -> None:
+    message = encode(Proposal(replace(federation.parameters, context=bytes(32))))
+    refuses(federation, "advertise", message, "another model")
+
+
+def test_the_context_enters_every_mask_key(make_federation: Any) -> None:
+    # Were a client talked into another context, the very same advertisements would give it another T1, from
+    # which every key is derived.
+    t0 = [statements.parameters_digest(make_federation(context=bytes([i]) * 32).parameters) for i in range(2)]
+    roots = {MerkleTree(digest, {0: b"a", 1: b"b"}, 2).root for digest in t0}
+    assert len(roots) == 2
+    pairs = {keys.pair_mask_key(bytes(32), bytes(32), root, "a", "b", b"") for root in roots}
+    assert len(pairs) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"max_colluders": 0, "quorum": 3, "threshold": 3, "min_survivors": 3}, "max_colluders 0 is below"),
+        ({"min_survivors": 4, "quorum": 4}, "min_survivors 4 is below"),
+        ({"quorum": 4, "min_survivors": 5}, "quorum 4 is below"),
+        ({"quorum": 5, "min_survivors": 5, "min_contributors": 3}, "min_contributors 3 is below"),
+        ({"quorum": 5, "min_survivors": 5, "vector_length": 101}, "vector_length 101 is above"),
+        ({"quorum": 5, "min_survivors": 5, "modulus_bits": 21}, "modulus_bits 21 is above"),
+    ],
+)
+def test_what_the_policy_forbids_is_refused(
+    make_federation: Any, changes: dict[str, int], match: str
+) -> None:
+    federation = make_federation(**changes)
+    policy = replace(
+        federation.policy,
+        max_colluders=1,
+        min_survivors=5,
+        min_quorum=5,
+        min_contributors=4,
+        max_vector_length=100,
+        max_modulus_bits=20,
+    )
+    federation.clients[VICTIM] = federation.client(VICTIM, policy=policy)
+    refuses(federation, "advertise", encode(Proposal(federation.parameters)), match)
+
+
+def test_too_many_clients_are_refused(federation: Any) -> None:
+    policy = replace(federation.policy, max_clients=4)
+    federation.clients[VICTIM] = federation.client(VICTIM, policy=policy)
+    refuses(federation, "advertise", encode(Proposal(federation.parameters)), "n 5 is above")
+
+
+EVERYBODY = (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"quorum": 3, "min_survivors": 3}, r"2\*quorum > n"),
+        ({"min_survivors": 3}, "quorum <= min_survivors"),
+        ({"min_survivors": 6}, "min_survivors <= n"),
+        ({"max_colluders": 3, "quorum": 5, "min_survivors": 4}, "quorum <= min_survivors"),
+        ({"threshold": 1}, "max_colluders < threshold"),
+        ({"threshold": 6}, "threshold <= degree"),
+        ({"degree": 5}, "degree"),
+        ({"degree": 3}, "degree"),
+        ({"bound": 205}, "sums overflow"),  # 5·205 ≥ 2^10
+        ({"bound": 0}, "bound >= 1"),
+        ({"modulus_bits": 1}, "modulus_bits 2 to 32"),
+        ({"modulus_bits": 33}, "modulus_bits 2 to 32"),
+        ({"vector_length": 0}, "vector_length"),
+        ({"min_contributors": 2}, "min_contributors"),
+        ({"roster": ("client-1", "client-1", "client-2", "client-3", "client-4")}, "distinct"),
+        ({"roster": ("client-1", "server", "client-2", "client-3", "client-4")}, "called"),
+        ({"roster": ("client-1", "", "client-2", "client-3", "client-4")}, "client_id"),
+        ({"groups": (CoordinateGroup(0, 6, EVERYBODY),)}, "tile"),
+        ({"groups": (CoordinateGroup(0, 8, EVERYBODY),)}, "tile"),
+        ({"groups": (CoordinateGroup(1, 7, EVERYBODY),)}, "tile"),
+        ({"groups": (CoordinateGroup(0, 0, EVERYBODY), CoordinateGroup(0, 7, EVERYBODY))}, "tile"),
+        ({"groups": (CoordinateGroup(0, 7, (0, 1, 2)),)}, "fewer contributors"),
+        ({"groups": (CoordinateGroup(0, 7, (0, 0, 1, 2, 3)),)}, "increasing"),
+        ({"groups": (CoordinateGroup(0, 7, (0, 1, 2, 3, 5)),)}, "increasing"),
+    ],
+)
+def test_unsafe_parameters_are_refused(federation: Any, changes: dict[str, object], match: str) -> None:
+    message = encode(Proposal(replace(federation.parameters, **changes)))
+    refuses(federation, "advertise", message, match)
+
+
+def test_one_survivor_of_two_parties_is_not_hidden(make_federation: Any) -> None:
+    federation = make_federation(n=3, max_colluders=1)
+    parameters = replace(federation.parameters, max_colluders=2)
+    refuses(federation, "advertise", encode(Proposal(parameters)), "max_colluders [+] 2")
+
+
+def test_a_session_with_somebody_not_pinned_is_refused(federation: Any) -> None:
+    roster = ("client-1", "client-2", "client-3", "client-4", "mallory")
+    message = encode(Proposal(replace(federation.parameters, roster=roster)))
+    refuses(federation, "advertise", message, "not pinned: mallory")
+
+
+def test_a_session_without_this_client_is_refused(make_federation: Any) -> None:
+    federation, larger = make_federation(), make_federation(n=6)
+    parameters = replace(federation.parameters, roster=larger.names[1:])
+    larger.clients[VICTIM] = larger.client(VICTIM)
+    refuses(larger, "advertise", encode(Proposal(parameters)), "does not have this client")
+
+
+def test_a_session_id_is_accepted_once(federation: Any) -> None:
+    federation.drive(until="share")
+    federation.clients[VICTIM] = federation.client(VICTIM)
+    refuses(federation, "advertise", encode(Proposal(federation.parameters)), "begun before")
+
+
+# Advertise.
+
+
+def with_leaves(federation: Any, data: bytes, changed: dict[int, Advertisement]) -> bytes:
+    """Replace advertisements and build an honest tree over the result: only signatures can tell."""
+    received = decode(Advertisements, data, "test")
+    adverts = {leaf.index: changed.get(leaf.index, leaf.advertisement) for leaf in received.leaves}
+    t0 = statements.parameters_digest(federation.parameters)
+    encoded = {index: encode(advert) for index, advert in adverts.items()}
+    tree = MerkleTree(t0, encoded, federation.parameters.n)
+    leaves = tuple(
+        replace(leaf, advertisement=adverts[leaf.index], path=tree.path(leaf.index))
+        for leaf in received.leaves
+    )
+    return encode(Advertisements(tree.root, leaves))
+
+
+def advertisement_by(
+    signer: Identity, federation: Any, name: str, session: bytes | None = None
+) -> Advertisement:
+    """A well-formed advertisement in the name of somebody."""
+    parameters = replace(federation.parameters, session_id=session or federation.parameters.session_id)
+    t0 = statements.parameters_digest(parameters)
+    public = [keys.KeyPair.from_secret(bytes([i]) * 96).public_bytes for i in (1, 2)]
+    message = Advertisement(*public, statements.UNSIGNED)
+    return replace(message, signature=signer.sign(*statements.advertise(t0, name, message)))
+
+
+def test_keys_the_server_made_up_are_refused(federation: Any) -> None:
+    message = federation.drive(until="share")[VICTIM]
+    forged = advertisement_by(Identity.generate(), federation, "client-2")
+    refuses(federation, "share", with_leaves(federation, message, {1: forged}), "client-2: the signature")
+
+
+def test_keys_of_another_client_are_refused(federation: Any) -> None:
+    message = federation.drive(until="share")[VICTIM]
+    third = decode(Advertisements, message, "test").leaves[2].advertisement
+    refuses(federation, "share", with_leaves(federation, message, {1: third}), "client-2: the signature")
+
+
+def test_keys_of_an_earlier_session_are_refused(federation: Any) -> None:
+    message = federation.drive(until="share")[VICTIM]
+    own = federation.clients["client-2"]._identity
+    replayed = advertisement_by(own, federation, "client-2", session=bytes([9]) * 32)
+    refuses(federation, "share", with_leaves(federation, message, {1: replayed}), "client-2: the signature")
+
+
+def test_a_key_signed_by_a_colluder_must_still_be_valid(federation: Any) -> None:
+    message = federation.drive(until="share")[VICTIM]
+    own = federation.clients["client-2"]._identity
+    advert = advertisement_by(own, federation, "client-2")
+    t0 = statements.parameters_digest(federation.parameters)
+    for field, bad, match in (
+        ("box_key", bytes(32) + advert.box_key[32:], "low order"),
+        ("mask_key", advert.mask_key[:32] + b"\xff" * 1184, "ML-KEM key is invalid"),
+    ):
+        snapshot = federation.clients[VICTIM].snapshot()
+        broken = replace(advert, **{field: bad})
+        broken = replace(broken, signature=own.sign(*statements.advertise(t0, "client-2", broken)))
+        refuses(federation, "share", with_leaves(federation, message, {1: broken}), match)
+        federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+
+
+def test_its_own_advertisement_must_be_there_unaltered(federation: Any) -> None:
+    message = federation.drive(until="share")[VICTIM]
+    received = decode(Advertisements, message, "test")
+    snapshot = federation.clients[VICTIM].snapshot()
+    refuses(federation, "share", edited(message, Advertisements, leaves=received.leaves[1:]), "own advert")
+    federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+    own = advertisement_by(federation.clients[VICTIM]._identity, federation, VICTIM)
+    refuses(federation, "share", with_leaves(federation, message, {0: own}), "own advert")
+
+
+def test_an_advertisement_outside_the_tree_is_refused(federation: Any) -> None:
+    message = federation.drive(until="share")[VICTIM]
+    received = decode(Advertisements, message, "test")
+    first = received.leaves[0]
+    bad_paths = [first.path[1:], (*first.path, bytes(32)), (bytes(32), *first.path[1:])]
+    snapshot = federation.clients[VICTIM].snapshot()
+    for path in bad_paths:
+        federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+        leaves = (replace(first, path=path), *received.leaves[1:])
+        refuses(federation, "share", edited(message, Advertisements, leaves=leaves), "not in the tree")
+
+
+def test_odd_sets_of_advertisements_are_refused(make_federation: Any) -> None:
+    federation = make_federation()
+    message = federation.drive(until="share")[VICTIM]
+    leaves = decode(Advertisements, message, "test").leaves
+    snapshot = federation.clients[VICTIM].snapshot()
+    for odd in (leaves[:3], (leaves[0], *leaves), leaves[::-1], ()):
+        federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+        refuses(federation, "share", edited(message, Advertisements, leaves=odd), "neighbours")
+
+
+def test_who_is_no_neighbour_on_the_ring_is_refused(make_federation: Any) -> None:
+    federation = make_federation(n=9, max_colluders=1, degree=4)
+    inbox = federation.drive(until="share")
+    leaves = {
+        leaf.index: leaf
+        for message in inbox.values()
+        for leaf in decode(Advertisements, message, "test").leaves
+    }
+    everybody = tuple(leaves[index] for index in sorted(leaves))
+    refuses(federation, "share", edited(inbox[VICTIM], Advertisements, leaves=everybody), "no neighbours")
+
+
+# Share.
+
+
+def members(*indices: int) -> bytes:
+    """A bitmap over five clients."""
+    return to_bitmap(indices, 5)
+
+
+def test_boxes_that_do_not_open_change_nothing_of_the_masks(federation: Any) -> None:
+    # The starving attack: with its boxes corrupted, a client must not fall back to fewer masks.
+    message = federation.drive(until="mask")[VICTIM]
+    snapshot = federation.clients[VICTIM].snapshot()
+    honest = federation.answer(VICTIM, "mask", message)
+    parcels = decode(SharesIn, message, "test").parcels
+    starved = tuple(replace(p, box=bytes(len(p.box))) for p in parcels)
+    federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+    assert federation.answer(VICTIM, "mask", edited(message, SharesIn, parcels=starved)) == honest
+    state = federation.clients[VICTIM]._state
+    assert isinstance(state, Masked)
+    assert [held.owner for held in state.held] == [0]
+
+
+def test_a_vector_is_masked_by_every_neighbour(federation: Any) -> None:
+    # Removing the self-mask alone (what the server can learn when the client survives) must not show the vector,
+    # and neither must removing all pair masks but one.
+    message = federation.drive(until="mask")[VICTIM]
+    state = federation.clients[VICTIM]._state
+    assert isinstance(state, Shared)
+    from protocols.packing import unpack
+    from protocols.secagg.dealing import pair_masks
+    from protocols.secagg.mask import Mask, add_masks, reduce
+
+    answer = decode(MaskedVector, federation.answer(VICTIM, "mask", message), "test")
+    all_masks = [Mask(keys.self_mask_key(state.seed, state.t1, VICTIM))]
+    all_masks += pair_masks(decode(SharesIn, message, "test").parcels, state, VICTIM)
+    assert len(all_masks) == 5
+    for left_out in (*range(5), None):
+        ring = unpack(answer.packed, 11, 7)
+        add_masks(ring, [m.inverse for i, m in enumerate(all_masks) if i != left_out])
+        reduce(ring, 11)
+        assert np.array_equal(ring, federation.vectors[VICTIM]) == (left_out is None)
+
+
+def test_a_missing_parcel_is_refused(federation: Any) -> None:
+    message = federation.drive(until="mask")[VICTIM]
+    parcels = decode(SharesIn, message, "test").parcels
+    snapshot = federation.clients[VICTIM].snapshot()
+    for odd in (parcels[1:], (), (*parcels, parcels[-1]), parcels[::-1]):
+        federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+        refuses(federation, "mask", edited(message, SharesIn, parcels=odd), "parcels")
+
+
+def test_a_parcel_must_be_complete_and_for_this_client(federation: Any) -> None:
+    message = federation.drive(until="mask")["client-3"]
+    parcels = decode(SharesIn, message, "test").parcels
+    snapshot = federation.clients["client-3"].snapshot()
+    for change, match in (
+        ({"recipient": 4}, "somebody else"),
+        ({"mask_encapsulation": b""}, "half of the mask key"),
+    ):
+        federation.clients["client-3"] = federation.restore("client-3", snapshot)
+        odd = (replace(parcels[0], **change), *parcels[1:])
+        refuses(federation, "mask", edited(message, SharesIn, parcels=odd), match, by="client-3")
+    federation.clients["client-3"] = federation.restore("client-3", snapshot)
+    odd = (*parcels[:3], replace(parcels[3], mask_encapsulation=parcels[0].mask_encapsulation))
+    refuses(federation, "mask", edited(message, SharesIn, parcels=odd), "half of the mask", by="client-3")
+
+
+@pytest.mark.parametrize(
+    ("u2", "match"),
+    [
+        (members(1, 2, 3, 4), "does not have this client"),
+        (members(0, 1, 2), "smaller than the quorum"),
+        (b"\x1f\x00", "bitmap"),
+        (b"\x3f", "bitmap"),
+        (b"", "bitmap"),
+    ],
+)
+def test_an_odd_u2_is_refused(federation: Any, u2: bytes, match: str) -> None:
+    message = federation.drive(until="mask")[VICTIM]
+    parcels = decode(SharesIn, message, "test").parcels
+    fitting = tuple(p for p in parcels if u2[:1] and u2[0] >> p.sender & 1)
+    refuses(federation, "mask", edited(message, SharesIn, u2=u2, parcels=fitting), match)
+
+
+def test_u2_with_a_neighbour_that_never_advertised_is_refused(federation: Any) -> None:
+    message = federation.drive(until="mask", lost=[("client-5", "advertise")])[VICTIM]
+    refuses(federation, "mask", edited(message, SharesIn, u2=members(0, 1, 2, 3, 4)), "never advertised")
+
+
+def test_u2_that_starves_one_neighbourhood_is_refused(make_federation: Any) -> None:
+    federation = make_federation(n=15, max_colluders=1, degree=6)  # threshold 5 of 7 holders, quorum 9
+    message = federation.drive(until="mask")[VICTIM]
+    received = decode(SharesIn, message, "test")
+    starved = {parcel.sender for parcel in received.parcels[:3]}
+    u2 = to_bitmap(set(range(15)) - starved, 15)
+    refuses(federation, "mask", encode(SharesIn(u2, received.parcels[3:])), "U2 has too few neighbours")
+
+
+def test_a_corrupted_half_of_a_mask_key_only_spoils_the_sum(federation: Any) -> None:
+    def tamper(name: str, phase: str, message: bytes) -> bytes:
+        if (name, phase) != ("client-2", "mask"):
+            return message
+        first, *rest = decode(SharesIn, message, "test").parcels
+        odd = replace(first, mask_encapsulation=bytes(len(first.mask_encapsulation)))
+        return edited(message, SharesIn, parcels=(odd, *rest))
+
+    federation.drive(tamper=tamper)
+    result = federation.server.result()
+    assert not np.array_equal(result.sum, federation.plain_sum(federation.names))
+
+
+# Mask.
+
+
+def split_u2(federation: Any) -> dict[str, bytes]:
+    """Tell client-1 a smaller U2 than everybody else, and run to the confirmations."""
+
+    def tamper(name: str, phase: str, message: bytes) -> bytes:
+        if (name, phase) != (VICTIM, "mask"):
+            return message
+        parcels = tuple(p for p in decode(SharesIn, message, "test").parcels if p.sender != 4)
+        return edited(message, SharesIn, u2=members(0, 1, 2, 3), parcels=parcels)
+
+    inbox = federation.server.start()
+    for phase in ("advertise", "share", "mask"):
+        answers = {name: federation.answer(name, phase, tamper(name, phase, m)) for name, m in inbox.items()}
+        for name, answer in answers.items():
+            if (name, phase) == (VICTIM, "mask"):
+                # The malicious server takes the vector although it is signed for another U2.
+                packed = decode(MaskedVector, answer, "test")
+                digest = statements.vector_digest(packed.packed)
+                federation.server._masked[0] = MaskStatement(0, digest, packed.signature)
+                federation.server._answered.add(0)
+            else:
+                federation.server.receive(name, answer)
+        inbox = federation.server.advance()
+    return dict(inbox)
+
+
+def test_a_split_u2_is_noticed_on_both_sides(federation: Any) -> None:
+    inbox = split_u2(federation)
+    for name in ("client-2", "client-3", "client-4", "client-5"):
+        refuses(federation, "confirm", inbox[name], "client-1: the signature", by=name)
+    statements_of_others = decode(Survivors, inbox[VICTIM], "test").statements[:3]
+    message = encode(Survivors(members(0, 1, 2, 3), statements_of_others))
+    refuses(federation, "confirm", message, "client-2: the signature")
+
+
+@pytest.mark.parametrize(
+    ("u3", "match"),
+    [
+        (members(1, 2, 3, 4), "does not have this client"),
+        (members(0, 1, 2), "smaller than the quorum"),
+        (b"\x3f", "bitmap"),
+    ],
+)
+def test_an_odd_u3_is_refused(federation: Any, u3: bytes, match: str) -> None:
+    message = federation.drive(until="confirm")[VICTIM]
+    kept = tuple(s for s in decode(Survivors, message, "test").statements if u3[0] >> s.index & 1)
+    refuses(federation, "confirm", encode(Survivors(u3, kept)), match)
+
+
+def test_u3_outside_u2_is_refused(federation: Any) -> None:
+    message = federation.drive(until="confirm", lost=[("client-5", "share")])[VICTIM]
+    refuses(federation, "confirm", edited(message, Survivors, u3=members(0, 1, 2, 3, 4)), "outside U2")
+
+
+def test_every_mask_statement_is_needed(federation: Any) -> None:
+    message = federation.drive(until="confirm")[VICTIM]
+    kept = decode(Survivors, message, "test").statements
+    snapshot = federation.clients[VICTIM].snapshot()
+    for odd in (kept[1:], (), kept[::-1], (kept[0], *kept)):
+        federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+        refuses(federation, "confirm", edited(message, Survivors, statements=odd), "mask statements")
+    federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+    swapped = (replace(kept[1], index=1), replace(kept[0], index=2), *kept[2:])
+    refuses(federation, "confirm", edited(message, Survivors, statements=swapped), "client-2: the signature")
+
+
+def test_a_group_left_with_few_contributors_is_refused(make_federation: Any) -> None:
+    groups = (CoordinateGroup(0, 3, (0, 1, 2, 3, 4)), CoordinateGroup(3, 7, (0, 1, 2)))
+    federation = make_federation(groups=groups, min_contributors=3)
+    federation.vectors["client-4"][3:] = 0
+    federation.vectors["client-5"][3:] = 0
+    message = federation.drive(until="confirm")[VICTIM]
+    kept = tuple(s for s in decode(Survivors, message, "test").statements if s.index != 2)
+    refuses(federation, "confirm", encode(Survivors(members(0, 1, 3, 4), kept)), "too few contributors")
+
+
+def test_a_ring_cut_by_colluders_is_refused(make_federation: Any) -> None:
+    federation = make_federation(n=15, max_colluders=1, degree=4)  # windows of 2 positions
+    message = federation.drive(until="confirm")[VICTIM]
+    order = federation.server._graph._order
+    start = order.index(0)
+    cut = {order[(start + offset) % 15] for offset in (1, 2, 7, 8)}
+    kept = tuple(s for s in decode(Survivors, message, "test").statements if s.index not in cut)
+    u3 = to_bitmap(set(range(15)) - cut, 15)
+    refuses(federation, "confirm", encode(Survivors(u3, kept)), "two windows")
+
+
+# Confirm.
+
+
+def confirmations_of(federation: Any, inbox: dict[str, bytes]) -> list[ConfirmStatement]:
+    """What every client but the victim confirms."""
+    collected = []
+    for index, name in enumerate(federation.names):
+        if name in inbox and name != VICTIM:
+            confirmation = decode(Confirmation, federation.answer(name, "confirm", inbox[name]), "test")
+            digest = statements.attachment_digest(confirmation.attachment)
+            collected.append(ConfirmStatement(index, digest, confirmation.signature))
+    return collected
+
+
+def test_different_survivors_for_different_clients_are_refused(federation: Any) -> None:
+    # client-1 is told that client-5 dropped, the others that it did not: it would give the master share of
+    # client-5 away, they the seed share.
+    inbox = federation.drive(until="confirm")
+    others = confirmations_of(federation, inbox)
+    kept = decode(Survivors, inbox[VICTIM], "test").statements[:3]
+    own = federation.answer(VICTIM, "confirm", encode(Survivors(members(0, 1, 2, 3), kept)))
+    signature = decode(Confirmation, own, "test").signature
+    own_statement = ConfirmStatement(0, statements.attachment_digest(b""), signature)
+    message = encode(Confirmations((own_statement, *others[:3])))
+    refuses(federation, "reveal", message, "client-2: the signature")
+
+
+def test_fewer_confirmations_than_the_quorum_are_refused(federation: Any) -> None:
+    message = federation.drive(until="reveal")[VICTIM]
+    kept = decode(Confirmations, message, "test").statements
+    snapshot = federation.clients[VICTIM].snapshot()
+    for odd, match in (
+        (kept[:3], "fewer"),
+        ((), "fewer"),
+        ((kept[0],) * 4, "not in U3"),
+        (kept[::-1], "not in U3"),
+        ((*kept[:4], replace(kept[4], index=9)), "not in U3"),
+        ((replace(kept[0], attachment_digest=bytes(32)), *kept[1:]), "client-1: the signature"),
+        ((replace(kept[1], index=0), *kept[2:]), "client-1: the signature"),
+    ):
+        federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+        refuses(federation, "reveal", encode(Confirmations(odd)), match)
+
+
+def test_confirmations_from_outside_u3_do_not_count(federation: Any) -> None:
+    inbox = federation.drive(until="confirm", lost=[("client-5", "mask")])
+    others = confirmations_of(federation, inbox)
+    federation.answer(VICTIM, "confirm", inbox[VICTIM])
+    outsider = federation.clients["client-5"]._identity
+    t1 = federation.server._tree.root
+    u2, u3 = set_digest(range(5), 5), set_digest(range(4), 5)
+    statement = statements.confirm(t1, u2, u3, "client-5", statements.attachment_digest(b""))
+    vote = ConfirmStatement(4, statements.attachment_digest(b""), outsider.sign(*statement))
+    refuses(federation, "reveal", encode(Confirmations((*others, vote))), "not in U3")
+
+
+# Reveal.
+
+
+def test_one_share_of_each_client_and_never_both(federation: Any) -> None:
+    inbox = federation.drive(until="reveal", lost=[("client-2", "share")])
+    state = federation.clients[VICTIM]._state
+    assert isinstance(state, Confirmed)
+    revealed = decode(Reveal, federation.answer(VICTIM, "reveal", inbox[VICTIM]), "test").shares
+    assert [share.owner for share in revealed] == [0, 2, 3, 4]  # client-2 is not in U2: nothing of it
+    by_owner = {held.owner: held for held in state.held}
+    assert all(share.share == by_owner[share.owner].seed_share for share in revealed)
+    with pytest.raises(LocalProtocolError):
+        federation.answer(VICTIM, "reveal", inbox[VICTIM])
+
+
+def test_of_a_lost_client_only_the_master_share(federation: Any) -> None:
+    inbox = federation.drive(until="reveal", lost=[("client-4", "mask")])
+    state = federation.clients[VICTIM]._state
+    assert isinstance(state, Confirmed)
+    data = federation.answer(VICTIM, "reveal", inbox[VICTIM])
+    by_owner = {held.owner: held for held in state.held}
+    for share in decode(Reveal, data, "test").shares:
+        held = by_owner[share.owner]
+        expected, withheld = held.seed_share, held.master_share
+        if share.owner == 3:
+            expected, withheld = withheld, expected
+        assert share.share == expected
+        assert withheld not in data
+
+
+def test_a_recovered_master_opens_no_box(federation: Any) -> None:
+    message = federation.drive(until="mask")[VICTIM]
+    state = federation.clients[VICTIM]._state
+    assert isinstance(state, Shared)
+    t0 = statements.parameters_digest(federation.parameters)
+    recovered = keys.mask_key_pair(state.master, t0, VICTIM)
+    from protocols.secagg.dealing import _bound
+
+    for parcel in decode(SharesIn, message, "test").parcels:
+        edge = next(edge for edge in state.edges if edge.peer == parcel.sender)
+        address = keys.BoxAddress(state.t1, federation.names[parcel.sender], VICTIM, _bound(parcel))
+        own = keys.KeyPair.from_secret(state.box_secret)
+        keys.open_box(parcel.box, parcel.box_encapsulation, own, edge.box_key, address)
+        with pytest.raises(RemoteProtocolError, match="does not open"):
+            keys.open_box(parcel.box, parcel.box_encapsulation, recovered, edge.box_key, address)
+
+
+def test_box_secrets_are_drawn_apart_from_the_master(federation: Any) -> None:
+    drawn: list[bytes] = []
+
+    def entropy(n: int) -> bytes:
+        drawn.append(bytes([len(drawn) + 1]) * n)
+        return drawn[-1]
+
+    client = federation.client(VICTIM, entropy=entropy)
+    client.advertise(encode(Proposal(federation.parameters)))
+    state = client._state
+    assert isinstance(state, Advertised)
+    assert [state.seed, state.master, state.box_secret] == drawn
+    assert [len(secret) for secret in drawn] == [32, 32, 96]
+
+
+# One masked vector a round; nothing twice.
+
+
+def rerun(make_federation: Any, allow_remask: bool) -> Any:
+    """A second session for the same round, with the guards of a first one that died after masking."""
+    first = make_federation()
+    first.drive(until="confirm")
+    second = make_federation(session_id=bytes(32))
+    for name in second.names:
+        policy = replace(second.policy, allow_remask=allow_remask)
+        second.clients[name] = second.client(name, guard=first.guards[name], policy=policy)
+    second.guards = first.guards
+    return second
+
+
+def test_a_failed_session_loses_the_round(make_federation: Any) -> None:
+    second = rerun(make_federation, allow_remask=False)
+    inbox = second.drive(until="mask")
+    refuses(second, "mask", inbox[VICTIM], "already sent for round 1")
+
+
+def test_remasking_needs_the_policy_and_is_counted(make_federation: Any) -> None:
+    second = rerun(make_federation, allow_remask=True)
+    second.drive()
+    assert second.server.result().survivors == second.names
+    assert {guard.remask_count for guard in second.guards.values()} == {1}
+
+
+@pytest.mark.parametrize("changes", [{"round": 2}, {"exchange": 1}])
+def test_another_round_or_exchange_is_another_vector(make_federation: Any, changes: dict[str, int]) -> None:
+    first = make_federation()
+    first.drive(until="confirm")
+    second = make_federation(session_id=bytes(32), **changes)
+    policy = replace(second.policy, allow_remask=False)
+    for name in second.names:
+        second.clients[name] = second.client(name, guard=first.guards[name], policy=policy)
+    second.drive()
+    assert {guard.remask_count for guard in first.guards.values()} == {0}
+
+
+def other_message(federation: Any, phase: str, message: bytes) -> bytes:
+    """Another message that the server could have sent in that phase, acceptable by itself."""
+    match phase:
+        case "mask":
+            parcels = tuple(p for p in decode(SharesIn, message, "test").parcels if p.sender != 4)
+            return edited(message, SharesIn, u2=members(0, 1, 2, 3), parcels=parcels)
+        case "confirm":
+            kept = tuple(s for s in decode(Survivors, message, "test").statements if s.index != 4)
+            return encode(Survivors(members(0, 1, 2, 3), kept))
+    return message
+
+
+@pytest.mark.parametrize("phase", ["share", "mask", "confirm"])
+def test_a_restored_snapshot_gives_no_second_output(federation: Any, phase: str) -> None:
+    message = federation.drive(until=phase)[VICTIM]
+    snapshot = federation.clients[VICTIM].snapshot()
+    federation.answer(VICTIM, phase, message)
+    federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+    refuses(federation, phase, other_message(federation, phase, message), "another output")
+    # The same message would have been accepted by a client whose guard forgot: the guard is what refuses.
+    forgetful = federation.restore(VICTIM, snapshot, guard=MemoryGuard())
+    federation.clients[VICTIM] = forgetful
+    federation.answer(VICTIM, phase, other_message(federation, phase, message))
+
+
+def test_a_restored_snapshot_masks_no_second_vector(federation: Any) -> None:
+    message = federation.drive(until="mask")[VICTIM]
+    snapshot = federation.clients[VICTIM].snapshot()
+    federation.answer(VICTIM, "mask", message)
+    federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+    federation.vectors[VICTIM] = federation.vectors["client-2"]
+    refuses(federation, "mask", message, "another output")
+
+
+def test_a_restored_snapshot_reveals_no_second_set(federation: Any) -> None:
+    # The client confirmed U3 without client-5; an old snapshot is then shown U3 with client-5. Even with a
+    # quorum for it (which two intersecting quorums exclude), the guard lets only the first one out.
+    inbox = federation.drive(until="confirm")
+    snapshot = federation.clients[VICTIM].snapshot()
+    federation.answer(VICTIM, "confirm", inbox[VICTIM])
+    federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+    refuses(federation, "confirm", other_message(federation, "confirm", inbox[VICTIM]), "another output")
+
+
+@pytest.mark.parametrize("phase", ["mask", "confirm", "reveal"])
+def test_the_same_output_may_be_sent_again(federation: Any, phase: str) -> None:
+    message = federation.drive(until=phase)[VICTIM]
+    snapshot = federation.clients[VICTIM].snapshot()
+    first = federation.answer(VICTIM, phase, message)
+    federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+    assert federation.answer(VICTIM, phase, message) == first
+
+
+def test_the_guard_comes_before_the_output(federation: Any) -> None:
+    class BrokenDisk(MemoryGuard):
+        def record(self, session_id: bytes, phase: str, digest: bytes) -> None:
+            raise OSError("no space left")
+
+    federation.clients[VICTIM] = federation.client(VICTIM, guard=BrokenDisk())
+    with pytest.raises(OSError, match="no space"):
+        federation.clients[VICTIM].advertise(encode(Proposal(federation.parameters)))
+    assert federation.clients[VICTIM].phase == "advertise"
+
+
+def message_kinds() -> Iterable[type[Message]]:
+    """Every kind that a server sends."""
+    return (Proposal, Advertisements, SharesIn, Survivors, Confirmations)
+
+
+def test_kinds_have_distinct_bytes() -> None:
+    kinds = [*message_kinds(), Advertisement, MaskedVector, Confirmation, Reveal]
+    assert len({kind.KIND for kind in kinds}) == len(kinds)
