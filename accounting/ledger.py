@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -275,13 +275,11 @@ class Ledger:
             "ORDER BY position",
             (*key, max(0, held - 1)),
         )
-        for position, line in cursor.fetchall():
-            row = parse_row(line, position=position)
-            if position == held - 1:
-                if row != chain.rows[-1]:
-                    raise LedgerError("was replaced while the ledger was open", row=position)
-            else:
-                chain.extend(row)
+        rows = [parse_row(line, position=position) for position, line in cursor.fetchall()]
+        if rows[: bool(held)] != chain.rows[-1:]:
+            raise LedgerError("was replaced or removed while the ledger was open", row=held - 1)
+        for row in rows[bool(held) :]:
+            chain.extend(row)
         recorded = self._connection.execute(
             "SELECT rows, head FROM heads WHERE client_id = ? AND dataset_id = ?", key
         ).fetchone()
@@ -298,6 +296,20 @@ class Ledger:
             "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)", (*key, row.position + 1, row.digest)
         )
         return row
+
+
+def stored_lines(path: str | Path) -> list[str]:
+    """Every row of every chain in a ledger file, as stored and unchecked: what an audit of the file reads.
+
+    Raises:
+        LedgerError: the file is no ledger.
+    """
+    try:
+        with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            cursor = connection.execute("SELECT line FROM rows ORDER BY client_id, dataset_id, position")
+            return [str(line) for (line,) in cursor]
+    except sqlite3.Error as error:
+        raise LedgerError(f"{path} cannot be read as a ledger: {error}") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

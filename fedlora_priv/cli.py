@@ -162,11 +162,14 @@ def report(
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Write the HTML report again and print the closing table."""
+    from accounting.report import load
+    from fedlora_priv.federation.files import read_metrics, write_atomically
+    from fedlora_priv.reports.html import render
     from fedlora_priv.reports.terminal import print_summary
-    from fedlora_priv.reports.writing import read_run, write_html
 
-    document, metrics = read_run(run_folder)
-    path = write_html(run_folder, document, metrics)
+    document, metrics = load(run_folder / "report.json"), read_metrics(run_folder)
+    path = run_folder / "report.html"
+    write_atomically(path, render(document, metrics).encode())
     print_summary(console, document, metrics)
     console.print(f"\n{path}")
 

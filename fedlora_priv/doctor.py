@@ -119,7 +119,7 @@ def _gradients() -> Finding:
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
-    base = MeanPoolingClassifier(BertModel(config).eval(), 2)
+    base = MeanPoolingClassifier(BertModel(config), 2)
     model = attach_lora(base, LoraSettings(("query", "value"), rank=2), seed=0)
     try:
         checked = preflight(model)

@@ -134,7 +134,7 @@ def fetch(asset: Asset, say: Say = quietly) -> Path:
     Raises:
         AssetError: unreachable, not there, or not the expected bytes; names the offline choice.
     """
-    folder = cache_folder() / f"{asset.name}-{asset.digest[:12]}"
+    folder = _cached_folder(asset)
     if _is_whole(folder, asset):
         return folder
     say(f"fetching {asset.name} (licence {asset.licence}; {asset.credit})")
@@ -148,6 +148,16 @@ def fetch(asset: Asset, say: Say = quietly) -> Path:
             "point the environment variable FEDLORA_CACHE at a writable folder",
         ) from None
     return folder
+
+
+def is_cached(asset: Asset) -> bool:
+    """Return whether the asset's files are in the cache with the bytes they should have."""
+    return _is_whole(_cached_folder(asset), asset)
+
+
+def _cached_folder(asset: Asset) -> Path:
+    """Return where the asset is, or will be, cached."""
+    return cache_folder() / f"{asset.name}-{asset.digest[:12]}"
 
 
 def _is_whole(folder: Path, asset: Asset) -> bool:

@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from fedlora_priv.errors import RunFolderError
-from fedlora_priv.federation.home import write_atomically
+from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.rounds import RoundRecord
 from fedlora_priv.federation.server import ServerState
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.errors import RunFolderError
+from fedlora_priv.federation.files import write_atomically
 from protocols.secagg.identity import Identity
 
 HOME_VARIABLE = "FEDLORA_HOME"
@@ -27,36 +28,6 @@ HOME_VARIABLE = "FEDLORA_HOME"
 def private_root() -> Path:
     """Return the folder of clients' homes for private data: ``$FEDLORA_HOME`` or ``~/.fedlora``."""
     return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".fedlora")
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a file so that a crash at any moment leaves either the old bytes or the new ones.
-
-    Raises:
-        RunFolderError: the file cannot be written (disk full, read-only, no such folder).
-    """
-    temporary = path.with_name(path.name + ".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write {path} ({error.strerror})", "free some space or choose another output folder"
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: POSIX promises that only after the folder itself is synced."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ more and are not charged again.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Metered, Traffic
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.checkpoint import History
-from fedlora_priv.federation.home import write_atomically
+from fedlora_priv.federation.files import write_metrics
 from fedlora_priv.federation.rounds import BUDGET_CODE, RoundConductor, RoundRecord
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.methods.base import State
@@ -63,11 +61,11 @@ class Loop:
     def run(self, initial: State) -> tuple[ServerState, History]:
         """Return the final state and what happened, from wherever an earlier process had got to."""
         state, history = checkpoint.load(self._checkpoints) or self._begin(initial)
-        self._write_metrics(history)
+        write_metrics(self.folder, history.metrics)
         while state.round < self.experiment.federation.rounds and not out_of_budget(history.records):
             state = self._round(state, history)
             checkpoint.save(self._checkpoints, state, history)
-            self._write_metrics(history)
+            write_metrics(self.folder, history.metrics)
         return state, history
 
     @property
@@ -87,7 +85,6 @@ class Loop:
         """Run the next round and add it to the history."""
         rounds = self.experiment.federation.rounds
         self.progress.round_started(state.round + 1, rounds)
-        began = time.monotonic()
         task = self.server.task(state)
         result = self.conductor.conduct(task)
         if result.ring_sum is None:
@@ -99,15 +96,16 @@ class Loop:
         due = state.round % self.experiment.federation.evaluate_every == 0
         due = due or state.round == rounds or out_of_budget(history.records)
         accuracy = self.evaluate(state.state) if self.evaluate and due else None
-        row = self._row(result.record, accuracy, self.engine.take(), time.monotonic() - began)
+        row = self._row(result.record, accuracy, self.engine.take())
         history.metrics.append(row)
         self.progress.round_finished(row)
         return state
 
-    def _row(
-        self, record: RoundRecord, accuracy: float | None, traffic: Traffic, seconds: float
-    ) -> dict[str, Any]:
-        """Return a round's line of metrics, public values only; ε bounds what the rounds so far cost."""
+    def _row(self, record: RoundRecord, accuracy: float | None, traffic: Traffic) -> dict[str, Any]:
+        """Return a round's line of metrics; ε bounds what the rounds so far cost.
+
+        Public values only: no loss, and no time either, which would tell how many rows the batches held.
+        """
         steps = {client_id: record.round * plan.steps_per_round for client_id, plan in self.plans.items()}
         return {
             "round": record.round,
@@ -119,13 +117,7 @@ class Loop:
             "epsilon": {client_id: _epsilon(self.plans[client_id], steps[client_id]) for client_id in steps},
             "uploaded_bytes": dict(traffic.uploaded),
             "downloaded_bytes": dict(traffic.downloaded),
-            "seconds": round(seconds, 3),
         }
-
-    def _write_metrics(self, history: History) -> None:
-        """Write metrics.jsonl from the history, so that a resumed run leaves no line twice."""
-        lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in history.metrics)
-        write_atomically(self.folder / "metrics.jsonl", lines.encode())
 
 
 def out_of_budget(records: list[RoundRecord]) -> bool:

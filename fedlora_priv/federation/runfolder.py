@@ -20,7 +20,8 @@ from typing import TextIO
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import RunFolderError
-from fedlora_priv.federation.home import ClientHome, private_root, write_atomically
+from fedlora_priv.federation.files import write_atomically
+from fedlora_priv.federation.home import ClientHome, private_root
 
 RUN_BYTES = 16
 

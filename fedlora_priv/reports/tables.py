@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from accounting.audit import Verdict
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from accounting.checks import Verdict
 from fedlora_priv.doctor import Finding
 
 COLOURS = {"PASS": "green", "OK": "green", "FAIL": "bold red", "WARN": "yellow", "UNVERIFIABLE": "yellow"}

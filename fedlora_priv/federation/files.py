@@ -1,0 +1,60 @@
+"""Files of a run: written so that a crash leaves the old bytes or the new ones, never half of either."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlora_priv.errors import RunFolderError
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a crash at any moment leaves either the old bytes or the new ones.
+
+    Raises:
+        RunFolderError: the file cannot be written (disk full, read-only, no such folder).
+    """
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {path} ({error.strerror})", "free some space or choose another output folder"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable: POSIX promises that only after the folder itself is synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_metrics(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write metrics.jsonl of a run folder, one line a round."""
+    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    write_atomically(folder / "metrics.jsonl", lines.encode())
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl of a run folder.
+
+    Raises:
+        RunFolderError: it is not there, or damaged.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read", "is this the folder of a finished run?") from error

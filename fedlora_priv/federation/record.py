@@ -1,0 +1,211 @@
+"""The end of a run: the clients' signed statements, the report, and the files that others read.
+
+The report's claims are computed by `accounting.report` from the clients' ledger rows; nothing here states an ε.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accounting
+import fedlora_priv
+import protocols
+from accounting import report as reports
+from accounting.anchor import Anchor
+from accounting.errors import LedgerError
+from accounting.versions import library_versions
+from fedlora_priv.config import Experiment
+from fedlora_priv.engines.base import Engine, Step
+from fedlora_priv.errors import FederationError
+from fedlora_priv.federation import wire
+from fedlora_priv.federation.checkpoint import History
+from fedlora_priv.federation.files import write_atomically
+from fedlora_priv.federation.rounds import RoundRecord
+from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.setup import Parts
+from fedlora_priv.reports.html import render
+
+DETERMINISTIC = "reproducible, from the public seed (tests only)"
+LIBRARIES = ("torch", "opacus", "peft", "transformers", "cryptography")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a client says at the end: its exported ledger and its signature over the head of it."""
+
+    ledger: str
+    anchor: Anchor
+
+
+def collect(engine: Engine, last_round: int) -> dict[str, Statement]:
+    """Return the statements of the clients that still answer."""
+    request = wire.encode(wire.Message(wire.CLOSE))
+    answers = engine.exchange(dict.fromkeys(engine.client_ids, request), Step(last_round + 1, "close"))
+    statements = {}
+    for client_id in engine.client_ids:
+        if client_id in answers:
+            statement = _statement(answers[client_id])
+            if statement is not None and statement.anchor.client_id == client_id:
+                statements[client_id] = statement
+    return statements
+
+
+def _statement(data: bytes) -> Statement | None:
+    """Return a client's statement; None if it is none, which leaves its claim at the worst case of its plan."""
+    try:
+        message = wire.decode(data)
+        return Statement(message.blobs["ledger"].decode(), Anchor.from_bytes(message.blobs["anchor"]))
+    except (FederationError, LedgerError, KeyError, UnicodeDecodeError):
+        return None
+
+
+def build(
+    parts: Parts, folder: RunFolder, history: History, statements: Mapping[str, Statement]
+) -> dict[str, Any]:
+    """Return the report of a run, valid under the published schema."""
+    experiment = parts.experiment
+    return reports.build(
+        run=folder.run.hex(),
+        experiment={"name": experiment.experiment.name, "config_sha256": experiment.digest()},
+        plans=parts.plans.values(),
+        rows=[row for statement in statements.values() for row in statement.ledger.splitlines()],
+        anchors=_anchors(history, statements),
+        rounds=[_round(entry) for entry in history.records],
+        metrics=_metrics(parts, history),
+        bytes=_bytes(parts, history),
+        randomness=_randomness(experiment),
+        outputs=_outputs(parts),
+        versions=versions(),
+        secure_aggregation=_secure_aggregation(parts),
+    )
+
+
+def _anchors(history: History, statements: Mapping[str, Statement]) -> list[Anchor]:
+    """Return each client's closing anchor or, of a client that is gone, the last one it ever confirmed with."""
+    earlier = {
+        client_id: Anchor.from_bytes(bytes.fromhex(anchor)) for client_id, anchor in history.anchors.items()
+    }
+    closing = {client_id: statement.anchor for client_id, statement in statements.items()}
+    return list({**earlier, **closing}.values())
+
+
+def _round(entry: RoundRecord) -> dict[str, Any]:
+    """Return a round as the report lists it."""
+    return {
+        "round": entry.round,
+        "survivors": list(entry.survivors),
+        "lost": [{"client_id": client_id, "phase": phase} for client_id, phase in entry.lost],
+        "refused": [{"client_id": client_id, "code": code} for client_id, code in entry.refused],
+        "session_id": entry.session,
+        "transcript": entry.transcript,
+        "aborted": entry.aborted,
+    }
+
+
+def _metrics(parts: Parts, history: History) -> dict[str, Any]:
+    """Return accuracy before and after, if it may be reported."""
+    measured = [row["accuracy"] for row in history.metrics if row["accuracy"] is not None]
+    rows = parts.evaluation
+    return {
+        "accuracy_before": history.accuracy_before,
+        "accuracy_after": measured[-1] if measured else None,
+        "evaluated_on": f"{len(rows)} held-out public examples" if rows else "nothing: no data is public",
+        "credit": parts.credit,
+    }
+
+
+def _bytes(parts: Parts, history: History) -> dict[str, Any]:
+    """Return what went over the wire, whole messages counted, beside dense float32 LoRA for as many rounds."""
+    totals = {}
+    for way in ("uploaded", "downloaded"):
+        totals[way] = {
+            client_id: sum(row[f"{way}_bytes"].get(client_id, 0) for row in history.metrics)
+            for client_id in parts.plans
+        }
+    dense = parts.layout.dense_fp32_bytes
+    return {
+        "uploaded_per_client": max(totals["uploaded"].values()),
+        "downloaded_per_client": max(totals["downloaded"].values()),
+        "dense_lora_fp32_per_client": dense * len(history.records),
+        "dense_lora_fp32_per_client_and_round": dense,
+        "uploaded_by_client": totals["uploaded"],
+        "downloaded_by_client": totals["downloaded"],
+    }
+
+
+def _randomness(experiment: Experiment) -> dict[str, Any]:
+    """Return where noise and batches came from."""
+    deterministic = experiment.training.deterministic_noise
+    source = DETERMINISTIC if deterministic else reports.OS_KEYED_AES_CTR
+    return {"noise_source": source, "sampling_source": source, "deterministic": deterministic}
+
+
+def _outputs(parts: Parts) -> list[dict[str, str]]:
+    """Return everything that leaves a client or the server, and what covers it."""
+    secure = parts.experiment.secure_aggregation.mode == "secure"
+    update = "the sum of the clients' updates" if secure else "every client's update, unmasked"
+    outputs = [
+        (update, "PoissonGaussian"),
+        ("the global adapter after each round, checkpoints and the adapter folder", "PoissonGaussian"),
+        ("rosters, losses, refusals and message sizes of each round", "public"),
+        ("ledger rows and anchors", "public"),
+    ]
+    if parts.evaluation is not None:
+        outputs.append(("accuracy on held-out examples that the experiment declares public", "public"))
+    return [{"what": what, "covered_by": cover} for what, cover in outputs]
+
+
+def _secure_aggregation(parts: Parts) -> dict[str, Any]:
+    """Return the parameters of the sessions."""
+    secure = parts.experiment.secure_aggregation
+    quorum, threshold, least = secure.thresholds(parts.experiment.federation.clients)
+    return {
+        "mode": secure.mode,
+        "max_colluders": secure.max_colluders,
+        "quorum": quorum,
+        "threshold": threshold,
+        "min_survivors": least,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that counted, and a hash of this distribution's own source files."""
+    found = library_versions()
+    for name in LIBRARIES:
+        found[name] = importlib.metadata.version(name)
+    digest = hashlib.sha256()
+    for package in (accounting, fedlora_priv, protocols):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{root.name}/{path.relative_to(root).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return {**found, "code_sha256": digest.hexdigest()}
+
+
+def adapter_notes(report: Mapping[str, Any], label_names: list[str]) -> str:
+    """Return what the adapter's card says of the guarantee and the labels."""
+    claim = max(report["claims"], key=lambda claim: float(claim["epsilon"]))
+    simulation = (
+        " The training data was declared public, so this is a simulation." if report["simulation"] else ""
+    )
+    labels = "\n".join(f"- {index}: {name}" for index, name in enumerate(label_names))
+    return (
+        f"## Privacy\n\nε ≤ {claim['epsilon']:.4f} at δ = {claim['delta']:g} per {claim['unit']} "
+        f"({claim['adjacency']}), at every client.{simulation} See `report.json` of the run.\n\n"
+        f"## Labels\n\n{labels}\n"
+    )
+
+
+def write(
+    folder: Path, report: dict[str, Any], metrics: list[dict[str, Any]], statements: Mapping[str, Statement]
+) -> None:
+    """Write ledger.jsonl, report.html and, last of all, report.json: it marks the run as finished."""
+    ledger = "".join(statement.ledger for statement in statements.values())
+    write_atomically(folder / "ledger.jsonl", ledger.encode())
+    write_atomically(folder / "report.html", render(report, metrics).encode())
+    reports.write(report, folder / "report.json")
