@@ -75,7 +75,7 @@ class Findings:
     def verdict(self, number: int, name: str, remedy: str) -> Verdict:
         """The verdict that follows: the first few of what weighs most."""
         status: Status = "FAIL" if self.problems else "UNVERIFIABLE" if self.doubts else "PASS"
-        shown = self.problems or self.doubts or self.facts
+        shown = list(dict.fromkeys(self.problems or self.doubts or self.facts))
         more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         return Verdict(number, name, status, "; ".join(shown[:_SHOWN]) + more, "" if status == "PASS" else remedy)
 
@@ -173,7 +173,7 @@ def epsilon_rederived(case: Case, found: Findings) -> None:
         if claim["lifetime_epsilon"] is not None:
             _compare(found, f"{who} ({view}), lifetime", claim["lifetime_epsilon"], lifetime)
     run, lifetime = derived[reports.FEDERATION]
-    found.facts.append(f"federation: PLD gives {run:.6f} for the run and {lifetime:.6f} over the lifetime")
+    found.facts.insert(0, f"federation: PLD gives {run:.6f} for the run, {lifetime:.6f} over the lifetime")
 
 
 def _derive(case: Case, found: Findings, client_id: str) -> tuple[float, float]:

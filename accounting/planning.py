@@ -74,7 +74,7 @@ def _calibrate(
         return pld_epsilon((*base, (step, steps)), delta, coarseness)
 
     noise, shift = 0.95 * _search(screened, target, window=0.02 * target, guess=1.0), 0.0
-    coarseness = _coarseness(mechanism(noise))
+    coarseness = _coarseness(mechanism(noise), allowance=0.02 * target / steps)
     for _ in range(8):
         noise = _search(narrowed, target + shift - window / 4, window=window / 2, guess=noise)
         certified = step_curve(base, mechanism(noise), delta).epsilon(steps)
@@ -84,10 +84,13 @@ def _calibrate(
     raise PlanningError(f"no noise multiplier was found for epsilon {target:g}: change target or steps")
 
 
-def _coarseness(mechanism: Mechanism) -> int:
-    """How much wider the search's grid may be than the certifying one: an eighth of one step's loss."""
+def _coarseness(mechanism: Mechanism, allowance: float) -> int:
+    """How much wider the search's grid may be than the certifying one.
+
+    An eighth of one step's typical loss, or `allowance`: rounding up costs at most one grid width a step.
+    """
     typical_loss = mechanism.sample_rate * math.sqrt(math.expm1(min(mechanism.noise_multiplier**-2, 2.0)))
-    return max(1, int(typical_loss / 8 / DISCRETISATION))
+    return max(1, int(max(typical_loss / 8, allowance) / DISCRETISATION))
 
 
 def _search(price: Callable[[float], float], target: float, *, window: float, guess: float) -> float:

@@ -1,0 +1,191 @@
+"""A small finished federation, on disk as its members would have left it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from accounting import report as reports
+from accounting.anchor import Anchor, ledger_head, make_anchor, signed_bytes
+from accounting.chain import Chain, Entry, Row
+from accounting.events import NonPrivate
+from accounting.ledger import Ledger
+from accounting.planning import Plan, plan
+from accounting.versions import library_versions
+
+RUN = "ab" * 16
+CODE = {"code_sha256": "c0de" * 16, "fedlora_priv": "0.1.0"}
+
+
+class Signer:
+    """An Ed25519 identity that signs as the protocol's identities do."""
+
+    def __init__(self, seed: int) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
+        self.public_key = self._key.public_key().public_bytes_raw()
+
+    def sign(self, label: bytes, payload: bytes) -> bytes:
+        return self._key.sign(signed_bytes(label, payload))
+
+
+@dataclass
+class Federation:
+    """A report with the rows it follows from, open to forgery."""
+
+    report: dict[str, Any]
+    rows: dict[str, list[Row]]
+    signers: dict[str, Signer] = field(repr=False)
+
+    @property
+    def roster(self) -> dict[str, bytes]:
+        """The pinned keys."""
+        return {client_id: signer.public_key for client_id, signer in self.signers.items()}
+
+    @property
+    def lines(self) -> list[str]:
+        """The exported ledgers."""
+        return [row.to_line() for rows in self.rows.values() for row in rows]
+
+    def rebuild(self, client_id: str, entries: list[Entry]) -> None:
+        """Replace a client's chain by one with these entries, hashes recomputed, anchor untouched."""
+        old = self.rows[client_id][0]
+        chain = Chain(old.client_id, old.dataset_id)
+        for entry in entries:
+            # Straight into the list: a forger is not bound by the rules.
+            chain.rows.append(Row(old.client_id, old.dataset_id, len(chain.rows), chain.head, entry))
+        self.rows[client_id] = chain.rows
+
+    def anchor_again(self, client_id: str, signer: Signer | None = None) -> None:
+        """Sign the chain as it is now, with the client's own key or another, and put that into the report."""
+        rows = self.rows[client_id]
+        by = signer or self.signers[client_id]
+        last = rows[-1]
+        fresh = make_anchor(
+            client_id, last.dataset_id, last.digest, len(rows), sign=by.sign, public_key=by.public_key
+        )
+        others = [value for value in self.report["anchors"] if value["client_id"] != client_id]
+        self.report["anchors"] = [*others, fresh.to_json()]
+        self.report["ledger_head"] = ledger_head(map(Anchor.from_json, self.report["anchors"]))
+
+
+PLAN: dict[str, Any] = {
+    "target_epsilon": 0.5,
+    "delta": 1e-5,
+    "declared_examples": 1000,
+    "planned_batch_size": 20,
+    "rounds": 3,
+    "steps_per_round": 4,
+    "retry_rounds": 1,
+    "clip_norm": 1.0,
+}
+
+
+def make_plans(clients: int = 3) -> dict[str, Plan]:
+    return {f"client-{k}": plan(client_id=f"client-{k}", **PLAN) for k in range(1, clients + 1)}
+
+
+def play_round(ledger: Ledger, client_plan: Plan, number: int, *, session: str) -> None:
+    """What a client's ledger sees of a round that works."""
+    reservation = ledger.reserve(client_plan.round_event(), round=number, run=RUN)
+    ledger.commit(reservation)
+    ledger.release(reservation, session=session)
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """Made once; tests change copies of it."""
+    return make_federation(tmp_path_factory.mktemp("federation"))
+
+
+@pytest.fixture
+def finished(original: Federation) -> Federation:
+    """Three clients, three rounds: client-2 is lost in round 2, client-3 re-masks in round 3."""
+    rows = {client_id: list(rows) for client_id, rows in original.rows.items()}
+    return Federation(copy.deepcopy(original.report), rows, original.signers)
+
+
+@pytest.fixture
+def signer() -> Signer:
+    """A key that no roster knows."""
+    return Signer(99)
+
+
+@pytest.fixture
+def open_ledger(tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
+    """Opens ledgers in one file, and closes them."""
+    opened: list[Ledger] = []
+
+    def open_one(**changes: Any) -> Ledger:
+        settings = {"client_id": "client-1", "dataset_id": "reviews", "partition_id": "iid", "public": False}
+        opened.append(Ledger.open(tmp_path / "ledger.sqlite", **{**settings, **changes}))
+        return opened[-1]
+
+    yield open_one
+    for ledger in opened:
+        ledger.close()
+
+
+def make_federation(folder: Path) -> Federation:
+    plans, rounds, rows, anchors = make_plans(), [], {}, []
+    signers = {client_id: Signer(k) for k, client_id in enumerate(plans, start=1)}
+    for number in (1, 2, 3):
+        survivors = [client_id for client_id in plans if (client_id, number) != ("client-2", 2)]
+        lost = [{"client_id": "client-2", "phase": "mask"}] if number == 2 else []
+        rounds.append(
+            {
+                "round": number,
+                "survivors": survivors,
+                "lost": lost,
+                "refused": [],
+                "session_id": f"{number:032x}",
+                "transcript": f"{number:064x}",
+            }
+        )
+    for client_id, client_plan in plans.items():
+        with Ledger.open(
+            folder / "ledger.sqlite",
+            client_id=client_id,
+            dataset_id="reviews",
+            partition_id="iid-3-0",
+            public=True,
+            versions={**library_versions(), **CODE},
+        ) as ledger:
+            for entry in rounds:
+                if client_id in entry["survivors"]:
+                    play_round(ledger, client_plan, entry["round"], session=entry["session_id"])
+                else:
+                    ledger.reserve(client_plan.round_event(), round=entry["round"], run=RUN)
+            if client_id == "client-3":
+                ledger.release(ledger.charges(run=RUN, round=3)[0].reservation, session="f" * 32)
+                ledger.note(NonPrivate("its number of rows", "weights"), run=RUN)
+            rows[client_id] = list(ledger.rows())
+            signer = signers[client_id]
+            anchors.append(ledger.anchor(sign=signer.sign, public_key=signer.public_key))
+    document = reports.build(
+        run=RUN,
+        experiment={"name": "test", "config_sha256": "0" * 64},
+        plans=plans.values(),
+        rows=[row for chain in rows.values() for row in chain],
+        anchors=anchors,
+        rounds=rounds,
+        metrics={"accuracy_before": 0.5, "accuracy_after": 0.75, "evaluated_on": "a public held-out split"},
+        bytes={"uploaded_per_client": {"client-1": 1000}},
+        randomness={
+            "noise_source": reports.OS_KEYED_AES_CTR,
+            "sampling_source": reports.OS_KEYED_AES_CTR,
+            "deterministic": False,
+        },
+        outputs=[
+            {"what": "the sums of updates", "covered_by": "PoissonGaussian"},
+            {"what": "accuracy", "covered_by": "public"},
+            {"what": "its number of rows", "covered_by": "NonPrivate"},
+        ],
+        versions={**library_versions(), **CODE},
+    )
+    return Federation(document, rows, signers)

@@ -1,0 +1,124 @@
+"""Plans: whole steps, certified below the target, and fast."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accounting import planning, pricing
+from accounting.errors import PlanningError
+from accounting.events import PoissonGaussian
+from accounting.planning import Plan, calibrate, plan
+
+DELTA = 1e-5
+SETTINGS = {
+    "client_id": "client-1",
+    "target_epsilon": 0.5,
+    "delta": DELTA,
+    "declared_examples": 1000,
+    "planned_batch_size": 20,
+    "rounds": 5,
+    "steps_per_round": 4,
+    "clip_norm": 0.5,
+}
+
+
+def make_plan(**changes: object) -> Plan:
+    return plan(**{**SETTINGS, **changes})  # type: ignore[arg-type]
+
+
+def certified(noise: float, rate: float, steps: int, delta: float = DELTA) -> float:
+    """A price that owes nothing to what calibration remembered."""
+    parts = pricing.compose([PoissonGaussian(noise, rate, steps, 1.0)])
+    return pricing.pld_epsilon(parts, delta)
+
+
+def test_the_golden_case_is_met_in_time() -> None:
+    pricing.epsilon([PoissonGaussian(9.0, 0.1, 1, 1.0)], DELTA)  # dp-accounting's import is not calibration
+    began = time.process_time()
+    noise = calibrate(3.0, DELTA, 0.01, 10_000)
+    took = time.process_time() - began
+    assert noise == pytest.approx(1.564986, abs=2e-3)
+    assert 3.0 - 0.005 <= certified(noise, 0.01, 10_000) <= 3.0
+    assert took < 2.0
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.floats(0.2, 1.0), st.sampled_from([0.001, 0.01, 0.05, 1.0]), st.integers(300, 3000))
+def test_calibration_is_never_above_and_at_most_the_window_below(target: float, rate: float, steps: int) -> None:
+    noise = calibrate(target, DELTA, rate, steps)
+    assert target - 0.005 <= certified(noise, rate, steps) <= target
+
+
+def test_calibration_leaves_room_for_what_is_spent() -> None:
+    spent = [PoissonGaussian(6.0, 0.05, 50, 1.0)]
+    noise = calibrate(1.0, DELTA, 0.05, 100, spent=spent)
+    total = pricing.epsilon([*spent, PoissonGaussian(noise, 0.05, 100, 1.0)], DELTA)
+    assert 0.995 <= total <= 1.0
+    assert noise > calibrate(1.0, DELTA, 0.05, 100)
+
+
+def test_a_spent_budget_cannot_be_planned_on() -> None:
+    with pytest.raises(PlanningError, match="spent"):
+        calibrate(0.1, DELTA, 0.05, 100, spent=[PoissonGaussian(2.0, 0.05, 50, 1.0)])
+
+
+def test_replace_one_needs_more_noise() -> None:
+    assert calibrate(0.5, DELTA, 0.05, 20, adjacency="replace-one") > 1.5 * calibrate(0.5, DELTA, 0.05, 20)
+
+
+@pytest.mark.parametrize(
+    ("target", "rate", "steps"),
+    [(0.0, 0.1, 10), (float("nan"), 0.1, 10), (1.0, 0.0, 10), (1.0, 1.1, 10), (1.0, 0.1, 0), (1.0, 0.1, 2.5)],
+)
+def test_nonsense_is_refused(target: float, rate: float, steps: int) -> None:
+    with pytest.raises(PlanningError):
+        calibrate(target, DELTA, rate, steps)
+
+
+def test_a_target_out_of_reach_is_refused() -> None:
+    with pytest.raises(PlanningError, match="no noise multiplier"):
+        calibrate(1e7, DELTA, 1.0, 1)
+
+
+def test_a_plan_prices_the_steps_it_plans_retries_included() -> None:
+    made = make_plan(retry_rounds=2)
+    assert made.planned_steps == 28
+    assert made.sample_rate == 0.02
+    assert certified(made.noise_multiplier, made.sample_rate, 28) <= made.target_epsilon
+    assert made.round_event() == PoissonGaussian(made.noise_multiplier, 0.02, 4, 0.5)
+    assert pricing.epsilon([made.round_event()] * 7, DELTA) <= made.target_epsilon
+
+
+def test_one_step_too_many_would_overshoot() -> None:
+    """7499 steps meet the target; the 7500 that `int(epochs / q)` would run cost more than they."""
+    noise = calibrate(3.0, DELTA, 0.01, 7499)
+    curve = pricing.step_curve((), pricing.Mechanism(noise, 0.01), DELTA)
+    assert curve.epsilon(7499) <= 3.0
+    assert curve.epsilon(7500) > curve.epsilon(7499)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"delta": 1e-3},
+        {"delta": 0.5},
+        {"planned_batch_size": 1001},
+        {"planned_batch_size": 0},
+        {"rounds": 0},
+        {"steps_per_round": 0},
+        {"retry_rounds": -1},
+        {"declared_examples": 0},
+        {"declared_examples": 10.0},
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(PlanningError):
+        make_plan(**change)
+
+
+def test_the_window_is_within_what_is_promised() -> None:
+    assert planning.WINDOW <= 0.005
