@@ -29,7 +29,7 @@ from protocols.secagg.messages import (
     Survivors,
 )
 from protocols.secagg.session import CoordinateGroup
-from protocols.secagg.transcript import MerkleTree, set_digest, to_bitmap
+from protocols.secagg.transcript import MerkleTree, _leaf, path_root, set_digest, to_bitmap
 
 VICTIM = "client-1"
 
@@ -247,6 +247,25 @@ def test_an_advertisement_outside_the_tree_is_refused(federation: Any) -> None:
         federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
         leaves = (replace(first, path=path), *received.leaves[1:])
         refuses(federation, "share", edited(message, Advertisements, leaves=leaves), "not in the tree")
+
+
+def test_two_advertisements_of_one_client_do_not_fit_under_one_root(federation: Any) -> None:
+    # client-2 colludes and signs two. A tree of another shape would have the one where everybody's paths say it is,
+    # and the other as a child of the root: only the length of the path tells.
+    message = federation.drive(until="share")[VICTIM]
+    received = decode(Advertisements, message, "test")
+    t0 = statements.parameters_digest(federation.parameters)
+    other = advertisement_by(federation.clients["client-2"]._identity, federation, "client-2")
+    planted = _leaf(t0, 1, encode(other))
+    first, second, *rest = received.leaves[:4]
+    left = path_root(t0, 0, encode(first.advertisement), first.path[:2])
+    t1 = path_root(t0, 0, encode(first.advertisement), (*first.path[:2], planted))
+    leaves = (
+        replace(first, path=(*first.path[:2], planted)),
+        replace(second, advertisement=other, path=(left,)),
+        *(replace(leaf, path=(*leaf.path[:2], planted)) for leaf in rest),
+    )
+    refuses(federation, "share", encode(Advertisements(t1, leaves)), "client-2 is not in the tree")
 
 
 def test_odd_sets_of_advertisements_are_refused(make_federation: Any) -> None:
