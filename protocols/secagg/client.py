@@ -57,7 +57,7 @@ from protocols.secagg.messages import (
     Survivors,
 )
 from protocols.secagg.session import ClientPolicy
-from protocols.secagg.transcript import digest, from_bitmap, set_digest
+from protocols.secagg.transcript import digest, set_digest
 
 TRANSITIONS: Mapping[type[State], type[State]] = {
     Fresh: Advertised,
@@ -283,13 +283,11 @@ class SecAggClient(Redacted):
         parameters = state.parameters
         received = decode(Confirmations, confirmations, SERVER)
         checks.check_confirmations(received, state, self._roster)
-        u2 = from_bitmap(state.u2, parameters.n)
         shares = [
             RevealedShare(held.owner, held.seed_share, held.seed_salt)
             if parameters.roster[held.owner] in state.survivors
             else RevealedShare(held.owner, held.master_share, held.master_salt)
-            for held in state.held
-            if held.owner in u2
+            for held in state.held  # all of them in U2: their parcels came with it
         ]
         message = Reveal(tuple(shares), statements.UNSIGNED)
         signature = self._sign(statements.reveal(state.t1, self._client_id, message))

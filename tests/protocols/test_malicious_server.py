@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from protocols.errors import GuardViolation, LocalProtocolError, PolicyViolation, RemoteProtocolError
-from protocols.secagg import keys, statements
+from protocols.secagg import dealing, keys, statements
 from protocols.secagg.client_state import Advertised, Confirmed, Masked, Shared
 from protocols.secagg.codec import Message, decode, encode
 from protocols.secagg.guard import MemoryGuard
@@ -387,6 +387,34 @@ def test_u2_that_starves_one_neighbourhood_is_refused(make_federation: Any) -> N
     starved = {parcel.sender for parcel in received.parcels[:3]}
     u2 = to_bitmap(set(range(15)) - starved, 15)
     refuses(federation, "mask", encode(SharesIn(u2, received.parcels[3:])), "U2 has too few neighbours")
+
+
+def test_a_box_vouches_for_the_rest_of_its_parcel(federation: Any) -> None:
+    message = federation.drive(until="mask")["client-2"]
+    first, *rest = decode(SharesIn, message, "test").parcels
+    snapshot = federation.clients["client-2"].snapshot()
+    for change in (
+        {"mask_encapsulation": bytes(1088)},
+        {"seed_digest": bytes(32)},
+        {"master_digest": bytes(32)},
+        {"box_encapsulation": bytes(1088)},
+    ):
+        client = federation.restore("client-2", snapshot, guard=MemoryGuard())
+        odd = edited(message, SharesIn, parcels=(replace(first, **change), *rest))
+        client.mask(odd, federation.vectors["client-2"])
+        assert [held.owner for held in client._state.held] == [1, 2, 3, 4]
+
+
+def test_the_server_cannot_pass_its_own_digests_for_the_dealers(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With the final comparison gone, the box alone must still notice digests that its dealer did not bind.
+    message = federation.drive(until="mask")["client-2"]
+    parcels = decode(SharesIn, message, "test").parcels
+    state = federation.clients["client-2"]._state
+    monkeypatch.setattr(dealing, "share_digests", lambda held: (bytes(32), bytes(32)))
+    odd = [replace(parcel, seed_digest=bytes(32), master_digest=bytes(32)) for parcel in parcels]
+    assert dealing.open_parcels(odd, state, "client-2") == []
 
 
 def test_a_corrupted_half_of_a_mask_key_only_spoils_the_sum(federation: Any) -> None:
