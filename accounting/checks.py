@@ -180,9 +180,9 @@ def _derive(case: Case, found: Findings, client_id: str) -> tuple[float, float]:
     """A client's epsilon in this run and over its lifetime, by PLD, after comparing PLD with RDP."""
     chain, plan = case.chains.get(client_id), case.plans[client_id]
     if chain is None:
-        found.doubts.append(f"{client_id} sent no rows: its claim can only be held against its plan")
-        planned = (_planned_event(plan),)
-        return epsilon(planned, plan["delta"]), 0.0
+        found.doubts.append(f"{client_id}: no rows, so its claim can at most be held against its plan")
+        planned = {"plan"} & {claim["basis"] for claim in case.report["claims"] if claim["who"] == client_id}
+        return epsilon((_planned_event(plan),), plan["delta"]) if planned else 0.0, 0.0
     return (
         _price(found, client_id, chain.spent(case.run), plan["delta"]),
         _price(found, client_id, chain.spent(), plan["delta"]),
@@ -208,7 +208,7 @@ def _compare(found: Findings, what: str, reported: float, derived: float) -> Non
     if reported < derived - EPSILON_TOLERANCE:
         found.problems.append(f"{what}: {reported:.6f} is reported, the rows cost {derived:.6f}")
     elif reported > derived + EPSILON_TOLERANCE:
-        found.facts.append(f"{what}: {reported:.6f} is reported, looser than the {derived:.6f} that rows cost")
+        found.facts.insert(0, f"{what}: {reported:.6f} is reported, looser than the {derived:.6f} of the rows")
 
 
 # --- 3 ------------------------------------------------------------------------------------------------------
