@@ -24,6 +24,7 @@ def check(experiment: Experiment) -> None:
     Raises:
         ConfigError: names the first rule that is broken.
     """
+    _private_ledgers(experiment)
     _private_sizes(experiment)
     _lifetime(experiment)
     declared = experiment.data.declared_examples_per_client
@@ -45,6 +46,16 @@ def check_delta(delta: float, examples: int) -> None:
         raise ConfigError(
             f"privacy.delta = {delta:g} is not below 1/{examples}, one over all examples of the federation",
             f"lower it, for example to {10.0 ** math.floor(math.log10(0.1 / examples)):g}",
+        )
+
+
+def _private_ledgers(experiment: Experiment) -> None:
+    """Refuse to name the ledger of private data after a path: moving the file would give a new budget."""
+    if experiment.data.dataset_id is None and not experiment.data.public:
+        raise ConfigError(
+            "data.dataset_id is missing: the privacy ledger of private data is kept under that name, in every "
+            "run and wherever the file lies",
+            "choose one name for this dataset and keep it, or set data.public = true for public data",
         )
 
 

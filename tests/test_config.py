@@ -28,6 +28,7 @@ PRIVATE = """
 name = "quick"
 [data]
 source = "patients"
+dataset_id = "patients-2026"
 declared_examples_per_client = 2000
 [privacy]
 epsilon = 8
@@ -145,9 +146,14 @@ def test_insecure_mode_needs_no_thresholds() -> None:
 
 
 def test_a_private_size_must_be_declared() -> None:
-    message = refusal("data.public=false")
+    message = refusal("data.public=false", 'data.dataset_id="reviews"')
     assert "data.declared_examples_per_client" in message
     assert "leak" in message
+
+
+def test_private_data_need_a_name_for_their_ledger() -> None:
+    message = refusal("data.public=false")
+    assert "data.dataset_id is missing" in message
 
 
 def test_private_data_without_a_public_evaluation_split_reports_no_accuracy() -> None:

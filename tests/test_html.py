@@ -92,7 +92,6 @@ def metrics_of(clients: int = 5, rounds: int = 12, accuracy: bool = True) -> lis
             "epsilon": {client_id: 8 * math.sqrt(number / rounds) for client_id in ids},
             "uploaded_bytes": dict.fromkeys(ids, 78_000),
             "downloaded_bytes": dict.fromkeys(ids, 121_000),
-            "seconds": 3.25,
         })  # fmt: skip
     return rows
 
@@ -288,7 +287,6 @@ def test_summary_figures() -> None:
     assert summary.upload_ratio == pytest.approx(78_010 / 298_000)
     assert (summary.survivals, summary.losses, summary.rounds_without_sum) == (53, 1, 1)
     assert (summary.epsilon, summary.delta, summary.target_epsilon) == (7.9981, 1e-5, 8.0)
-    assert summary.seconds == pytest.approx(12 * 3.25)
 
 
 def test_nothing_is_changed_by_rendering() -> None:

@@ -17,7 +17,7 @@ from accounting.planning import Plan
 from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.assets import MINILM, fetch
-from fedlora_priv.data.partition import partition
+from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalTraining
 from fedlora_priv.federation.plans import plan_clients, require_room
@@ -162,19 +162,13 @@ def open_ledger(experiment: Experiment, folder: RunFolder, client_id: str) -> Le
         LedgerError: it is not whole, or the data were split among clients in another way before.
     """
     data = experiment.data
-    split = {
-        "kind": data.partition,
-        "alpha": data.dirichlet_alpha if data.partition == "dirichlet" else None,
-        "seed": experiment.experiment.seed,
-        "clients": experiment.federation.clients,
-    }
     path = folder.ledger_path(client_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     return Ledger.open(
         path,
         client_id=client_id,
         dataset_id=data.dataset_id or data.source,
-        partition_id=hashlib.sha256(json.dumps(split, sort_keys=True).encode()).hexdigest()[:16],
+        partition_id=partition_id(experiment),
         public=data.public,
     )
 

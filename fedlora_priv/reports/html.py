@@ -70,7 +70,6 @@ def _header(report: Report, summary: Summary) -> Markup:
     aggregation = (report.get("secure_aggregation") or {}).get("mode")
     facts = [f"mode {report.get('mode', '?')}", f"{summary.clients} clients", f"{summary.rounds} rounds"]
     facts += [f"{aggregation} aggregation"] if aggregation else []
-    facts += [f"{summary.seconds:,.0f} s"] if summary.seconds else []
     return element(
         "header",
         element("p", "fedlora-priv report", class_="eyebrow"),
@@ -326,7 +325,6 @@ def _rounds(report: Report, metrics: Sequence[Row]) -> Markup:
         "#largest ε",
         "in the sum",
         "lost, refused, masked again",
-        "#seconds",
         "transcript",
     )
     table = _table(heads, rows)
@@ -348,7 +346,6 @@ def _round_cells(row: Row, record: Row) -> tuple[str, ...]:
         f"≤ {up_text(max(row['epsilon'].values()))}" if row.get("epsilon") else "",
         ", ".join(row["survivors"]) or str(row.get("aborted") or "no sum"),
         ", ".join(events),
-        f"{row.get('seconds') or 0:.1f}",
         element("code", str(record.get("transcript") or "")[:16]),
     )
 

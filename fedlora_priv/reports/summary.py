@@ -62,7 +62,6 @@ class Summary:
     downloaded_bytes: float | None
     dense_bytes: float | None
     non_private: tuple[str, ...]
-    seconds: float
 
     @property
     def upload_ratio(self) -> float | None:
@@ -103,7 +102,6 @@ def summarise(report: Report, metrics: Sequence[Row]) -> Summary:
         ),
         dense_bytes=dense_bytes(report, len(metrics)),
         non_private=tuple(non_private(report)),
-        seconds=sum(float(row.get("seconds") or 0) for row in metrics),
     )
 
 

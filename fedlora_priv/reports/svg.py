@@ -29,6 +29,10 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 
+SMALLEST_SPAN = 1e-9
+"""Data that differ by less than this are one value to a reader."""
+
+
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Return round numbers that cover [low, high]; the first is at most `low`, the last at least `high`.
 
@@ -37,7 +41,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     >>> ticks(0, 0)
     [0.0, 1.0]
     """
-    if high <= low:
+    if high - low < SMALLEST_SPAN:
         high = low + 1
         wanted = 1
     power = 10.0 ** math.floor(math.log10((high - low) / wanted))
