@@ -142,7 +142,7 @@ def test_unsafe_parameters_are_refused(federation: Any, changes: dict[str, objec
 def test_one_survivor_of_two_parties_is_not_hidden(make_federation: Any) -> None:
     federation = make_federation(n=3, max_colluders=1)
     parameters = replace(federation.parameters, max_colluders=2)
-    refuses(federation, "advertise", encode(Proposal(parameters)), "max_colluders [+] 2")
+    refuses(federation, "advertise", encode(Proposal(parameters)), "min_survivors >= max_colluders [+] 2")
 
 
 def test_a_session_with_somebody_not_pinned_is_refused(federation: Any) -> None:

@@ -124,6 +124,12 @@ def test_a_word_beyond_16_bits_is_refused() -> None:
     assert combine({1: (65535).to_bytes(4, "little")}, 1, 2) == b"\xff\xff"
 
 
+def test_an_element_has_one_encoding() -> None:
+    assert combine({1: (1).to_bytes(4, "little")}, 1, 2) == b"\x01\x00"
+    with pytest.raises(LocalProtocolError, match="outside the field"):
+        combine({1: (PRIME + 1).to_bytes(4, "little")}, 1, 2)
+
+
 def test_rejected_words_are_drawn_again() -> None:
     class Scripted:
         """A stream whose first words are outside the field."""
