@@ -26,9 +26,11 @@ SETTINGS = {
 def test_frozen_roles_come_back_bit_identical(roles, tiny_model, make_examples):
     trainer = PrivateTrainer(tiny_model())
     start = read_state(trainer.model)
+    required = [parameter.requires_grad for parameter in trainer.model.parameters()]
     result = trainer.train(
         make_examples(12), start, **SETTINGS, stream=SecretStream(KEY), trainable=frozenset(roles)
     )
+    assert [parameter.requires_grad for parameter in trainer.model.parameters()] == required
     for name, value in result.state.items():
         changed = not np.array_equal(value, start[name])
         assert changed == (trainer.layout.role(name) in roles)
