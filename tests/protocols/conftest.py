@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from protocols.errors import GuardViolation, LocalProtocolError, PolicyViolation, RemoteProtocolError
 from protocols.secagg.client import SecAggClient
+from protocols.secagg.codec import decode, encode
 from protocols.secagg.guard import Guard, MemoryGuard
 from protocols.secagg.identity import Identity, Roster
 from protocols.secagg.local import PHASES, Phase
@@ -119,6 +122,21 @@ class Federation:
                 self.server.receive(name, self.answer(name, phase, inbox[name]))
             inbox = self.server.advance()
         return inbox
+
+    @staticmethod
+    def edited(data: bytes, kind: type[Any], **changes: object) -> bytes:
+        """A message with some fields changed."""
+        return encode(replace(decode(kind, data, "test"), **changes))
+
+    def refuses(self, phase: str, message: bytes, match: str, by: str = "client-1") -> None:
+        """The client raises, gives nothing away, and is out of the session with its secrets gone."""
+        client = self.clients[by]
+        with pytest.raises((RemoteProtocolError, PolicyViolation, GuardViolation), match=match):
+            self.answer(by, phase, message)
+        assert client.phase == "refused"
+        assert len(client.snapshot()) < 200
+        with pytest.raises(LocalProtocolError):
+            self.answer(by, phase, message)
 
     def plain_sum(self, names: Iterable[str]) -> NDArray[np.uint32]:
         """The sum of the vectors in the clear, by Python integers."""
