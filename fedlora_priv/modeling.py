@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from fedlora_priv.adapters import state_name, trainable_parameters
-from fedlora_priv.errors import AssetError, ConfigError
+from fedlora_priv.errors import AssetError, ConfigError, FedloraError
 from fedlora_priv.pooling import MeanPoolingClassifier
 
 Pooling = Literal["mean", "native"]
@@ -181,7 +181,11 @@ def _clear_errors(source: str) -> Any:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except FedloraError:
+        raise
+    except (
+        Exception
+    ) as error:  # the hub's client raises its HTTP library's own errors, and that library changes
         reason = str(error).strip().split("\n")[0][:160]
         raise AssetError(f"cannot load the model {source!r}: {reason}", _OFFLINE_CHOICES) from error
     finally:
