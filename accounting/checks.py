@@ -58,6 +58,10 @@ class Case:
         plans: Mapping[str, Mapping[str, Any]] = self.report["plan"]
         return plans
 
+    def rests_on_plan(self, client_id: str) -> bool:
+        """Whether the report itself says that a client's claim is its plan's worst case, for want of rows."""
+        return any(c["who"] == client_id and c["basis"] == "plan" for c in self.report["claims"])
+
     def charges(self, client_id: str) -> list[Charge]:
         """A client's charges in this run."""
         chain = self.chains.get(client_id)
@@ -130,7 +134,9 @@ def _check_anchor(case: Case, found: Findings, client_id: str, anchor: Anchor | 
     if case.roster is not None and client_id not in case.roster:
         found.doubts.append(f"the roster has no key for {client_id}")
     rows = chain.rows if chain else []
-    if len(rows) < anchor.rows:
+    if not rows and case.rests_on_plan(client_id):
+        found.doubts.append(f"{client_id} is anchored but its rows are not here; its claim rests on its plan")
+    elif len(rows) < anchor.rows:
         found.problems.append(f"{client_id}: row {len(rows)} is missing, the signed ledger has {anchor.rows} rows")
     elif rows[anchor.rows - 1].digest != anchor.head or rows[0].dataset_id != anchor.dataset_id:
         found.problems.append(f"{client_id}: row {anchor.rows - 1} is not the one that was signed")
@@ -181,8 +187,7 @@ def _derive(case: Case, found: Findings, client_id: str) -> tuple[float, float]:
     chain, plan = case.chains.get(client_id), case.plans[client_id]
     if chain is None:
         found.doubts.append(f"{client_id}: no rows, so its claim can at most be held against its plan")
-        planned = {"plan"} & {claim["basis"] for claim in case.report["claims"] if claim["who"] == client_id}
-        return epsilon((_planned_event(plan),), plan["delta"]) if planned else 0.0, 0.0
+        return epsilon((_planned_event(plan),), plan["delta"]) if case.rests_on_plan(client_id) else 0.0, 0.0
     return (
         _price(found, client_id, chain.spent(case.run), plan["delta"]),
         _price(found, client_id, chain.spent(), plan["delta"]),
