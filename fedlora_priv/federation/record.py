@@ -17,6 +17,7 @@ import fedlora_priv
 import protocols
 from accounting import report as reports
 from accounting.anchor import Anchor
+from accounting.chain import replay
 from accounting.errors import LedgerError
 from accounting.versions import library_versions
 from fedlora_priv.config import Experiment
@@ -59,7 +60,9 @@ def _statement(data: bytes) -> Statement | None:
     """Return a client's statement; None if it is none, which leaves its claim at the worst case of its plan."""
     try:
         message = wire.decode(data)
-        return Statement(message.blobs["ledger"].decode(), Anchor.from_bytes(message.blobs["anchor"]))
+        statement = Statement(message.blobs["ledger"].decode(), Anchor.from_bytes(message.blobs["anchor"]))
+        replay(statement.ledger.splitlines())
+        return statement
     except (FederationError, LedgerError, KeyError, UnicodeDecodeError):
         return None
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -24,6 +25,9 @@ from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.home import ClientHome, private_root
 
 RUN_BYTES = 16
+LEDGER_FILES = {"ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"}
+PREPARATIONS = {".lock", "run.toml", "run.json", "run.json.writing", "roster.json", "clients", *LEDGER_FILES}
+"""What a run that has not begun may have left behind; nothing in it has been spent."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,13 @@ class RunFolder:
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            return cls(path, _run_id(path, experiment), experiment.data.public, lock)
+        except BlockingIOError as error:
+            lock.close()
             raise RunFolderError(f"another process is running in {path}", "wait for it or stop it") from error
-        return cls(path, _run_id(path, experiment), experiment.data.public, lock)
+        except BaseException:
+            lock.close()
+            raise
 
     @property
     def finished(self) -> bool:
@@ -84,7 +92,7 @@ class RunFolder:
     @property
     def fresh(self) -> bool:
         """Whether no round of this run has begun."""
-        return not (self.path / "checkpoints").exists()
+        return not begun(self.path)
 
     def close(self) -> None:
         """Let another process use the folder."""
@@ -100,12 +108,17 @@ class RunFolder:
         return self.path / "ledger.sqlite" if self.public else self.client_home(client_id).ledger_path
 
 
+def begun(path: Path) -> bool:
+    """Return whether a run in this folder has got past its preparations."""
+    return (path / "checkpoints").exists()
+
+
 def _run_id(path: Path, experiment: Experiment) -> bytes:
-    """Return the id of the run in this folder, drawn anew in an empty one."""
+    """Return the id of the run in this folder, drawn anew where none has begun."""
     digest = experiment.digest()
     marker = path / "run.json"
     if not marker.exists():
-        strangers = {p.name for p in path.iterdir()} - {".lock", "run.toml", "run.json.writing"}
+        strangers = {p.name for p in path.iterdir()} - PREPARATIONS
         if strangers:
             raise RunFolderError(
                 f"{path} holds files but is no run folder", "choose another experiment.output"
@@ -118,12 +131,25 @@ def _run_id(path: Path, experiment: Experiment) -> bytes:
         run, known = bytes.fromhex(stored["run"]), stored["experiment_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{marker} is damaged", "choose another experiment.output") from error
+    if known != digest and not begun(path):
+        _clear(path)
+        return _run_id(path, experiment)
     if known != digest:
         raise RunFolderError(
             f"{path} belongs to another experiment (its run.toml says which)",
             "choose another experiment.output, or restore the values it was begun with",
         )
     return run
+
+
+def _clear(path: Path) -> None:
+    """Remove the preparations of a run that never began, so that another experiment may use the folder."""
+    for name in PREPARATIONS - {".lock"}:
+        found = path / name
+        if found.is_dir():
+            shutil.rmtree(found)
+        else:
+            found.unlink(missing_ok=True)
 
 
 def _free_name(path: Path) -> Path:

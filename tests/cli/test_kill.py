@@ -1,0 +1,105 @@
+"""`kill -9` anywhere in a run, then the same command: it ends as it would have, and charges what was released.
+
+Five clients, three rounds. The table says where the process dies, and who is charged how much more than the
+three rounds for it: a reservation whose training was cut off stays charged, everything else is free.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from accounting.chain import replay
+
+pytestmark = pytest.mark.long
+
+CLIENT = "fedlora_priv.federation.client"
+KILLER = Path(__file__).with_name("killer.py")
+
+# (where, before or after its n-th call, clients charged for one more attempt, clients that mask again)
+POINTS = {
+    "before anything is reserved": (CLIENT, "Ledger.reserve", "before", 1, [], []),
+    "reserved, not trained": (CLIENT, "Ledger.reserve", "after", 8, ["client-3"], []),
+    "trained, not stored": (CLIENT, "UpdateStore.save", "before", 7, ["client-2"], []),
+    "stored, not committed": (CLIENT, "UpdateStore.save", "after", 9, [], []),
+    "committed, not masked": (CLIENT, "Ledger.commit", "after", 10, [], []),
+    "some have masked": (CLIENT, "SecAggClient.mask", "after", 8, [], ["client-1", "client-2", "client-3"]),
+    "all have revealed": (
+        CLIENT, "SecAggClient.reveal", "after", 5, [], [f"client-{i}" for i in range(1, 6)],
+    ),
+    "summed, not checkpointed": (
+        "fedlora_priv.federation.checkpoint", "save", "before", 4, [], [f"client-{i}" for i in range(1, 6)],
+    ),
+    "checkpointed, no report": ("fedlora_priv.federation.record", "write", "before", 1, [], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_run_resumes_and_charges_exactly_what_was_released(
+    point: str, experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    module, function, when, count, charged_again, masked_again = POINTS[point]
+    file = experiment_file()
+    killed = subprocess.run(
+        [sys.executable, KILLER, module, function, when, str(count), "run", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    assert not (tmp_path / "run" / "report.json").exists()
+
+    resumed = subprocess.run(
+        [sys.executable, "-m", "fedlora_priv", "run", str(file)], capture_output=True, text=True, check=False
+    )
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [len(entry["survivors"]) for entry in report["rounds"]] == [5, 5, 5]
+    assert all(claim["epsilon"] <= 8.0 for claim in report["claims"])
+    remasked = {again["client_id"] for entry in report["rounds"] for again in entry["remasked"]}
+    assert remasked == set(masked_again)
+
+    rows = (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()
+    for (client_id, _), chain in replay(rows).items():
+        charges = list(chain.charges.values())
+        assert len(charges) == 3 + (client_id in charged_again), (client_id, charges)
+        released = {charge.round for charge in charges if charge.releases}
+        assert released == {1, 2, 3}
+        assert all(charge.committed is not None for charge in charges if charge.releases)
+        assert sum(charge.committed is None for charge in charges) == (client_id in charged_again)
+
+    audited = subprocess.run(
+        [sys.executable, "-m", "fedlora_priv", "audit", str(tmp_path / "run")],
+        capture_output=True,
+        check=False,
+    )
+    assert audited.returncode == 0
+
+
+def test_deleting_the_run_folder_gives_no_budget_back(
+    experiment_file: Callable[..., Path], fedlora: Callable[..., object], tmp_path: Path
+) -> None:
+    private = {"public": False, "dataset_id": "tiny", "declared_examples_per_client": 80}
+    file = experiment_file(data=private, privacy={"epsilon": 4.0}, federation={"rounds": 2})
+    first = fedlora("run", file)
+    assert first.code == 0, first.err  # type: ignore[attr-defined]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["simulation"] is False
+    assert report["metrics"]["accuracy_after"] is None
+    shutil.rmtree(tmp_path / "run")
+    second = fedlora("run", file)
+    assert second.code == 4  # type: ignore[attr-defined]
+    assert "cannot afford this run" in second.err  # type: ignore[attr-defined]
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    # A smaller run under a declared larger lifetime limit is allowed, and its report says what both cost.
+    third = fedlora("run", file, "--set", "privacy.lifetime_epsilon=9", "--set", "experiment.seed=3")
+    assert third.code == 0, third.err  # type: ignore[attr-defined]
+    claims = json.loads((tmp_path / "run" / "report.json").read_text())["claims"]
+    assert all(claim["epsilon"] <= 4.0 < claim["lifetime_epsilon"] <= 9.0 for claim in claims)

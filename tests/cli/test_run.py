@@ -1,0 +1,244 @@
+"""`fedlora run` from an experiment file to a run folder, an adapter and an audit, on a tiny real model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished run with a loss, shared by the tests of this module; they copy it before they change it."""
+    import tomli_w
+
+    from fedlora_priv.config import Experiment
+    from fedlora_priv.federation.run import run
+
+    folder = tmp_path_factory.mktemp("finished")
+    values: dict[str, Any] = {
+        "experiment": {"name": "tiny", "seed": 3, "output": str(folder / "run")},
+        "model": {"source": str(tiny_model), "max_length": 16},
+        "lora": {"rank": 2, "alpha": 4.0},
+        "data": {"source": str(tiny_data), "public": True},
+        "federation": {"clients": 5, "rounds": 8},
+        "training": {"batch_size": 40, "learning_rate": 2.0},
+        "privacy": {"epsilon": 20.0, "delta": 1e-4},
+        "communication": {"support": "server-topk", "density": 0.5, "value_bits": 8},
+        "simulate": {"dropouts": [{"round": 2, "client_id": "client-4", "phase": "mask"}]},
+    }
+    path = folder / "experiment.toml"
+    path.write_text(tomli_w.dumps(values))
+    run(Experiment.load(path), progress=Silent())
+    return folder / "run"
+
+
+class Silent:
+    """A progress that shows nothing."""
+
+    def say(self, line: str) -> None: ...
+    def round_started(self, number: int, rounds: int) -> None: ...
+    def round_finished(self, row: dict[str, Any]) -> None: ...
+    def answered(self, client_id: str, step: object) -> None: ...
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "copy"))
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_the_run_folder_holds_what_it_should(finished_run: Path) -> None:
+    names = {path.name for path in finished_run.iterdir()}
+    expected = {"run.toml", "metrics.jsonl", "ledger.sqlite", "ledger.jsonl", "report.json", "report.html"}
+    assert expected | {"adapter", "checkpoints"} <= names
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        path.name for path in (finished_run / "adapter").iterdir()
+    }
+
+
+def test_the_report_says_what_happened(finished_run: Path) -> None:
+    report = report_of(finished_run)
+    assert report["simulation"] is True
+    assert report["metrics"]["accuracy_after"] > report["metrics"]["accuracy_before"] + 0.2
+    assert all(claim["epsilon"] <= 20.0 for claim in report["claims"])
+    assert [len(entry["survivors"]) for entry in report["rounds"]] == [5, 4, 5, 5, 5, 5, 5, 5]
+    assert report["rounds"][1]["lost"] == [{"client_id": "client-4", "phase": "mask"}]
+    sizes = report["bytes"]
+    assert sizes["dense_lora_fp32_per_client"] == 8 * sizes["dense_lora_fp32_per_client_and_round"]
+    assert {"schema_version", "claims", "ledger_head", "versions"} <= set(report)
+
+
+def test_nothing_private_is_in_the_public_files(finished_run: Path) -> None:
+    """No loss, no drawn batch size, no time: only what the schema of a metrics row allows."""
+    rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    allowed = {
+        "round", "accuracy", "survivors", "lost", "refused", "aborted", "epsilon", "uploaded_bytes",
+        "downloaded_bytes",
+    }  # fmt: skip
+    assert all(set(row) == allowed for row in rows)
+    # Sizes of messages that carry private results must not depend on them.
+    sent = {row["uploaded_bytes"]["client-1"] for row in rows if len(row["survivors"]) == 5}
+    assert max(sent) - min(sent) <= 8  # the anchor in a confirmation counts rows in decimal digits
+    private = next((finished_run / "clients").glob("client-1/private-audit-*.jsonl"))
+    assert private.stat().st_mode & 0o077 == 0
+    assert "batch_size" in private.read_text()
+
+
+def test_the_adapter_loads_in_plain_peft_and_gives_the_reported_accuracy(
+    finished_run: Path, tiny_model: Path, tiny_data: Path
+) -> None:
+    """Nothing of this package but the pooling head, as the adapter's card says."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    from fedlora_priv.pooling import MeanPoolingClassifier
+
+    base = MeanPoolingClassifier.from_pretrained(str(tiny_model), num_labels=2)
+    model = PeftModel.from_pretrained(base, str(finished_run / "adapter")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    lines = (tiny_data / "dev.tsv").read_text().splitlines()[1:]
+    texts, labels = zip(*(line.split("\t") for line in lines), strict=True)
+    batch = tokenizer(list(texts), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    accuracy = (logits.argmax(-1) == torch.tensor([int(label) for label in labels])).float().mean().item()
+    assert accuracy == pytest.approx(report_of(finished_run)["metrics"]["accuracy_after"], abs=1e-6)
+
+
+def test_the_audit_of_an_honest_run_has_no_fail(fedlora: Callable[..., Any], finished_run: Path) -> None:
+    plain = fedlora("audit", finished_run, "--json")
+    assert plain.code == 0, plain.err
+    verdicts = {v["check"]: v["status"] for v in json.loads(plain.out)}
+    assert [n for n, status in verdicts.items() if status == "FAIL"] == []
+    assert {n for n, status in verdicts.items() if status == "PASS"} >= {2, 3, 4, 5, 11, 13, 16}
+    pinned = fedlora("audit", finished_run, "--roster", finished_run / "roster.json", "--json")
+    assert {v["check"]: v["status"] for v in json.loads(pinned.out)}[1] == "PASS"
+
+
+def edit_claim(folder: Path) -> None:
+    report = report_of(folder)
+    for claim in report["claims"]:
+        claim["epsilon"] = 0.5
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+def raise_claim(folder: Path) -> None:
+    report = report_of(folder)
+    report["claims"][0]["epsilon"] += 1.0
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+def drop_exported_row(folder: Path) -> None:
+    lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (folder / "ledger.jsonl").write_text("".join(lines[:2] + lines[3:]))
+
+
+def drop_last_row_of_a_client(folder: Path) -> None:
+    lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (folder / "ledger.jsonl").write_text("".join(lines[:-1]))
+
+
+def drop_stored_row(folder: Path) -> None:
+    with sqlite3.connect(folder / "ledger.sqlite") as connection:
+        connection.execute("DELETE FROM rows WHERE client_id = 'client-2' AND position = 3")
+    connection.close()
+
+
+def lower_exported_noise(folder: Path) -> None:
+    text = (folder / "ledger.jsonl").read_text()
+    before = report_of(folder)["plan"]["client-1"]["noise_multiplier"]
+    assert f'"noise_multiplier":{before}' in text
+    changed = text.replace(f'"noise_multiplier":{before}', f'"noise_multiplier":{before / 2}', 1)
+    (folder / "ledger.jsonl").write_text(changed)
+
+
+def lower_planned_noise(folder: Path) -> None:
+    report = report_of(folder)
+    report["plan"]["client-1"]["noise_multiplier"] /= 2
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+def lower_stored_noise(folder: Path) -> None:
+    before = report_of(folder)["plan"]["client-1"]["noise_multiplier"]
+    with sqlite3.connect(folder / "ledger.sqlite") as connection:
+        connection.execute(
+            "UPDATE rows SET line = replace(line, ?, ?) WHERE client_id = 'client-1' AND position = 1",
+            (f'"noise_multiplier":{before}', f'"noise_multiplier":{before / 2}'),
+        )
+        assert connection.total_changes == 1
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("forge", "check"),
+    [
+        (edit_claim, "2"),
+        (raise_claim, "2"),
+        (drop_exported_row, "1"),
+        (drop_last_row_of_a_client, "1"),
+        (drop_stored_row, "1"),
+        (lower_exported_noise, "1"),
+        (lower_stored_noise, "1"),
+        (lower_planned_noise, "4"),
+    ],
+)
+def test_a_forged_run_fails_the_audit_and_names_the_check(
+    fedlora: Callable[..., Any], run_copy: Path, forge: Callable[[Path], None], check: str
+) -> None:
+    forge(run_copy)
+    ran = fedlora("audit", run_copy)
+    assert ran.code == 1
+    assert f"FAIL in check {check} " in ran.err or f", {check} " in ran.err
+
+
+def test_the_report_is_written_again(fedlora: Callable[..., Any], run_copy: Path) -> None:
+    (run_copy / "report.html").unlink()
+    ran = fedlora("report", run_copy)
+    assert ran.code == 0, ran.err
+    assert "simulation" in (run_copy / "report.html").read_text().lower()
+
+
+def test_a_finished_run_is_not_run_over(fedlora: Callable[..., Any], run_copy: Path, tmp_path: Path) -> None:
+    toml = tmp_path / "again.toml"
+    toml.write_text((run_copy / "run.toml").read_text())
+    ran = fedlora("run", toml, "--set", f"experiment.output={run_copy}")
+    assert ran.code == 6
+    assert "--again" in ran.err
+    before = (run_copy / "report.json").read_text()
+    changed = fedlora("run", toml, "--set", f"experiment.output={run_copy}", "--set", "privacy.epsilon=5")
+    assert changed.code == 6
+    assert "another experiment" in changed.err
+    again = fedlora("run", toml, "--again", "--set", f"experiment.output={run_copy}")
+    assert again.code == 0, again.err
+    assert run_copy.with_name("copy.1").joinpath("report.json").read_text() == before
+    assert report_of(run_copy)["run"] != json.loads(before)["run"]
+
+
+def test_plan_and_methods_say_what_a_run_would_be(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path]
+) -> None:
+    planned = json.loads(fedlora("plan", experiment_file(), "--json").out)
+    assert planned["clients"][0]["epsilon_with_retries"] <= 8.0
+    assert planned["bytes"]["coordinates_that_travel"] < planned["bytes"]["coordinates"]
+    assert "client-5" in fedlora("plan", experiment_file()).out
+    methods = {row["method"]: row for row in json.loads(fedlora("methods", "--json").out)}
+    assert methods["ffa"]["uploads_vs_lora"] == 0.5
+    assert methods["fra"]["uploads_vs_lora"] > 10
+    assert "ffa" in fedlora("methods").out
+
+
+def test_the_doctor_checks_gradients(fedlora: Callable[..., Any]) -> None:
+    ran = fedlora("doctor", "--json")
+    findings = {finding["what"]: finding["status"] for finding in json.loads(ran.out)}
+    assert findings["per-example gradients"] == "OK"
+    assert ran.code == 0
