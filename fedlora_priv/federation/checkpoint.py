@@ -73,7 +73,7 @@ def load(folder: Path) -> tuple[ServerState, History] | None:
     if not stored:
         return None
     try:
-        with np.load(stored[-1], allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(stored[-1].read_bytes()), allow_pickle=False) as arrays:
             header = json.loads(bytes(arrays["header"]).decode())
             if header["version"] != VERSION:
                 raise ValueError("version")

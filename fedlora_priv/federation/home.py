@@ -76,7 +76,7 @@ class UpdateStore:
         if not self._path.exists():
             return None
         try:
-            with np.load(self._path, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(self._path.read_bytes()), allow_pickle=False) as stored:
                 header = json.loads(bytes(stored["header"]).decode())
                 if header["start"] != start_digest.hex():
                     return None

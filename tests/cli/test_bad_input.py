@@ -1,0 +1,160 @@
+"""Bad input: one clear line, the documented exit code, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Prepare = Callable[[Path, Path], list[str]]
+"""(scratch folder, tiny data) → overrides."""
+
+
+def overrides(*values: str) -> Prepare:
+    return lambda scratch, data: list(values)
+
+
+def one_file(content: bytes) -> Prepare:
+    def prepare(scratch: Path, data: Path) -> list[str]:
+        (scratch / "rows.tsv").write_bytes(content)
+        return [f'data.source="{scratch / "rows.tsv"}"', "data.evaluation_examples=1"]
+
+    return prepare
+
+
+def strange_folder(scratch: Path, data: Path) -> list[str]:
+    (scratch / "mine").mkdir()
+    (scratch / "mine" / "thesis.txt").write_text("precious")
+    return [f'experiment.output="{scratch / "mine"}"']
+
+
+def output_is_a_file(scratch: Path, data: Path) -> list[str]:
+    (scratch / "occupied").write_text("x")
+    return [f'experiment.output="{scratch / "occupied"}/run"']
+
+
+BAD: dict[str, tuple[Prepare, int, str]] = {
+    "unknown key": (overrides("privacy.epsilonn=2"), 2, "epsilon"),
+    "wrong type": (overrides('federation.rounds="three"'), 2, "rounds"),
+    "epsilon 0": (overrides("privacy.epsilon=0"), 2, "epsilon"),
+    "epsilon negative": (overrides("privacy.epsilon=-1"), 2, "epsilon"),
+    "delta too large": (overrides("privacy.delta=0.01"), 2, "not below 1/400"),
+    "epsilon out of reach": (overrides("privacy.epsilon=1e-7"), 2, "epsilon"),
+    "fewer clients than the quorum": (
+        overrides("federation.clients=2", "secure_aggregation.max_colluders=2"), 2, "quorum",
+    ),
+    "no such target module": (overrides('lora.target_modules=["qwery"]'), 2, "query"),
+    "LoRA on embeddings": (overrides('lora.target_modules=["word_embeddings"]'), 2, "word_embeddings"),
+    "DoRA": (overrides("lora.use_dora=true"), 2, "DP-SGD"),
+    "mode not built": (overrides('privacy.mode="distributed"'), 2, "not built yet"),
+    "batch larger than the data": (overrides("training.batch_size=200"), 2, "batch"),
+    "empty client": (overrides("federation.clients=450", "training.batch_size=1"), 3, "client"),
+    "no such label column": (overrides('data.label_column="stars"'), 3, "stars"),
+    "not UTF-8": (one_file(b"sentence\tlabel\nna\xefve\t1\nbad\t0\n"), 3, "UTF-8"),
+    "one label only": (one_file(b"sentence\tlabel\ngood\t1\nfine\t1\nnice\t1\n"), 3, "label"),
+    "no rows": (one_file(b"sentence\tlabel\n"), 3, ""),
+    "no such data": (overrides('data.source="/no/such/rows.tsv"'), 3, "/no/such/rows.tsv"),
+    "no such model": (overrides('model.source="/no/such/model"'), 3, "/no/such/model"),
+    "hub without a network": (overrides('model.source="nobody/nothing"'), 3, "local folder"),
+    "a folder of somebody else's files": (strange_folder, 6, "no run folder"),
+    "output under a file": (output_is_a_file, 6, "cannot write"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_with_its_exit_code(
+    case: str, fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path, tiny_data: Path
+) -> None:
+    prepare, code, names = BAD[case]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    arguments = [part for value in prepare(scratch, tiny_data) for part in ("--set", value)]
+    ran = fedlora("run", experiment_file(), *arguments)
+    assert ran.code == code, ran.err
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+    assert names in ran.err
+    assert "Traceback" not in ran.err
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    if case.startswith("a folder"):
+        assert (scratch / "mine" / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("run", "/no/such.toml"), 2), (("audit", "/no/such/run"), 6), (("report", "/no/such/run"), 6)],
+)
+def test_a_path_that_is_not_there(fedlora: Callable[..., Any], arguments: tuple[str, ...], code: int) -> None:
+    ran = fedlora(*arguments)
+    assert (ran.code, ran.err.count("\n")) == (code, 1)
+
+
+def test_a_report_that_breaks_the_schema(fedlora: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({"schema_version": 1}))
+    (tmp_path / "ledger.jsonl").write_text("")
+    ran = fedlora("audit", tmp_path)
+    assert ran.code != 0
+    assert ran.err.count("\n") == 1
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    fedlora: Callable[..., Any],
+    experiment_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The disk fills up at the second checkpoint; once there is room, the same command finishes the run."""
+    import errno
+    import os
+
+    real, calls = os.fsync, [0]
+
+    def full(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] > 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    ran = fedlora("run", experiment_file())
+    assert ran.code == 6
+    assert "No space left on device" in ran.err
+    assert ran.err.count("\n") == 1
+    monkeypatch.setattr(os, "fsync", real)
+    assert fedlora("run", experiment_file()).code == 0
+
+
+def test_a_damaged_checkpoint_names_itself_and_an_older_one_serves(
+    fedlora: Callable[..., Any],
+    experiment_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fedlora_priv.federation import record
+
+    def dies(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(record, "write", dies)
+        assert fedlora("run", experiment_file()).code == 130
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    ran = fedlora("run", experiment_file())
+    assert ran.code == 6
+    assert newest.name in ran.err
+    newest.unlink()
+    assert fedlora("run", experiment_file()).code == 0
+
+
+def test_another_experiment_may_use_a_folder_in_which_nothing_began(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = experiment_file()
+    assert fedlora("run", file, "--set", 'lora.target_modules=["nothing"]').code == 2
+    assert fedlora("run", file, "--set", "federation.rounds=1").code == 0
+    shutil.rmtree(tmp_path / "run")
