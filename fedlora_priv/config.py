@@ -103,9 +103,6 @@ class LoraSection(Section):
     target_modules: Names = Field(
         default=("query", "value"), min_length=1, description="Name endings of the linear maps to adapt."
     )
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="LoRA dropout probability while training (a fraction)."
-    )
     train_head: bool = Field(
         default=True, description="Train the classification head too; it is clipped and noised with the rest."
     )
