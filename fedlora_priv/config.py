@@ -220,7 +220,7 @@ class TrainingSection(Section):
         default=1.0, gt=0, description="L2 bound of one example's gradient over all trained arrays."
     )
     max_tokens_per_microbatch: int = Field(
-        default=4096,
+        default=1024,
         ge=1,
         description="Padded tokens in one forward pass; bounds memory, does not change the result.",
     )

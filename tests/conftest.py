@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Workers run side by side and models are tiny: threads would only wait for each other. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a hub; a forgotten look-up must fail at once
 
 GOOD = ("good", "fine", "great", "lovely", "bright")

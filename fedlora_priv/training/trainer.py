@@ -175,7 +175,7 @@ class PrivateTrainer:
         examples: TokenisedExamples,
         state: State | None = None,
         *,
-        max_tokens_per_microbatch: int = 8192,
+        max_tokens_per_microbatch: int = 1024,
     ) -> float:
         """Return the share of examples whose largest logit is the label's; for public examples only.
 
