@@ -75,7 +75,8 @@ def audit(
     case = Case(report=report, chains=chains, broken=broken, roster=roster)
     verdicts = [check(case) for check in CHECKS]
     verdicts += [
-        Verdict(number, name, "UNVERIFIABLE", why, remedy) for number, (name, why, remedy) in UNCHECKED.items()
+        Verdict(number, name, "UNVERIFIABLE", why, remedy)
+        for number, (name, why, remedy) in UNCHECKED.items()
     ]
     return sorted(verdicts, key=lambda verdict: verdict.check)
 

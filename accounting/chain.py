@@ -345,5 +345,3 @@ def _check_hex(name: str, value: object) -> None:
 def _check_round(value: object) -> None:
     if type(value) is not int or value < 0:
         raise ValueError(f"round must be a whole number, 0 or more, got {value!r}")
-
-

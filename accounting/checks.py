@@ -84,7 +84,9 @@ class Findings:
         status: Status = "FAIL" if self.problems else "UNVERIFIABLE" if self.doubts else "PASS"
         shown = list(dict.fromkeys(self.problems or self.doubts or self.facts))
         more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-        return Verdict(number, name, status, "; ".join(shown[:_SHOWN]) + more, "" if status == "PASS" else remedy)
+        return Verdict(
+            number, name, status, "; ".join(shown[:_SHOWN]) + more, "" if status == "PASS" else remedy
+        )
 
 
 def needs_rows(check: Callable[[Case, Findings], None]) -> Callable[[Case, Findings], None]:
@@ -140,7 +142,9 @@ def _check_anchor(case: Case, found: Findings, client_id: str, anchor: Anchor | 
     if not rows and case.rests_on_plan(client_id):
         found.doubts.append(f"{client_id} is anchored but its rows are not here; its claim rests on its plan")
     elif len(rows) < anchor.rows:
-        found.problems.append(f"{client_id}: row {len(rows)} is missing, the signed ledger has {anchor.rows} rows")
+        found.problems.append(
+            f"{client_id}: row {len(rows)} is missing, the signed ledger has {anchor.rows} rows"
+        )
     elif rows[anchor.rows - 1].digest != anchor.head or rows[0].dataset_id != anchor.dataset_id:
         found.problems.append(f"{client_id}: row {anchor.rows - 1} is not the one that was signed")
     elif len(rows) > anchor.rows:
@@ -175,7 +179,9 @@ def epsilon_rederived(case: Case, found: Findings) -> None:
         max(lifetime for _, lifetime in derived.values()),
     )
     if set(claims) != {(who, view) for who in derived for view in reports.VIEWS}:
-        found.problems.append("the claims do not cover every client and the federation in every view, once each")
+        found.problems.append(
+            "the claims do not cover every client and the federation in every view, once each"
+        )
     for (who, view), claim in claims.items():
         run, lifetime = derived.get(who, (0.0, 0.0))
         whole = who in case.chains or (who == reports.FEDERATION and case.chains.keys() >= case.plans.keys())
@@ -207,7 +213,9 @@ def _price(found: Findings, client_id: str, events: tuple[PrivateEvent, ...], de
         return float("inf")
     # PLD rounds each step's loss up to its grid, which can outweigh RDP's slack at tiny epsilons.
     if pld > 1.02 * rdp + 0.05:
-        found.problems.append(f"{client_id}: PLD gives {pld:.6f}, above RDP's {rdp:.6f}: one of them is wrong")
+        found.problems.append(
+            f"{client_id}: PLD gives {pld:.6f}, above RDP's {rdp:.6f}: one of them is wrong"
+        )
     found.facts.append(f"{client_id}: PLD {pld:.6f}, RDP {rdp:.6f}")
     return pld
 
@@ -227,7 +235,9 @@ def delta_small_enough(case: Case, found: Findings) -> None:
     """One delta, below 1/n of the unit that each claim protects; n as the plans declare it."""
     sizes = {client_id: plan["declared_examples"] for client_id, plan in case.plans.items()}
     sizes[reports.FEDERATION] = sum(sizes.values())
-    deltas = {claim["delta"] for claim in case.report["claims"]} | {plan["delta"] for plan in case.plans.values()}
+    deltas = {claim["delta"] for claim in case.report["claims"]} | {
+        plan["delta"] for plan in case.plans.values()
+    }
     if len(deltas) > 1:
         found.problems.append(f"claims and plans use several deltas: {sorted(deltas)}")
     for claim in case.report["claims"]:
@@ -235,7 +245,9 @@ def delta_small_enough(case: Case, found: Findings) -> None:
         if n != sizes.get(who):
             found.problems.append(f"{who}: the claim counts {n} examples, the plan {sizes.get(who)}")
         if delta * max(n, sizes.get(who, 1)) >= 1:
-            found.problems.append(f"{who}: delta {delta:g} is not below 1/n = {1 / max(n, sizes.get(who, 1)):.3g}")
+            found.problems.append(
+                f"{who}: delta {delta:g} is not below 1/n = {1 / max(n, sizes.get(who, 1)):.3g}"
+            )
     found.facts.append(f"delta {max(deltas):g} < 1/{sizes[reports.FEDERATION]} declared examples")
 
 
@@ -282,7 +294,9 @@ def _check_plan_kept(case: Case, found: Findings, client_id: str, plan: Mapping[
     steps = sum(charge.charged.steps for charge in charges)
     rounds = plan["rounds"] + plan["retry_rounds"]
     if plan["planned_steps"] != rounds * plan["steps_per_round"]:
-        found.problems.append(f"{client_id}: {plan['planned_steps']} planned steps are not {rounds} rounds' worth")
+        found.problems.append(
+            f"{client_id}: {plan['planned_steps']} planned steps are not {rounds} rounds' worth"
+        )
     if steps > plan["planned_steps"]:
         found.problems.append(f"{client_id}: {steps} steps are charged, {plan['planned_steps']} were planned")
     for charge in charges:
@@ -294,14 +308,22 @@ def _check_plan_kept(case: Case, found: Findings, client_id: str, plan: Mapping[
                 )
     cost = epsilon((_planned_event(plan),), plan["delta"])
     if cost > plan["target_epsilon"] + EPSILON_TOLERANCE:
-        found.problems.append(f"{client_id}: the plan costs {cost:.6f}, above its target {plan['target_epsilon']:g}")
-    found.facts.append(f"{client_id}: {len(charges)} charges, {steps} of {plan['planned_steps']} planned steps")
+        found.problems.append(
+            f"{client_id}: the plan costs {cost:.6f}, above its target {plan['target_epsilon']:g}"
+        )
+    found.facts.append(
+        f"{client_id}: {len(charges)} charges, {steps} of {plan['planned_steps']} planned steps"
+    )
 
 
 def _planned_event(plan: Mapping[str, Any]) -> PoissonGaussian:
     """All the steps of a reported plan."""
     return PoissonGaussian(
-        plan["noise_multiplier"], plan["sample_rate"], plan["planned_steps"], plan["clip_norm"], plan["adjacency"]
+        plan["noise_multiplier"],
+        plan["sample_rate"],
+        plan["planned_steps"],
+        plan["clip_norm"],
+        plan["adjacency"],
     )
 
 
@@ -315,7 +337,9 @@ def sampler_matches(case: Case, found: Findings) -> None:
         if abs(plan["sample_rate"] * plan["declared_examples"] / plan["planned_batch_size"] - 1) > 1e-9:
             found.problems.append(f"{client_id}: the sample rate is not planned batch / declared examples")
         if not case.charges(client_id) and plan["sampler"] != "poisson":
-            found.problems.append(f"{client_id}: amplification is known here for Poisson, not {plan['sampler']!r}")
+            found.problems.append(
+                f"{client_id}: amplification is known here for Poisson, not {plan['sampler']!r}"
+            )
         for charge in case.charges(client_id):
             event = charge.reserved
             if event.sampler != plan["sampler"]:
@@ -324,7 +348,9 @@ def sampler_matches(case: Case, found: Findings) -> None:
                     f"as {event.sampler!r}"
                 )
             if event.adjacency != plan["adjacency"]:
-                found.problems.append(f"{client_id}, row {charge.reservation}: priced under {event.adjacency}")
+                found.problems.append(
+                    f"{client_id}, row {charge.reservation}: priced under {event.adjacency}"
+                )
     adjacencies = {plan["adjacency"] for plan in case.plans.values()}
     if any({claim["adjacency"]} != adjacencies for claim in case.report["claims"]):
         found.problems.append("a claim states another adjacency than the plans")
@@ -342,13 +368,17 @@ def outputs_covered(case: Case, found: Findings) -> None:
     listed = list(case.report["non_private"])
     for entry in noted:
         if entry not in listed:
-            found.problems.append(f"{entry['client_id']} released {entry['what']!r} outside the guarantee, unlisted")
+            found.problems.append(
+                f"{entry['client_id']} released {entry['what']!r} outside the guarantee, unlisted"
+            )
     for output in case.report["outputs"]:
         what, cover = output["what"], output["covered_by"]
         if cover == "NonPrivate" and not any(entry["what"] == what for entry in listed):
             found.problems.append(f"{what!r} is outside the guarantee and not listed in non_private")
         elif cover not in ("NonPrivate", "public") and cover not in kinds:
-            found.problems.append(f"{what!r} is said to be covered by {cover}, of which the ledgers have none")
+            found.problems.append(
+                f"{what!r} is said to be covered by {cover}, of which the ledgers have none"
+            )
     count = len(case.report["outputs"])
     found.facts.append(f"{count} declared outputs, {len(listed)} releases outside the guarantee, all listed")
 
@@ -391,7 +421,9 @@ def versions_recorded(case: Case, found: Findings) -> None:
     found.facts.append(", ".join(f"{name} {stated[name]}" for name in sorted(stated)))
 
 
-def _as_check(number: int, name: str, remedy: str, body: Callable[[Case, Findings], None]) -> Callable[[Case], Verdict]:
+def _as_check(
+    number: int, name: str, remedy: str, body: Callable[[Case, Findings], None]
+) -> Callable[[Case], Verdict]:
     """A check that collects, then judges."""
 
     def check(case: Case) -> Verdict:
@@ -409,7 +441,9 @@ CHECKS = (
         "get the ledgers and anchors again from the clients themselves, and a roster from outside the server",
         chain_whole_and_anchored,
     ),
-    _as_check(2, "epsilon re-derived by two methods", "rely on the re-derived epsilon only", epsilon_rederived),
+    _as_check(
+        2, "epsilon re-derived by two methods", "rely on the re-derived epsilon only", epsilon_rederived
+    ),
     _as_check(3, "delta below 1/n", "ask for the claim at a smaller delta", delta_small_enough),
     _as_check(
         4, "every release reserved, steps as planned", "ask the client for its ledger", everything_charged
@@ -417,7 +451,10 @@ CHECKS = (
     _as_check(5, "sampler and adjacency as claimed", "ask how batches were drawn", sampler_matches),
     _as_check(11, "every output covered", "treat the unlisted output as a leak", outputs_covered),
     _as_check(
-        13, "noise and sampling source disclosed", "do not use this model on private data", randomness_disclosed
+        13,
+        "noise and sampling source disclosed",
+        "do not use this model on private data",
+        randomness_disclosed,
     ),
     _as_check(16, "versions and code recorded", "run again with recorded versions", versions_recorded),
 )

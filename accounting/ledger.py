@@ -326,5 +326,3 @@ def _connect(path: Path) -> sqlite3.Connection:
             connection.close()
         raise LedgerError(f"{path} cannot be used as a ledger: {error}") from error
     return connection
-
-

@@ -96,7 +96,9 @@ def make_claims(plans: Mapping[str, Plan], chains: Mapping[str, Chain], run: str
     """
     if len({(plan.delta, plan.adjacency) for plan in plans.values()}) != 1:
         raise ReportError("a federation claim needs one delta and one adjacency in all plans")
-    clients = {client_id: _client_claim(plan, chains.get(client_id), run) for client_id, plan in plans.items()}
+    clients = {
+        client_id: _client_claim(plan, chains.get(client_id), run) for client_id, plan in plans.items()
+    }
     lifetimes = [claim["lifetime_epsilon"] for claim in clients.values()]
     clients[FEDERATION] = {
         **next(iter(clients.values())),
@@ -137,7 +139,12 @@ def is_simulation(chains: Iterable[Chain]) -> bool:
 def non_private(chains: Iterable[Chain], run: str) -> list[dict[str, Any]]:
     """What the run released outside the guarantee, as the ledgers noted it."""
     return [
-        {"client_id": chain.client_id, "round": note.round, "what": note.event.what, "reason": note.event.reason}
+        {
+            "client_id": chain.client_id,
+            "round": note.round,
+            "what": note.event.what,
+            "reason": note.event.reason,
+        }
         for chain in chains
         for note in chain.notes
         if note.run == run

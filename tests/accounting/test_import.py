@@ -24,7 +24,9 @@ def test_it_is_ours() -> None:
 
 
 def test_importing_everything_loads_nothing_heavy() -> None:
-    result = subprocess.run([sys.executable, "-c", SCRIPT], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     loaded = {name.partition(".")[0] for name in json.loads(result.stdout)}
     assert loaded.isdisjoint({"torch", "opacus", "transformers", "peft", "fedlora_priv", "protocols"})
     # These take seconds, and only pricing by PLD and validating a report need them.

@@ -117,7 +117,8 @@ def test_a_reference_to_no_reservation_is_refused(open_ledger: OpenLedger) -> No
 
 
 @pytest.mark.parametrize(
-    "change", [{"run": "not hex"}, {"round": -1}, {"round": 1.0}, {"event": fewer(0)}, {"event": NonPrivate("a", "b")}]
+    "change",
+    [{"run": "not hex"}, {"round": -1}, {"round": 1.0}, {"event": fewer(0)}, {"event": NonPrivate("a", "b")}],
 )
 def test_a_malformed_reservation_is_refused_and_leaves_nothing(
     open_ledger: OpenLedger, change: dict[str, Any]
@@ -148,7 +149,9 @@ def test_a_new_run_is_no_new_budget(open_ledger: OpenLedger) -> None:
 
 
 @pytest.mark.parametrize("change", [{"partition_id": "dirichlet"}, {"public": True}])
-def test_another_split_or_another_declaration_is_refused(open_ledger: OpenLedger, change: dict[str, Any]) -> None:
+def test_another_split_or_another_declaration_is_refused(
+    open_ledger: OpenLedger, change: dict[str, Any]
+) -> None:
     open_ledger()
     with pytest.raises(LedgerError, match=f"has {next(iter(change))}"):
         open_ledger(**change)
@@ -229,7 +232,9 @@ def filled(open_ledger: OpenLedger, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("row", range(7))
 def test_an_edited_row_is_named(filled: Path, open_ledger: OpenLedger, row: int) -> None:
-    tamper(filled, "UPDATE rows SET line = replace(line, '\"client-1\"', '\"client-9\"') WHERE position = ?", row)
+    tamper(
+        filled, "UPDATE rows SET line = replace(line, '\"client-1\"', '\"client-9\"') WHERE position = ?", row
+    )
     with pytest.raises(LedgerError, match=f"row {row}: was edited") as caught:
         open_ledger()
     assert caught.value.row == row
@@ -275,7 +280,9 @@ def test_verify_reads_what_opening_had_read(open_ledger: OpenLedger, tmp_path: P
     for number in range(3):
         ledger.reserve(ROUND, round=number, run=RUN)
     ledger.verify()
-    tamper(tmp_path / "ledger.sqlite", "UPDATE rows SET line = replace(line, '2.0', '4.0') WHERE position = 1")
+    tamper(
+        tmp_path / "ledger.sqlite", "UPDATE rows SET line = replace(line, '2.0', '4.0') WHERE position = 1"
+    )
     with pytest.raises(LedgerError, match="row 1: was edited"):
         ledger.verify()
 
@@ -316,7 +323,9 @@ def test_an_anchor_travels_and_holds_for_a_longer_ledger(open_ledger: OpenLedger
     open_ledger(expect=anchor)
 
 
-def test_a_key_that_does_not_match_the_signature_is_refused_at_once(open_ledger: OpenLedger, signer: Any) -> None:
+def test_a_key_that_does_not_match_the_signature_is_refused_at_once(
+    open_ledger: OpenLedger, signer: Any
+) -> None:
     with pytest.raises(LedgerError, match="no valid signature"):
         open_ledger().anchor(sign=signer.sign, public_key=bytes(32))
 
@@ -337,7 +346,9 @@ def test_a_malformed_anchor_is_refused(data: bytes) -> None:
 # --- any history ---
 
 actions = st.lists(
-    st.tuples(st.sampled_from(["reserve", "commit", "release", "note"]), st.integers(0, 5), st.integers(0, 10)),
+    st.tuples(
+        st.sampled_from(["reserve", "commit", "release", "note"]), st.integers(0, 5), st.integers(0, 10)
+    ),
     max_size=15,
 )
 

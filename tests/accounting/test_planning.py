@@ -48,7 +48,9 @@ def test_the_golden_case_is_met_in_time() -> None:
 
 @settings(deadline=None, max_examples=8)
 @given(st.floats(0.2, 1.0), st.sampled_from([0.01, 0.05, 1.0]), st.integers(300, 3000))
-def test_calibration_is_never_above_and_at_most_the_window_below(target: float, rate: float, steps: int) -> None:
+def test_calibration_is_never_above_and_at_most_the_window_below(
+    target: float, rate: float, steps: int
+) -> None:
     noise = calibrate(target, DELTA, rate, steps)
     assert target - 0.005 <= certified(noise, rate, steps) <= target
 

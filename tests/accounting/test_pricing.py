@@ -100,7 +100,9 @@ def test_pld_is_at_most_rdp(noise: float, rate: float, steps: int, delta: float)
 
 
 @quick
-@given(st.permutations([dp_sgd(4.0, 0.05, 3), dp_sgd(6.0, 0.1, 7), dp_sgd(4.0, 0.05, 5), Gaussian(9.0, 2, 1.0)]))
+@given(
+    st.permutations([dp_sgd(4.0, 0.05, 3), dp_sgd(6.0, 0.1, 7), dp_sgd(4.0, 0.05, 5), Gaussian(9.0, 2, 1.0)])
+)
 def test_order_does_not_matter(events: list[PoissonGaussian | Gaussian]) -> None:
     total = [dp_sgd(4.0, 0.05, 8), dp_sgd(6.0, 0.1, 7), Gaussian(9.0, 2, 1.0)]
     assert pricing.epsilon(events, DELTA) == pricing.epsilon(total, DELTA)

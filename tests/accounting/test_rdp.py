@@ -101,7 +101,9 @@ def test_the_trap_is_still_there_upstream() -> None:
     from dp_accounting.rdp import rdp_privacy_accountant
 
     accountant = rdp_privacy_accountant.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
-    assert accountant.compose(dp.GaussianDpEvent(10.0), 100).get_epsilon(DELTA) == pytest.approx(4.7285, abs=1e-3)
+    assert accountant.compose(dp.GaussianDpEvent(10.0), 100).get_epsilon(DELTA) == pytest.approx(
+        4.7285, abs=1e-3
+    )
 
 
 def test_nothing_costs_nothing() -> None:

@@ -67,7 +67,11 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_with_its_exit_code(
-    case: str, fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path, tiny_data: Path
+    case: str,
+    fedlora: Callable[..., Any],
+    experiment_file: Callable[..., Path],
+    tmp_path: Path,
+    tiny_data: Path,
 ) -> None:
     prepare, code, names = BAD[case]
     scratch = tmp_path / "scratch"
