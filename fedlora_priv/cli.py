@@ -26,6 +26,7 @@ from fedlora_priv.errors import (
     UNEXPECTED_EXIT_CODE,
     AuditFailed,
     BudgetError,
+    EnvironmentProblem,
     FedloraError,
     RunFolderError,
 )
@@ -75,9 +76,10 @@ def _described(error: BaseException) -> tuple[str, int]:
     if isinstance(error, AccountingError):
         return " ".join(str(error).split()), RunFolderError.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command resumes the run", INTERRUPTED_EXIT_CODE
+        return "interrupted; a run is resumed by the same command", INTERRUPTED_EXIT_CODE
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed; pip install 'fedlora-priv[train]'", RunFolderError.exit_code
+        line = f"{error.name} is not installed; pip install 'fedlora-priv[train]'"
+        return line, EnvironmentProblem.exit_code
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), RunFolderError.exit_code
     text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -96,17 +98,18 @@ def run(
 ) -> None:
     """Train; resumes by itself if the run folder is unfinished."""
     from fedlora_priv.config import Experiment
+
+    experiment = Experiment.load(file, overrides or [])  # before torch is imported, which takes seconds
     from fedlora_priv.federation.run import run as run_experiment
     from fedlora_priv.reports.progress import Bars
     from fedlora_priv.reports.terminal import print_summary
 
-    experiment = Experiment.load(file, overrides or [])
     with Bars(console) as bars:
         outcome = run_experiment(experiment, again=again, progress=bars)
     print_summary(console, outcome.report, outcome.metrics)
-    console.print(f"\nrun folder  [bold]{outcome.folder}[/]   audit it: fedlora audit {outcome.folder}")
-    if outcome.stopped_early:
-        raise BudgetError(outcome.stopped_early, "what was reached is saved in the run folder")
+    console.print(f"\nrun folder  {outcome.folder}   audit it: fedlora audit {outcome.folder}", markup=False)
+    if outcome.problem is not None:
+        raise outcome.problem
 
 
 @app.command()
@@ -119,10 +122,12 @@ def plan(
 ) -> None:
     """Show noise, rounds, bytes and guarantee, before anything is spent."""
     from fedlora_priv.config import Experiment
+
+    experiment = Experiment.load(file, overrides or [])
     from fedlora_priv.federation.preview import preview
     from fedlora_priv.reports.tables import print_plan
 
-    planned = preview(Experiment.load(file, overrides or []))
+    planned = preview(experiment)
     if as_json:
         console.print_json(json.dumps(planned))
     else:
@@ -172,7 +177,7 @@ def report(
     path = run_folder / "report.html"
     write_atomically(path, render(document, metrics).encode())
     print_summary(console, document, metrics)
-    console.print(f"\n{path}")
+    console.print(f"\n{path}", markup=False)
 
 
 @app.command()
@@ -229,8 +234,9 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG0
         console.print_json(json.dumps([finding.to_json() for finding in findings]))
     else:
         print_findings(console, findings)
-    if any(finding.status == "FAIL" for finding in findings):
-        raise typer.Exit(1)
+    failed = [finding.what for finding in findings if finding.status == "FAIL"]
+    if failed:
+        raise EnvironmentProblem(f"this machine cannot run federations: {', '.join(failed)}", "see above")
 
 
 def _version(asked: bool) -> None:

@@ -191,7 +191,7 @@ class DataSection(Section):
 class FederationSection(Section):
     """How many clients, for how long, combined by which method."""
 
-    clients: int = Field(default=5, ge=1, le=100_000, description="Number of clients: client-1 to client-N.")
+    clients: int = Field(default=5, ge=1, le=65_535, description="Number of clients: client-1 to client-N.")
     rounds: int = Field(default=12, ge=1, description="Rounds of training and aggregation.")
     method: Literal["fedit", "ffa", "fra"] = Field(
         default="ffa",
@@ -311,6 +311,20 @@ class SecureAggregationSection(Section):
         quorum = self.quorum or (clients + self.max_colluders) // 2 + 1
         return quorum, self.threshold or quorum, self.min_survivors or quorum
 
+    def summary(self, clients: int) -> dict[str, int | str]:
+        """Return what a plan and a report state of the sessions; without sessions, only that there are none."""
+        if self.mode == "insecure":
+            return {"mode": self.mode}
+        quorum, threshold, min_survivors = self.thresholds(clients)
+        return {
+            "mode": self.mode,
+            "clients": clients,
+            "max_colluders": self.max_colluders,
+            "quorum": quorum,
+            "threshold": threshold,
+            "min_survivors": min_survivors,
+        }
+
 
 class CommunicationSection(Section):
     """Which coordinates travel, at how many bits."""
@@ -398,8 +412,13 @@ class Experiment(Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
     def digest(self) -> str:
-        """Return the SHA-256 (hex) of all that affects the result: everything but the name and run folder."""
-        values = self.model_dump(mode="json", exclude={"experiment": {"name", "output"}})
+        """Return the SHA-256 (hex) of all that affects the result: not names, memory limits or evaluations."""
+        free = {
+            "experiment": {"name", "output"},
+            "federation": {"evaluate_every"},
+            "training": {"max_tokens_per_microbatch"},
+        }
+        values = self.model_dump(mode="json", exclude=free)
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(b"fedlora-priv experiment v1\0" + canonical.encode()).hexdigest()
 

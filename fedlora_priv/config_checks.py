@@ -120,12 +120,17 @@ def _secure_aggregation(experiment: Experiment) -> None:
             "survivors could not remove the masks of the lost",
             f"use at most {min_survivors}, or raise min_survivors",
         )
-    if min_survivors - colluders < 2:
+    # Imported here: reading a file needs no cryptography unless it asks for it.
+    from fedlora_priv.federation.session import require_sound
+    from protocols.errors import ProtocolError
+
+    try:
+        require_sound(experiment)
+    except ProtocolError as error:
         raise ConfigError(
-            f"a sum of min_survivors = {min_survivors} clients, max_colluders = {colluders} of them "
-            "colluding, hides nothing",
+            f"secure_aggregation cannot protect {clients} clients: {error}",
             "take more clients or fewer colluders, or say secure_aggregation.mode = 'insecure'",
-        )
+        ) from error
 
 
 def _communication(experiment: Experiment) -> None:

@@ -36,7 +36,7 @@ def examine() -> list[Finding]:
     """Return what was found, most basic first."""
     findings = [_python(), *_libraries(), _processor(), _disk(), _keystream(), _assets()]
     if all(_installed(name) for name in TRAINING):
-        findings += [_bf16(), _gradients()]
+        findings.append(_gradients())
     return findings
 
 
@@ -92,19 +92,12 @@ def _keystream() -> Finding:
 
 def _assets() -> Finding:
     """Look for the demo's model and data in the cache."""
-    from fedlora_priv.data.assets import MINILM, MOVIE_SNIPPETS, is_cached
+    from fedlora_priv.data.assets import MINILM, MOVIE_SNIPPETS, fetch, is_cached
 
     missing = [asset.name for asset in (MINILM, MOVIE_SNIPPETS) if not is_cached(asset)]
     if missing:
         return Finding("demo assets", "WARN", f"{', '.join(missing)}: the first run fetches them")
-    return Finding("demo assets", "OK", "cached, hashes right")
-
-
-def _bf16() -> Finding:
-    """Say whether the processor multiplies bfloat16 by itself."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
-    return Finding("bfloat16", "OK", ", ".join(found) or "not in hardware; training runs in float32 anyway")
+    return Finding("demo assets", "OK", f"cached, hashes right; the model is in {fetch(MINILM)}")
 
 
 def _gradients() -> Finding:

@@ -9,7 +9,8 @@
     │   └── AssetError                   3   a download is missing, unreachable or not what it should be
     ├── BudgetError                      4   the privacy budget does not allow what was asked
     ├── FederationError                  5   the federation stopped: few survivors, a misbehaving peer
-    └── RunFolderError                   6   the run folder is damaged, in use or of another experiment
+    ├── RunFolderError                   6   the run folder or a client's home is damaged or in use
+    └── EnvironmentProblem               7   a library is missing or this machine computes wrongly
 
 The command line prints the message alone and leaves with the exit code; ``--debug`` adds the trace. An
 exception that is *not* a `FedloraError` is a defect of ours and leaves with `UNEXPECTED_EXIT_CODE`.
@@ -83,10 +84,17 @@ class FederationError(FedloraError):
 
 
 class RunFolderError(FedloraError):
-    """The run folder is damaged, in use or belongs to another experiment."""
+    """The run folder or a client's home is damaged, in use, or belongs to another experiment."""
 
     exit_code = 6
-    meaning = "the run folder is damaged, in use or belongs to another experiment"
+    meaning = "the run folder or a client's home is damaged, in use or belongs to another experiment"
+
+
+class EnvironmentProblem(FedloraError):  # noqa: N818 - EnvironmentError is Python's own
+    """A library is missing, or this machine computes wrongly."""
+
+    exit_code = 7
+    meaning = "a library is missing, or this machine computes wrongly"
 
 
 def exit_codes() -> dict[int, str]:

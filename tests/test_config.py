@@ -122,7 +122,7 @@ def test_wrong_types_and_ranges(override: str, words: str) -> None:
         (["secure_aggregation.min_survivors=6"], "min_survivors = 6 is above federation.clients = 5"),
         (["secure_aggregation.min_survivors=3"], "below quorum = 4"),
         (["secure_aggregation.max_colluders=5"], "above federation.clients = 5"),
-        (["federation.clients=2"], "hides nothing"),
+        (["federation.clients=2"], "cannot protect 2 clients"),
         (["federation.clients=1000", "communication.value_bits=24"], "use at most 22"),
         (['simulate.dropouts=[{round=1, client_id="client-6", phase="mask"}]'], "client-1 to client-5"),
         (['simulate.dropouts=[{round=13, client_id="client-1", phase="mask"}]'], "round 13 of 12"),

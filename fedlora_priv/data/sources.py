@@ -81,10 +81,16 @@ def load_source(experiment: Experiment, say: Say = quietly) -> Source:
         raise DataError(f"there is no {data.source}", "check data.source")
     names = _label_names(train[1])
     dataset = _indexed(train, names, "the training data")
-    credit = data.source.rstrip("/\\").replace("\\", "/").rpartition("/")[2]  # a report shows no local path
+    credit = public_name(data.source)
     if evaluation is None:
         return _with_held_out(dataset, experiment, credit)
     return Source(dataset, _indexed(evaluation, names, "the evaluation data"), credit)
+
+
+def public_name(source: str) -> str:
+    """Return what a report may call a source: a hub's full name, but of a local path its last part only."""
+    local = Path(source).expanduser()
+    return local.resolve().name if local.exists() else source
 
 
 def read_movie_snippets(path: Path) -> tuple[list[str], list[int]]:

@@ -36,12 +36,6 @@ class Traffic:
     uploaded: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     downloaded: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
-    def add(self, other: Traffic) -> None:
-        """Count another traffic in."""
-        for mine, theirs in ((self.uploaded, other.uploaded), (self.downloaded, other.downloaded)):
-            for client_id, count in theirs.items():
-                mine[client_id] += count
-
 
 class Metered:
     """An engine that counts, round by round, the bytes that really went through."""

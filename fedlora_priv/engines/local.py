@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from fedlora_priv.config import Dropout
 from fedlora_priv.engines.base import Step
-from fedlora_priv.federation.client import FederationClient
+
+
+class Client(Protocol):
+    """Whoever answers bytes with bytes."""
+
+    @property
+    def client_id(self) -> str:
+        """The client's name."""
+        ...
+
+    def handle(self, data: bytes) -> bytes:
+        """Return the answer to a message."""
+        ...
 
 
 class LocalEngine:
@@ -22,7 +35,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        clients: Sequence[FederationClient],
+        clients: Sequence[Client],
         dropouts: Sequence[Dropout] = (),
         on_answer: Callable[[str, Step], None] = lambda client_id, step: None,
     ) -> None:

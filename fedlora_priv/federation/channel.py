@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class UploadChannel:
     value_bits: int
     max_clients: int
 
-    @property
+    @cached_property
     def quantiser(self) -> Quantiser:
         """The quantiser of the coordinates that travel."""
         per_array = [np.full(int(np.prod(shape)), self.bounds[name]) for name, shape in self._arrays()]

@@ -27,6 +27,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.home import FinishedUpdate, UpdateStore
+from fedlora_priv.federation.session import client_policy
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.base import Layout, Method, Role, Shared, State
 from protocols.errors import ProtocolError
@@ -35,7 +36,6 @@ from protocols.prg import SecretStream
 from protocols.secagg.client import SecAggClient
 from protocols.secagg.guard import Guard
 from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.session import ClientPolicy
 
 
 class LocalTraining(Protocol):
@@ -93,7 +93,9 @@ class FederationClient:
     def __init__(self, setup: ClientSetup) -> None:
         self._setup = setup
         self._contract = setup.method.contract(setup.layout)
-        self._budget = Budget(setup.experiment.privacy.ledger_limit, setup.plan.delta)
+        privacy = setup.experiment.privacy
+        self._run_budget = Budget(privacy.epsilon, setup.plan.delta)
+        self._lifetime_budget = Budget(privacy.ledger_limit, setup.plan.delta)
         self._updates = UpdateStore(setup.folder, setup.run.hex())
         self._round: _Round | None = None
 
@@ -107,7 +109,13 @@ class FederationClient:
 
         A refusal names its class and nothing else: a text could say what the data are like.
         """
-        message = wire.decode(data)
+        try:
+            return wire.encode(self._answer(wire.decode(data)))
+        except (BudgetExceeded, ProtocolError, FederationError) as error:
+            return wire.encode(wire.Message(wire.REFUSED, {"code": type(error).__name__}))
+
+    def _answer(self, message: wire.Message) -> wire.Message:
+        """Return the answer to a message of each kind that a server may send."""
         handlers: dict[str, Callable[[wire.Message], wire.Message]] = {
             wire.TRAIN: self._train,
             wire.PHASE: self._phase,
@@ -116,10 +124,7 @@ class FederationClient:
         }
         if message.kind not in handlers:
             raise FederationError(f"a client cannot answer a message of kind {message.kind!r}")
-        try:
-            return wire.encode(handlers[message.kind](message))
-        except (BudgetExceeded, ProtocolError) as error:
-            return wire.encode(wire.Message(wire.REFUSED, {"code": type(error).__name__}))
+        return handlers[message.kind](message)
 
     def close(self) -> None:
         """Close the ledger; nothing is lost."""
@@ -147,9 +152,10 @@ class FederationClient:
     def _trained(self, task: RoundTask, digest: bytes) -> FinishedUpdate:
         """Reserve, train, store. A crash in between leaves the reservation, which stays charged."""
         setup = self._setup
-        event = setup.plan.round_event()
-        self._budget.require(setup.ledger, event)
-        reservation = setup.ledger.reserve(event, round=task.round, run=setup.run.hex())
+        event, run = setup.plan.round_event(), setup.run.hex()
+        self._run_budget.require_events(setup.ledger.spent_events(run), event)
+        self._lifetime_budget.require(setup.ledger, event)
+        reservation = setup.ledger.reserve(event, round=task.round, run=run)
         stream = setup.stream("train", task.round)
         state = setup.train(task.state, setup.plan, self._contract.trains, stream)
         update = FinishedUpdate(reservation, state)
@@ -211,7 +217,7 @@ class FederationClient:
             client_id=setup.client_id,
             identity=setup.identity,
             roster=setup.roster,
-            policy=policy(setup.experiment, self._contract.dimension),
+            policy=client_policy(setup.experiment, self._contract.dimension),
             guard=setup.guard,
             context=task.context(bytes.fromhex(setup.experiment.digest()), setup.run),
         )
@@ -240,15 +246,3 @@ def _hex(value: bytes | None) -> str:
     if value is None:
         raise FederationError("a phase of secure aggregation came out of turn")
     return value.hex()
-
-
-def policy(experiment: Experiment, dimension: int) -> ClientPolicy:
-    """Return what a client of this experiment accepts from a server, whatever the server proposes."""
-    secure = experiment.secure_aggregation
-    _, _, min_survivors = secure.thresholds(experiment.federation.clients)
-    return ClientPolicy(
-        max_colluders=secure.max_colluders,
-        min_survivors=min_survivors,
-        max_vector_length=dimension,
-        allow_remask=experiment.privacy.mode == "local",
-    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from fedlora_priv.errors import RunFolderError
 from fedlora_priv.federation.files import write_atomically
+from protocols.errors import ProtocolError
+from protocols.secagg.guard import SqliteGuard
 from protocols.secagg.identity import Identity
 
 HOME_VARIABLE = "FEDLORA_HOME"
@@ -27,7 +30,7 @@ HOME_VARIABLE = "FEDLORA_HOME"
 
 def private_root() -> Path:
     """Return the folder of clients' homes for private data: ``$FEDLORA_HOME`` or ``~/.fedlora``."""
-    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".fedlora")
+    return Path(os.environ.get(HOME_VARIABLE) or "~/.fedlora").expanduser()
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,27 @@ class ClientHome:
         """Where a client with private data keeps its ledger."""
         return self.path / "ledger.sqlite"
 
-    @property
-    def guard_path(self) -> Path:
-        """The once-only record of secure-aggregation outputs."""
-        return self.path / "guard.sqlite"
-
     def identity(self) -> Identity:
         """Return the client's long-term identity, made on first use and readable by its owner alone."""
         key = self.path / "identity.key"
         if not key.exists():
             write_atomically(key, Identity.generate().to_private_bytes(), mode=0o600)
-        return Identity.from_private_bytes(key.read_bytes())
+        try:
+            return Identity.from_private_bytes(key.read_bytes())
+        except ProtocolError as error:
+            raise RunFolderError(
+                f"{key} is damaged", "restore it from a backup: others have pinned it"
+            ) from error
+
+    def guard(self, scope: str) -> SqliteGuard:
+        """Return the client's once-only record of secure-aggregation outputs; `scope` names the run."""
+        try:
+            return SqliteGuard(self.path / "guard.sqlite", scope=scope)
+        except sqlite3.Error as error:
+            raise RunFolderError(
+                f"{self.path / 'guard.sqlite'} is damaged ({error})",
+                "restore it; without it this client cannot tell what it has sent",
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ more and are not charged again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +16,16 @@ from accounting.planning import Plan
 from accounting.pricing import running_bound
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Metered, Traffic
+from fedlora_priv.errors import BudgetError, FederationError, FedloraError
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.files import write_metrics
 from fedlora_priv.federation.rounds import BUDGET_CODE, RoundConductor, RoundRecord
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.methods.base import State
+
+LOST_IN_A_ROW = 3
+"""After so many rounds without a sum a run ends: each is charged at the clients and brings nothing."""
 
 
 class Progress(Protocol):
@@ -62,7 +66,7 @@ class Loop:
         """Return the final state and what happened, from wherever an earlier process had got to."""
         state, history = checkpoint.load(self._checkpoints) or self._begin(initial)
         write_metrics(self.folder, history.metrics)
-        while state.round < self.experiment.federation.rounds and not out_of_budget(history.records):
+        while state.round < self.experiment.federation.rounds and ended_early(history.records) is None:
             state = self._round(state, history)
             checkpoint.save(self._checkpoints, state, history)
             write_metrics(self.folder, history.metrics)
@@ -92,9 +96,11 @@ class Loop:
         else:
             state = self.server.advance(state, task, result.ring_sum, len(result.record.survivors))
         history.records.append(result.record)
-        history.anchors |= {client_id: anchor.hex() for client_id, anchor in result.anchors.items()}
+        history.anchors |= {
+            client_id: anchor.to_bytes().hex() for client_id, anchor in result.anchors.items()
+        }
         due = state.round % self.experiment.federation.evaluate_every == 0
-        due = due or state.round == rounds or out_of_budget(history.records)
+        due = due or state.round == rounds or ended_early(history.records) is not None
         accuracy = self.evaluate(state.state) if self.evaluate and due else None
         row = self._row(result.record, accuracy, self.engine.take())
         history.metrics.append(row)
@@ -102,32 +108,45 @@ class Loop:
         return state
 
     def _row(self, record: RoundRecord, accuracy: float | None, traffic: Traffic) -> dict[str, Any]:
-        """Return a round's line of metrics; ε bounds what the rounds so far cost.
+        """Return a round's line of metrics; ε bounds what the rounds so far cost, planned retries included.
 
         Public values only: no loss, and no time either, which would tell how many rows the batches held.
         """
-        steps = {client_id: record.round * plan.steps_per_round for client_id, plan in self.plans.items()}
         return {
             "round": record.round,
             "accuracy": accuracy,
             "survivors": list(record.survivors),
-            "lost": [{"client_id": client_id, "phase": phase} for client_id, phase in record.lost],
-            "refused": [{"client_id": client_id, "code": code} for client_id, code in record.refused],
+            **record.losses(),
             "aborted": record.aborted,
-            "epsilon": {client_id: _epsilon(self.plans[client_id], steps[client_id]) for client_id in steps},
+            "epsilon": {client_id: _epsilon(plan, record.round) for client_id, plan in self.plans.items()},
             "uploaded_bytes": dict(traffic.uploaded),
             "downloaded_bytes": dict(traffic.downloaded),
         }
 
 
-def out_of_budget(records: list[RoundRecord]) -> bool:
-    """Return whether the last round had no sum because clients' budgets no longer cover a round."""
-    if not records or records[-1].aborted is None:
-        return False
-    return any(code == BUDGET_CODE for _, code in records[-1].refused)
+def ended_early(records: Sequence[RoundRecord]) -> FedloraError | None:
+    """Return why no further round is worth its ε, or None if the run should go on.
+
+    Budgets only shrink, so one round that they made impossible is the last. Other losses may be over by the
+    next round; but every round is charged at the clients whether it gives a sum or not.
+    """
+    lost = [record for record in records[-LOST_IN_A_ROW:] if record.aborted is not None]
+    if not lost or records[-1].aborted is None:
+        return None
+    reason = f"round {records[-1].round} gave no sum: {records[-1].aborted}"
+    if any(code == BUDGET_CODE for _, code in records[-1].refused):
+        return BudgetError(f"{reason}; the privacy budgets of too many clients are used up")
+    if len(lost) == LOST_IN_A_ROW:
+        return FederationError(f"{reason}, as in the {LOST_IN_A_ROW - 1} rounds before", "see who is lost")
+    return None
 
 
-def _epsilon(plan: Plan, steps: int) -> float:
-    """Return a cheap upper bound on ε after so many steps of a plan; claims are certified at the end."""
+def _epsilon(plan: Plan, number: int) -> float:
+    """Return a cheap upper bound on ε after that many rounds and all planned retries.
+
+    Claims are certified at the end, from the ledgers.
+    """
     event = plan.round_event()
-    return running_bound([event] * (steps // event.steps), plan.delta)
+    return running_bound(
+        [event] * min(number + plan.retry_rounds, plan.rounds + plan.retry_rounds), plan.delta
+    )

@@ -41,7 +41,7 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
         },
         "clients": clients,
         "bytes": planned_bytes(parts),
-        "secure_aggregation": secure_aggregation(experiment),
+        "secure_aggregation": experiment.secure_aggregation.summary(experiment.federation.clients),
     }
 
 
@@ -60,18 +60,4 @@ def planned_bytes(parts: Parts) -> dict[str, Any]:
         "modulus_bits": bits,
         "values_per_client_and_round": -(-len(channel.support) * bits // 8),
         "dense_lora_fp32_per_client_and_round": parts.layout.dense_fp32_bytes,
-    }
-
-
-def secure_aggregation(experiment: Experiment) -> dict[str, Any]:
-    """Return the parameters of the rounds' sessions."""
-    secure = experiment.secure_aggregation
-    quorum, threshold, min_survivors = secure.thresholds(experiment.federation.clients)
-    return {
-        "mode": secure.mode,
-        "clients": experiment.federation.clients,
-        "max_colluders": secure.max_colluders,
-        "quorum": quorum,
-        "threshold": threshold,
-        "min_survivors": min_survivors,
     }

@@ -84,7 +84,7 @@ def build(
         randomness=_randomness(experiment),
         outputs=_outputs(parts),
         versions=versions(),
-        secure_aggregation=_secure_aggregation(parts),
+        secure_aggregation=experiment.secure_aggregation.summary(experiment.federation.clients),
     )
 
 
@@ -102,8 +102,7 @@ def _round(entry: RoundRecord) -> dict[str, Any]:
     return {
         "round": entry.round,
         "survivors": list(entry.survivors),
-        "lost": [{"client_id": client_id, "phase": phase} for client_id, phase in entry.lost],
-        "refused": [{"client_id": client_id, "code": code} for client_id, code in entry.refused],
+        **entry.losses(),
         "session_id": entry.session,
         "transcript": entry.transcript,
         "aborted": entry.aborted,
@@ -117,13 +116,15 @@ def _metrics(parts: Parts, history: History) -> dict[str, Any]:
     return {
         "accuracy_before": history.accuracy_before,
         "accuracy_after": measured[-1] if measured else None,
-        "evaluated_on": f"{len(rows)} held-out public examples" if rows else "nothing: no data is public",
+        "evaluated_on": f"{len(rows)} held-out public examples"
+        if rows
+        else "no data, as none is declared public",
         "credit": parts.credit,
     }
 
 
 def _bytes(parts: Parts, history: History) -> dict[str, Any]:
-    """Return what went over the wire, whole messages counted, beside dense float32 LoRA for as many rounds."""
+    """Return the bytes of all rounds' messages, whole, beside dense float32 LoRA for as many rounds."""
     totals = {}
     for way in ("uploaded", "downloaded"):
         totals[way] = {
@@ -161,19 +162,6 @@ def _outputs(parts: Parts) -> list[dict[str, str]]:
     if parts.evaluation is not None:
         outputs.append(("accuracy on held-out examples that the experiment declares public", "public"))
     return [{"what": what, "covered_by": cover} for what, cover in outputs]
-
-
-def _secure_aggregation(parts: Parts) -> dict[str, Any]:
-    """Return the parameters of the sessions."""
-    secure = parts.experiment.secure_aggregation
-    quorum, threshold, least = secure.thresholds(parts.experiment.federation.clients)
-    return {
-        "mode": secure.mode,
-        "max_colluders": secure.max_colluders,
-        "quorum": quorum,
-        "threshold": threshold,
-        "min_survivors": least,
-    }
 
 
 def versions() -> dict[str, str]:

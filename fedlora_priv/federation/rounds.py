@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,19 +10,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from accounting.anchor import Anchor
+from accounting.errors import LedgerError
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
+from fedlora_priv.federation.session import session_parameters
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.base import Layout
 from protocols.errors import ProtocolError, RemoteProtocolError, SessionAborted
 from protocols.packing import unpack
 from protocols.secagg.identity import Roster
+from protocols.secagg.local import PHASES
 from protocols.secagg.server import SecAggServer
-from protocols.secagg.session import SessionParameters, recommended
+from protocols.secagg.session import SessionParameters
 
-PHASES = ("advertise", "share", "mask", "confirm", "reveal")
 BUDGET_CODE = "BudgetExceeded"
 """The code with which a client refuses a round that its remaining budget does not cover."""
 
@@ -48,6 +52,13 @@ class RoundRecord:
     transcript: str | None = None
     aborted: str | None = None
 
+    def losses(self) -> dict[str, list[dict[str, str]]]:
+        """Return who was lost and who refused, as metrics and report list them."""
+        return {
+            "lost": [{"client_id": client_id, "phase": phase} for client_id, phase in self.lost],
+            "refused": [{"client_id": client_id, "code": code} for client_id, code in self.refused],
+        }
+
 
 @dataclass(frozen=True)
 class RoundResult:
@@ -55,7 +66,7 @@ class RoundResult:
 
     record: RoundRecord
     ring_sum: NDArray[np.uint32] | None = None
-    anchors: Mapping[str, bytes] = field(default_factory=dict)
+    anchors: Mapping[str, Anchor] = field(default_factory=dict)
 
 
 class RoundConductor:
@@ -122,7 +133,7 @@ class RoundConductor:
             record.aborted = f"secure aggregation ended in {error.phase}: {error.reason}"
             return RoundResult(record)
         record.survivors, record.transcript = result.survivors, result.transcript.hex()
-        return RoundResult(record, result.sum, result.attachments)
+        return RoundResult(record, result.sum, _anchors(result.attachments))
 
     def _phase(
         self, server: SecAggServer, phase: str, outgoing: Mapping[str, bytes], record: RoundRecord
@@ -144,27 +155,21 @@ class RoundConductor:
         Raises:
             SessionAborted: fewer participants than a sum may have.
         """
-        secure, n = self._experiment.secure_aggregation, len(participants)
-        quorum, threshold, min_survivors = secure.thresholds(self._experiment.federation.clients)
-        if n < min_survivors:
+        n = len(participants)
+        _, _, least = self._experiment.secure_aggregation.thresholds(self._experiment.federation.clients)
+        if n < least:
             lost = tuple(sorted(set(self._engine.client_ids) - set(participants)))
-            raise SessionAborted("train", lost, f"{n} clients take part, a sum needs {min_survivors}")
-        smaller = recommended(n, secure.max_colluders)
+            raise SessionAborted("train", lost, f"{n} clients take part, a sum needs {least}")
         quantiser = task.channel.quantiser
-        return SessionParameters(
-            session_id=secrets.token_bytes(32),
+        return session_parameters(
+            self._experiment,
+            participants,
             round=task.round,
-            exchange=0,
-            roster=participants,
-            max_colluders=secure.max_colluders,
-            quorum=max(min(quorum, n), smaller.quorum),
-            threshold=max(min(threshold, n), smaller.threshold),
-            min_survivors=min_survivors,
-            degree=n - 1,
+            session_id=secrets.token_bytes(32),
+            context=task.context(bytes.fromhex(self._experiment.digest()), self._run),
             vector_length=len(task.channel.support),
             modulus_bits=quantiser.modulus_bits,
             bound=quantiser.levels,
-            context=task.context(bytes.fromhex(self._experiment.digest()), self._run),
         )
 
     def _plain_sum(self, task: RoundTask, participants: Iterable[str], record: RoundRecord) -> RoundResult:
@@ -186,3 +191,15 @@ class RoundConductor:
             record.aborted = "no client sent an upload"
             return RoundResult(record)
         return RoundResult(record, total)
+
+
+def _anchors(attachments: Mapping[str, bytes]) -> dict[str, Anchor]:
+    """Return the ledger anchors that came with confirmations; an attachment that is none is left out."""
+    anchors = {}
+    for client_id, attachment in attachments.items():
+        with contextlib.suppress(LedgerError):
+            anchor = Anchor.from_bytes(attachment)
+            anchor.verify()
+            if anchor.client_id == client_id:
+                anchors[client_id] = anchor
+    return anchors

@@ -15,8 +15,10 @@ from fedlora_priv.adapters import save_adapter, write_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Metered, Step
 from fedlora_priv.engines.local import LocalEngine
+from fedlora_priv.errors import FederationError, FedloraError
 from fedlora_priv.federation import record
-from fedlora_priv.federation.loop import Loop, Progress, out_of_budget
+from fedlora_priv.federation.checkpoint import History
+from fedlora_priv.federation.loop import Loop, Progress, ended_early
 from fedlora_priv.federation.rounds import RoundConductor
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.server import FederationServer, ServerState
@@ -36,12 +38,12 @@ class RunProgress(Progress, Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its folder, its report and metrics, and why it ended early, if it did."""
+    """A finished run: its folder, its report and metrics, and what is wrong with how it ended, if anything."""
 
     folder: Path
     report: dict[str, Any]
     metrics: list[dict[str, Any]]
-    stopped_early: str | None
+    problem: FedloraError | None
 
 
 def run(experiment: Experiment, *, progress: RunProgress, again: bool = False) -> Outcome:
@@ -89,8 +91,9 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> Ou
     report = record.build(parts, folder, history, statements)
     _save_adapter(parts, state, folder, report)
     record.write(folder.path, report, history.metrics, statements)
-    stopped = history.records[-1].aborted if out_of_budget(history.records) else None
-    return Outcome(folder.path, report, history.metrics, stopped and _explain(stopped, state, experiment))
+    return Outcome(
+        folder.path, report, history.metrics, ended_early(history.records) or _without_sum(history)
+    )
 
 
 def _save_adapter(parts: Parts, state: ServerState, folder: RunFolder, report: dict[str, Any]) -> None:
@@ -104,9 +107,10 @@ def _save_adapter(parts: Parts, state: ServerState, folder: RunFolder, report: d
     )
 
 
-def _explain(aborted: str, state: ServerState, experiment: Experiment) -> str:
-    """Say in one line why a run ended before its last round."""
-    return (
-        f"the federation ended in round {state.round} of {experiment.federation.rounds}: the privacy budgets "
-        f"of too many clients do not cover it ({aborted})"
+def _without_sum(history: History) -> FedloraError | None:
+    """Return an error if not one round gave a sum: the adapter is then the one that training began with."""
+    if any(record.survivors for record in history.records):
+        return None
+    return FederationError(
+        "no round gave a sum, so the adapter is untrained", "see who is lost in report.html"
     )

@@ -45,22 +45,21 @@ class RunFolder:
 
         Args:
             experiment: what is to be run; its `output` names the folder.
-            again: set a finished run of the same experiment aside (renamed, kept) and begin anew.
+            again: set a finished run aside first (renamed, kept) and begin anew.
 
         Raises:
             RunFolderError: it cannot be written, is in use, has finished, or belongs to something else.
         """
-        path = Path(experiment.experiment.output)
-        folder = cls._locked(path, experiment)
-        if folder.finished:
-            folder.close()
-            if not again:
-                raise RunFolderError(
-                    f"the run in {path} has finished",
-                    f"see it with 'fedlora report {path}', or run it once more with --again",
-                )
+        path = Path(experiment.experiment.output).expanduser()
+        if again and finished(path):
             path.rename(_free_name(path))
-            folder = cls._locked(path, experiment)
+        folder = cls._locked(path, experiment)
+        if finished(path):
+            folder.close()
+            raise RunFolderError(
+                f"the run in {path} has finished",
+                f"see it with 'fedlora report {path}', or run it once more with --again",
+            )
         write_atomically(path / "run.toml", experiment.to_toml().encode())
         return folder
 
@@ -69,6 +68,7 @@ class RunFolder:
         """Make or find the folder, lock it, and check whose it is."""
         try:
             path.mkdir(parents=True, exist_ok=True)
+            _refuse_strangers(path)
             lock = (path / ".lock").open("w")
         except OSError as error:
             raise RunFolderError(
@@ -83,11 +83,6 @@ class RunFolder:
         except BaseException:
             lock.close()
             raise
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run's report has been written, which is the last thing that a run does."""
-        return (self.path / "report.json").exists()
 
     @property
     def fresh(self) -> bool:
@@ -108,6 +103,17 @@ class RunFolder:
         return self.path / "ledger.sqlite" if self.public else self.client_home(client_id).ledger_path
 
 
+def finished(path: Path) -> bool:
+    """Return whether the folder's report has been written, which is the last thing that a run does."""
+    return (path / "run.json").exists() and (path / "report.json").exists()
+
+
+def _refuse_strangers(path: Path) -> None:
+    """Raise RunFolderError if the folder holds files that no run has put there."""
+    if not (path / "run.json").exists() and {file.name for file in path.iterdir()} - PREPARATIONS:
+        raise RunFolderError(f"{path} holds files but is no run folder", "choose another experiment.output")
+
+
 def begun(path: Path) -> bool:
     """Return whether a run in this folder has got past its preparations."""
     return (path / "checkpoints").exists()
@@ -118,11 +124,6 @@ def _run_id(path: Path, experiment: Experiment) -> bytes:
     digest = experiment.digest()
     marker = path / "run.json"
     if not marker.exists():
-        strangers = {p.name for p in path.iterdir()} - PREPARATIONS
-        if strangers:
-            raise RunFolderError(
-                f"{path} holds files but is no run folder", "choose another experiment.output"
-            )
         run = secrets.token_bytes(RUN_BYTES)
         write_atomically(marker, json.dumps({"run": run.hex(), "experiment_sha256": digest}).encode())
         return run

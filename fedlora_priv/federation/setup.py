@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 from accounting.ledger import Ledger
 from accounting.planning import Plan
@@ -18,7 +18,7 @@ from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.assets import MINILM, fetch
 from fedlora_priv.data.partition import partition, partition_id
-from fedlora_priv.data.sources import Dataset, load_source
+from fedlora_priv.data.sources import Dataset, load_source, public_name
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalTraining
 from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.runfolder import RunFolder
@@ -26,7 +26,6 @@ from fedlora_priv.methods import Layout, Method, Role, State, get
 from fedlora_priv.modeling import LoraSettings, load_model, load_tokenizer
 from fedlora_priv.training import PrivateTrainer, TokenisedExamples, TrainResult, tokenise
 from protocols.prg import SecretStream
-from protocols.secagg.guard import SqliteGuard
 from protocols.secagg.identity import Identity, Roster
 
 Say = Callable[[str], None]
@@ -110,7 +109,11 @@ def _model_source(experiment: Experiment, say: Say) -> tuple[str, str, str]:
     source = experiment.model.source
     if source == "demo:minilm":
         return str(fetch(MINILM, say)), MINILM.credit, f"{MINILM.credit} ({MINILM.licence})"
-    return source, source, source
+    return (
+        str(Path(source).expanduser()) if source.startswith("~") else source,
+        public_name(source),
+        public_name(source),
+    )
 
 
 def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient], Roster]:
@@ -146,7 +149,7 @@ def _client(
             run=folder.run,
             identity=identity,
             roster=roster,
-            guard=SqliteGuard(home.guard_path, scope=folder.run.hex()),
+            guard=home.guard(scope=folder.run.hex()),
             ledger=ledger,
             folder=home.path,
             stream=stream,
@@ -167,7 +170,7 @@ def open_ledger(experiment: Experiment, folder: RunFolder, client_id: str) -> Le
     return Ledger.open(
         path,
         client_id=client_id,
-        dataset_id=data.dataset_id or data.source,
+        dataset_id=data.dataset_id or public_name(data.source),
         partition_id=partition_id(experiment),
         public=data.public,
     )
@@ -185,7 +188,7 @@ def _stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
     return known
 
 
-def _training(parts: Parts, client_id: str, audit_file: Any) -> LocalTraining:
+def _training(parts: Parts, client_id: str, audit_file: Path) -> LocalTraining:
     """Return private training on that client's rows; what it must not tell goes to its own audit file."""
     training = parts.experiment.training
 
@@ -210,7 +213,7 @@ def _training(parts: Parts, client_id: str, audit_file: Any) -> LocalTraining:
     return train
 
 
-def _keep_private(result: TrainResult, audit_file: Any) -> None:
+def _keep_private(result: TrainResult, audit_file: Path) -> None:
     """Append a training's private record to a file that only its owner may read."""
     audit_file.parent.mkdir(parents=True, exist_ok=True)
     audit_file.touch(mode=0o600)

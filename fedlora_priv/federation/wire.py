@@ -71,7 +71,7 @@ def decode(data: bytes) -> Message:
             raise ValueError("version")
         blobs = _cut(memoryview(data)[4 + size :], header["blobs"])
         return Message(str(header["kind"]), dict(header["fields"]), blobs)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FederationError(
             f"a federation message could not be read ({error}); both sides must run the same version"
         ) from None
@@ -79,8 +79,8 @@ def decode(data: bytes) -> Message:
 
 def _cut(body: memoryview, table: list[list[Any]]) -> dict[str, bytes]:
     """Cut the body into the blobs that the header lists; every byte must belong to one."""
-    lengths = [int(length) for _, length in table]
-    if any(length < 0 for length in lengths) or sum(lengths) != len(body):
+    lengths = [length for _, length in table]
+    if any(type(length) is not int or length < 0 for length in lengths) or sum(lengths) != len(body):
         raise ValueError("blob lengths")
     ends = np.cumsum([0, *lengths]).tolist()
     blobs = {str(name): bytes(body[a:b]) for (name, _), a, b in zip(table, ends, ends[1:], strict=False)}

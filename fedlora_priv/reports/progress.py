@@ -6,9 +6,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedlora_priv.engines.base import Step
+from fedlora_priv.reports.summary import bytes_text
 
 
 class Bars:
@@ -37,7 +39,7 @@ class Bars:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self._progress.console.print(f"[dim]{line}[/]")
+        self._progress.console.print(line, style="dim", markup=False, highlight=False)
 
     def round_started(self, number: int, rounds: int) -> None:
         """Show which round it is."""
@@ -59,12 +61,14 @@ def _line(row: dict[str, Any]) -> str:
     accuracy = row["accuracy"]
     parts.append(" " * 14 if accuracy is None else f"accuracy [bold]{accuracy:.3f}[/]")
     if row["aborted"]:
-        parts.append(f"[yellow]no sum: {row['aborted']}[/]")
+        parts.append(f"[yellow]no sum: {escape(row['aborted'])}[/]")
     else:
         parts.append(f"{len(row['survivors'])} in the sum")
     parts.append(f"ε ≤ {max(row['epsilon'].values()):.2f}")
     sent = max(row["uploaded_bytes"].values(), default=0)
-    parts.append(f"{sent / 1000:.0f} kB up")
+    parts.append(f"{bytes_text(sent)} up")
     parts += [f"[yellow]{loss['client_id']} lost before {loss['phase']}[/]" for loss in row["lost"]]
-    parts += [f"[yellow]{refusal['client_id']} refused: {refusal['code']}[/]" for refusal in row["refused"]]
+    parts += [
+        f"[yellow]{refusal['client_id']} refused: {escape(refusal['code'])}[/]" for refusal in row["refused"]
+    ]
     return "  ".join(parts)

@@ -49,12 +49,13 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         f"{values / dense:.3f} of dense float32 LoRA ({dense / 1000:,.1f} kB); keys and shares come on top",
         highlight=False,
     )
-    console.print(
-        f"rounds      {planned['rounds']} of {planned['method']}, {secure['mode']} aggregation of "
-        f"{secure['clients']} clients: quorum {secure['quorum']}, threshold {secure['threshold']}, "
-        f"at least {secure['min_survivors']} in a sum, up to {secure['max_colluders']} colluding",
-        highlight=False,
-    )
+    rounds = f"rounds      {planned['rounds']} of {planned['method']}, {secure['mode']} aggregation"
+    if secure["mode"] == "secure":
+        rounds += (
+            f" of {secure['clients']} clients: quorum {secure['quorum']}, threshold {secure['threshold']}, "
+            f"at least {secure['min_survivors']} in a sum, up to {secure['max_colluders']} colluding"
+        )
+    console.print(rounds, highlight=False)
 
 
 def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:

@@ -56,7 +56,7 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "no such label column": (overrides('data.label_column="stars"'), 3, "stars"),
     "not UTF-8": (one_file(b"sentence\tlabel\nna\xefve\t1\nbad\t0\n"), 3, "UTF-8"),
     "one label only": (one_file(b"sentence\tlabel\ngood\t1\nfine\t1\nnice\t1\n"), 3, "label"),
-    "no rows": (one_file(b"sentence\tlabel\n"), 3, ""),
+    "no rows": (one_file(b"sentence\tlabel\n"), 3, "rows.tsv"),
     "no such data": (overrides('data.source="/no/such/rows.tsv"'), 3, "/no/such/rows.tsv"),
     "no such model": (overrides('model.source="/no/such/model"'), 3, "/no/such/model"),
     "hub without a network": (overrides('model.source="nobody/nothing"'), 3, "local folder"),
@@ -101,7 +101,7 @@ def test_a_report_that_breaks_the_schema(fedlora: Callable[..., Any], tmp_path: 
     (tmp_path / "report.json").write_text(json.dumps({"schema_version": 1}))
     (tmp_path / "ledger.jsonl").write_text("")
     ran = fedlora("audit", tmp_path)
-    assert ran.code != 0
+    assert ran.code == 6
     assert ran.err.count("\n") == 1
 
 
@@ -129,7 +129,13 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     assert "No space left on device" in ran.err
     assert ran.err.count("\n") == 1
     monkeypatch.setattr(os, "fsync", real)
+    run, kept = (
+        (tmp_path / "run" / "run.json").read_bytes(),
+        list((tmp_path / "run" / "checkpoints").glob("*.npz")),
+    )
+    assert kept
     assert fedlora("run", experiment_file()).code == 0
+    assert (tmp_path / "run" / "run.json").read_bytes() == run  # the same run went on
 
 
 def test_a_damaged_checkpoint_names_itself_and_an_older_one_serves(
@@ -152,7 +158,13 @@ def test_a_damaged_checkpoint_names_itself_and_an_older_one_serves(
     assert ran.code == 6
     assert newest.name in ran.err
     newest.unlink()
+    run = (tmp_path / "run" / "run.json").read_bytes()
     assert fedlora("run", experiment_file()).code == 0
+    assert (tmp_path / "run" / "run.json").read_bytes() == run
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    # The last round alone was conducted again, from the same start: masked again, not charged again.
+    assert [len(entry["remasked"]) for entry in report["rounds"]] == [0, 0, 5]
+    assert len({claim["epsilon"] for claim in report["claims"]}) == 1
 
 
 def test_another_experiment_may_use_a_folder_in_which_nothing_began(
@@ -162,3 +174,64 @@ def test_another_experiment_may_use_a_folder_in_which_nothing_began(
     assert fedlora("run", file, "--set", 'lora.target_modules=["nothing"]').code == 2
     assert fedlora("run", file, "--set", "federation.rounds=1").code == 0
     shutil.rmtree(tmp_path / "run")
+
+
+def test_damaged_homes_are_named_not_called_defects(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    private = {"public": False, "dataset_id": "tiny", "declared_examples_per_client": 80}
+    home = tmp_path / "home" / "clients" / "client-2"
+    home.mkdir(parents=True)
+    for name in ("identity.key", "guard.sqlite"):
+        (home / name).write_bytes(b"\x01damaged")
+        ran = fedlora("run", experiment_file(data=private))
+        assert ran.code == 6, ran.err
+        assert name in ran.err
+        (home / name).unlink()
+
+
+def drop(rounds: range, *clients: int) -> dict[str, Any]:
+    """Lose these clients before `mask` in these rounds."""
+    return {
+        "dropouts": [
+            {"round": number, "client_id": f"client-{i}", "phase": "mask"}
+            for number in rounds
+            for i in clients
+        ]
+    }
+
+
+def test_a_run_without_any_sum_says_so(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = experiment_file(simulate=drop(range(1, 3), 1, 2), federation={"rounds": 2})
+    ran = fedlora("run", file)
+    assert ran.code == 5
+    assert "no round gave a sum" in ran.err
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["rounds"][1]["survivors"] == []
+
+
+def test_a_run_stops_after_three_lost_rounds_instead_of_spending_on(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = experiment_file(simulate=drop(range(2, 8), 1, 2), federation={"rounds": 8})
+    ran = fedlora("run", file)
+    assert ran.code == 5
+    assert "gave no sum" in ran.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert len(report["rounds"]) == 4
+
+
+def test_no_public_file_says_where_things_lie(
+    fedlora: Callable[..., Any],
+    experiment_file: Callable[..., Path],
+    tmp_path: Path,
+    tiny_model: Path,
+    tiny_data: Path,
+) -> None:
+    assert fedlora("run", experiment_file(federation={"rounds": 1})).code == 0
+    run = tmp_path / "run"
+    public = [run / "report.json", run / "report.html", run / "metrics.jsonl", *(run / "adapter").iterdir()]
+    for path in public:
+        for place in (tiny_model, tiny_data, tmp_path):
+            assert str(place).encode() not in path.read_bytes(), path.name

@@ -18,7 +18,9 @@ ROWS = [(f"text {i}", "ham" if i % 3 else "spam") for i in range(60)]
 
 def experiment(source: Path | str, *overrides: str, public: bool = True) -> Experiment:
     text = f"[experiment]\nname='t'\n[data]\nsource={json.dumps(str(source))}\npublic={str(public).lower()}\n"
-    text += "evaluation_examples=10\n" + ("" if public else "declared_examples_per_client=64\n")
+    text += "evaluation_examples=10\n" + (
+        "" if public else "declared_examples_per_client=64\ndataset_id='mail'\n"
+    )
     return Experiment.from_toml(f"{text}[privacy]\nepsilon=1\n", overrides)
 
 

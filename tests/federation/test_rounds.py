@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from accounting.errors import BudgetExceeded
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Metered
 from fedlora_priv.engines.local import LocalEngine
@@ -129,8 +130,8 @@ def test_a_client_without_budget_refuses_and_the_others_go_on(
     event = setup.plan.round_event()
     for number in range(100):  # another run on the same data has spent nearly everything
         try:
-            spender._budget.require(setup.ledger, event)
-        except Exception:
+            spender._lifetime_budget.require(setup.ledger, event)
+        except BudgetExceeded:
             break
         setup.ledger.commit(setup.ledger.reserve(event, round=number + 1, run="ee" * 16))
     result = small.round()

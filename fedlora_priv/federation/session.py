@@ -1,0 +1,84 @@
+"""An experiment's sessions of secure aggregation: what the server proposes and what a client accepts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from protocols.secagg.session import ClientPolicy, SessionParameters
+
+if TYPE_CHECKING:
+    from fedlora_priv.config import Experiment
+
+MAX_MODULUS_BITS = 32
+
+
+def session_parameters(
+    experiment: Experiment,
+    participants: tuple[str, ...],
+    *,
+    round: int,
+    session_id: bytes,
+    context: bytes,
+    vector_length: int,
+    modulus_bits: int,
+    bound: int,
+) -> SessionParameters:
+    """Return the proposal of one round's session over these participants, on a complete graph."""
+    secure = experiment.secure_aggregation
+    quorum, threshold, min_survivors = secure.thresholds(experiment.federation.clients)
+    return SessionParameters(
+        session_id=session_id,
+        round=round,
+        exchange=0,
+        roster=participants,
+        max_colluders=secure.max_colluders,
+        quorum=quorum,
+        threshold=threshold,
+        min_survivors=min_survivors,
+        degree=len(participants) - 1,
+        vector_length=vector_length,
+        modulus_bits=modulus_bits,
+        bound=bound,
+        context=context,
+    )
+
+
+def client_policy(experiment: Experiment, max_vector_length: int) -> ClientPolicy:
+    """Return what a client of this experiment accepts, whatever a server proposes.
+
+    A client may mask again in a failed round (`allow_remask`): in mode `local`, the only one there is, its
+    update is private by itself.
+    """
+    secure, clients = experiment.secure_aggregation, experiment.federation.clients
+    quorum, _, min_survivors = secure.thresholds(clients)
+    return ClientPolicy(
+        max_colluders=secure.max_colluders,
+        min_survivors=min_survivors,
+        min_quorum=quorum,
+        min_contributors=min_survivors,
+        max_clients=clients,
+        max_vector_length=max_vector_length,
+        max_modulus_bits=MAX_MODULUS_BITS,
+        allow_remask=True,
+    )
+
+
+def require_sound(experiment: Experiment) -> None:
+    """Raise unless the experiment's own clients would accept its sessions, full and at their smallest.
+
+    Raises:
+        PolicyViolation: they would not; says which rule is broken.
+    """
+    _, _, min_survivors = experiment.secure_aggregation.thresholds(experiment.federation.clients)
+    for n in {experiment.federation.clients, min_survivors}:
+        parameters = session_parameters(
+            experiment,
+            experiment.client_ids[:n],
+            round=1,
+            session_id=bytes(32),
+            context=bytes(32),
+            vector_length=1,
+            modulus_bits=MAX_MODULUS_BITS,
+            bound=1,
+        )
+        client_policy(experiment, 1).check(parameters)

@@ -1,0 +1,114 @@
+"""A client against a server that asks for what it must not get; only `handle`, only bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedlora_priv.config import Experiment
+from fedlora_priv.errors import FederationError
+from fedlora_priv.federation import wire
+from fedlora_priv.federation.client import FederationClient
+from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.server import FederationServer, ServerState
+from fedlora_priv.federation.setup import Parts, assemble, make_clients
+
+
+class Lab:
+    """One client, and a server's messages to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.experiment = Experiment.load(path)
+        self.parts: Parts = assemble(self.experiment, lambda line: None)
+        self.folder = RunFolder.open(self.experiment)
+        self.clients, _ = make_clients(self.parts, self.folder)
+        self.client: FederationClient = self.clients[0]
+        self.server = FederationServer(self.experiment, self.parts.layout, self.parts.method)
+        self.state: ServerState = self.server.begin(self.parts.initial, 1.0)
+
+    @property
+    def ledger(self) -> Any:
+        return self.client._setup.ledger
+
+    def train(self, state: ServerState | None = None) -> bytes:
+        """Return the message that begins a round."""
+        return wire.encode(self.server.task(state or self.state).to_message(self.parts.layout))
+
+    def ask(self, message: bytes) -> wire.Message:
+        return wire.decode(self.client.handle(message))
+
+
+@pytest.fixture
+def lab(experiment_file: Callable[..., Path]) -> Iterator[Lab]:
+    made = Lab(
+        experiment_file(federation={"rounds": 2}, privacy={"retry_rounds": 0, "lifetime_epsilon": 50.0})
+    )
+    yield made
+    for client in made.clients:
+        client.close()
+    made.folder.close()
+
+
+def phase(name: str, body: bytes = b"") -> bytes:
+    return wire.encode(wire.Message(wire.PHASE, {"phase": name}, {"body": body}))
+
+
+def test_a_secure_client_never_sends_an_unmasked_upload(lab: Lab) -> None:
+    assert lab.ask(lab.train()).kind == wire.TRAINED
+    rows = len(lab.ledger.rows())
+    answer = lab.ask(wire.encode(wire.Message(wire.UPLOAD)))
+    assert answer.kind == wire.REFUSED
+    assert not answer.blobs
+    assert len(lab.ledger.rows()) == rows  # nothing was released
+
+
+@pytest.mark.parametrize("message", [phase("mask"), phase("advertise"), phase("nonsense"), b"", b"\xff" * 40])
+def test_a_message_out_of_turn_is_refused_and_releases_nothing(lab: Lab, message: bytes) -> None:
+    answer = lab.ask(message)
+    assert answer.kind == wire.REFUSED
+    assert set(answer.fields) == {"code"}
+    assert len(lab.ledger.rows()) == 1
+
+
+def test_a_refusal_carries_a_code_and_no_text(lab: Lab) -> None:
+    lab.ask(lab.train())
+    answer = lab.ask(phase("advertise", b"not a proposal"))
+    assert answer == wire.Message(wire.REFUSED, {"code": "RemoteProtocolError"})
+
+
+def test_the_same_round_again_costs_nothing(lab: Lab) -> None:
+    for _ in range(3):
+        assert lab.ask(lab.train()).kind == wire.TRAINED
+    assert len(lab.ledger.charges()) == 1
+
+
+def test_another_start_for_the_same_round_is_charged_and_ends_with_the_budget(lab: Lab) -> None:
+    """A server that sends one model after another gets as many releases as were planned, then refusals."""
+    answers = []
+    for i in range(4):
+        name = next(n for n in lab.state.state if n.endswith("lora_B"))
+        changed = {**lab.state.state, name: np.full_like(lab.state.state[name], 0.01 * i)}
+        answers.append(lab.ask(lab.train(replace(lab.state, state=changed))).kind)
+    assert answers == [wire.TRAINED, wire.TRAINED, wire.REFUSED, wire.REFUSED]
+    assert len(lab.ledger.charges()) == 2
+
+
+def test_the_target_of_the_run_holds_although_the_ledger_has_room(lab: Lab) -> None:
+    """The lifetime limit is far away; it is the run's own epsilon that the third round would exceed."""
+    for number in (0, 1, 2):
+        answer = lab.ask(lab.train(replace(lab.state, round=number)))
+    assert answer == wire.Message(wire.REFUSED, {"code": "BudgetExceeded"})
+
+
+def test_wire_bombs_are_refused(lab: Lab) -> None:
+    import struct
+
+    for header in (b"[" * 100_000, b'{"version":1,"kind":"train","fields":{},"blobs":[["a",Infinity]]}'):
+        with pytest.raises(FederationError):
+            wire.decode(struct.pack("<I", len(header)) + header)
+        assert lab.ask(struct.pack("<I", len(header)) + header).kind == wire.REFUSED
