@@ -10,7 +10,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedlora_priv.engines.base import Step
-from fedlora_priv.reports.summary import bytes_text
 
 
 class Bars:
@@ -65,8 +64,6 @@ def _line(row: dict[str, Any]) -> str:
     else:
         parts.append(f"{len(row['survivors'])} in the sum")
     parts.append(f"ε ≤ {max(row['epsilon'].values()):.2f}")
-    sent = max(row["uploaded_bytes"].values(), default=0)
-    parts.append(f"{bytes_text(sent)} up")
     parts += [f"[yellow]{loss['client_id']} lost before {loss['phase']}[/]" for loss in row["lost"]]
     parts += [
         f"[yellow]{refusal['client_id']} refused: {escape(refusal['code'])}[/]" for refusal in row["refused"]

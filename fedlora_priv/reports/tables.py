@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from accounting.checks import Verdict
 from fedlora_priv.doctor import Finding
@@ -59,20 +61,17 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
 
 
 def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
-    """Print an audit, one line a check."""
-    table = Table("", "check", "verdict", "evidence", "what would help")
+    """Print an audit: each check with its verdict and evidence and, unless it passed, what would help."""
     for verdict in verdicts:
-        table.add_row(
-            str(verdict.check),
-            escape(verdict.name),
-            _coloured(verdict.status),
-            escape(verdict.evidence),
-            escape(verdict.remedy),
-        )
-    console.print(table)
+        status = f"{_coloured(verdict.status)}{' ' * (13 - len(verdict.status))}"
+        console.print(f"{status}[bold]{verdict.check:>2} {escape(verdict.name)}[/]", highlight=False)
+        for line in (verdict.evidence, verdict.remedy and f"→ {verdict.remedy}"):
+            if line:
+                console.print(Padding(Text(line, style="dim"), (0, 0, 0, 16)))
     counts = {
         status: sum(v.status == status for v in verdicts) for status in ("PASS", "FAIL", "UNVERIFIABLE")
     }
+    console.print()
     console.print("   ".join(f"{count} {_coloured(status)}" for status, count in counts.items()))
     console.print(
         "PASS means consistent with signed records, not that the training happened as recorded.", style="dim"
