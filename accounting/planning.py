@@ -6,13 +6,14 @@ steps from epochs afterwards overshoots: 7500 steps where 7499 were priced cost 
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache, partial
 from typing import Any
 
-from . import rdp
+from . import canonical, rdp
 from .errors import PlanningError
 from .events import Adjacency, PoissonGaussian, PrivateEvent
 from .pricing import DISCRETISATION, check_delta, compose, pld_epsilon, step_curve
@@ -161,6 +162,15 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as the report states it, `planned_steps` included."""
         return {**asdict(self), "planned_steps": self.planned_steps}
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the plan as the report states it; clients write it into each reservation."""
+        return plan_digest(self.to_json())
+
+
+def plan_digest(stated: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a plan in a report."""
+    return hashlib.sha256(b"fedlora-priv/plan/1\0" + canonical.dumps(dict(stated)).encode()).hexdigest()
 
 
 def plan(
