@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,8 @@ class ClientSetup:
         plan: its noise, sampling rate and steps, computed by itself.
         run: 16 random bytes of this run, the same for everybody.
         identity, roster, guard, ledger: its signing key, everyone's pinned keys, its two durable records.
-        folder: where its finished update is kept.
+        folder, lock: where its finished update is kept, and the open lock of that folder.
+        accept: raises FederationError unless training from a state can be private; sees no data.
         stream: (purpose, round) → fresh secret randomness.
         train: private training on its own rows.
     """
@@ -74,6 +75,8 @@ class ClientSetup:
     guard: Guard
     ledger: Ledger
     folder: Path
+    lock: TextIO
+    accept: Callable[[State], None]
     stream: Callable[[str, int], SecretStream]
     train: LocalTraining
 
@@ -127,32 +130,40 @@ class FederationClient:
         return handlers[message.kind](message)
 
     def close(self) -> None:
-        """Close the ledger; nothing is lost."""
+        """Close the ledger and let another process use this client's home; nothing is lost."""
         self._setup.ledger.close()
+        self._setup.lock.close()
 
     # --- training ------------------------------------------------------------------------------------
 
     def _train(self, message: wire.Message) -> wire.Message:
         """Have a finished update for this round: the stored one, or a new one that is charged."""
         setup = self._setup
-        task = RoundTask.from_message(
-            message,
-            setup.layout,
-            self._contract,
-            setup.initial,
-            setup.experiment.communication.value_bits,
-            setup.experiment.federation.clients,
-        )
+        task = RoundTask.from_message(message, setup.layout, self._contract, setup.initial, setup.experiment)
         digest = task.state_digest()
-        update = self._updates.load(digest) or self._trained(task, digest)
+        update = self._stored(task, digest) or self._trained(task, digest)
         setup.ledger.commit(update.reservation)
         self._round = _Round(task, update)
         return wire.Message(wire.TRAINED)
 
+    def _stored(self, task: RoundTask, digest: bytes) -> FinishedUpdate | None:
+        """Return the finished update of exactly this start, if it is stored and the ledger has charged it."""
+        update = self._updates.load(digest)
+        if update is None:
+            return None
+        charges = self._setup.ledger.charges(run=self._setup.run.hex(), round=task.round)
+        if update.reservation not in {charge.reservation for charge in charges}:
+            raise FederationError("a stored update names a charge that the ledger does not have")
+        return update
+
     def _trained(self, task: RoundTask, digest: bytes) -> FinishedUpdate:
         """Reserve, train, store. A crash in between leaves the reservation, which stays charged."""
-        setup = self._setup
-        event, run = setup.plan.round_event(), setup.run.hex()
+        setup, run = self._setup, self._setup.run.hex()
+        if any(charge.releases for charge in setup.ledger.charges(run=run, round=task.round)):
+            # A second vector of one round, from another start, could be set against the first.
+            raise FederationError("an update of this round, from another start, has already been released")
+        setup.accept(task.state)
+        event = setup.plan.round_event()
         self._run_budget.require_events(setup.ledger.spent_events(run), event)
         self._lifetime_budget.require(setup.ledger, event)
         reservation = setup.ledger.reserve(event, round=task.round, run=run)
@@ -173,16 +184,16 @@ class FederationClient:
         session = current.session
         if session is None:
             raise FederationError("a phase of secure aggregation came before its proposal")
-        answers: dict[Any, Callable[[], bytes]] = {
+        if phase != session.phase:
+            raise FederationError(f"it is the turn of {session.phase!r}, not of {phase!r}")
+        answers: dict[str, Callable[[], bytes]] = {
             "advertise": lambda: session.advertise(body),
             "share": lambda: session.share(body),
             "mask": lambda: session.mask(body, self._ring(current, _hex(session.session_id))),
             "confirm": lambda: session.confirm(body, attachment=self._anchored(current, session)),
             "reveal": lambda: session.reveal(body),
         }
-        if phase not in answers:
-            raise FederationError(f"there is no phase {phase!r} in secure aggregation")
-        return wire.Message(wire.PHASE, {"phase": phase}, {"body": answers[phase]()})
+        return wire.Message(wire.PHASE, {"phase": phase}, {"body": answers[session.phase]()})
 
     def _anchored(self, current: _Round, session: SecAggClient) -> bytes:
         """Record the session's transcript, and return the ledger's signed anchor to ride on Confirm."""

@@ -7,6 +7,9 @@ its report says so.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import hmac
 import io
 import json
 import os
@@ -14,12 +17,13 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.errors import RunFolderError
+from fedlora_priv.errors import DataError, RunFolderError
 from fedlora_priv.federation.files import write_atomically
 from protocols.errors import ProtocolError
 from protocols.secagg.guard import SqliteGuard
@@ -43,6 +47,52 @@ class ClientHome:
     def ledger_path(self) -> Path:
         """Where a client with private data keeps its ledger."""
         return self.path / "ledger.sqlite"
+
+    def lock(self) -> TextIO:
+        """Return the open lock of this home: two processes could each see room in the budget for one round.
+
+        Raises:
+            RunFolderError: another process holds it.
+        """
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise RunFolderError(f"another process uses {self.path}", "wait for it or stop it") from error
+        return lock
+
+    def require_same_rows(self, dataset_id: str, rows: bytes, ledger: Path) -> None:
+        """Raise unless this client holds the rows that its ledger of the dataset was opened for.
+
+        A row that moves from one client to another has spent the budgets of both, which no ledger shows. The
+        rows' digest is kept under the identity key, so the file tells nobody anything.
+
+        Args:
+            dataset_id: the dataset's public name.
+            rows: a digest of this client's rows. Private.
+            ledger: the ledger's file.
+
+        Raises:
+            DataError: other rows.
+            RunFolderError: the rows are known, but the ledger is gone.
+        """
+        name = hashlib.sha256(dataset_id.encode()).hexdigest()[:16]
+        record = self.path / f"rows-{name}.hmac"
+        tag = hmac.digest(self.identity().to_private_bytes(), rows, "sha256")
+        if not record.exists():
+            write_atomically(record, tag, mode=0o600)
+        elif not hmac.compare_digest(record.read_bytes(), tag):
+            raise DataError(
+                f"{self.path.name} holds other rows of {dataset_id!r} than when its ledger was opened, and a row "
+                "that moves between clients has spent both budgets",
+                "restore the data as it was; other data need another data.dataset_id",
+            )
+        elif not ledger.exists():
+            raise RunFolderError(
+                f"the ledger {ledger} is gone", "restore it: without it the budget is unknown"
+            )
 
     def identity(self) -> Identity:
         """Return the client's long-term identity, made on first use and readable by its owner alone."""

@@ -5,34 +5,28 @@ The report's claims are computed by `accounting.report` from the clients' ledger
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import accounting
-import fedlora_priv
-import protocols
 from accounting import report as reports
 from accounting.anchor import Anchor
 from accounting.chain import replay
 from accounting.errors import LedgerError
-from accounting.versions import library_versions
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.files import write_atomically
+from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.rounds import RoundRecord
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.setup import Parts
 from fedlora_priv.reports.html import render
-
-DETERMINISTIC = "reproducible, from the public seed (tests only)"
-LIBRARIES = ("torch", "opacus", "peft", "transformers", "cryptography")
+from protocols.secagg.identity import Roster
 
 
 @dataclass(frozen=True)
@@ -43,28 +37,27 @@ class Statement:
     anchor: Anchor
 
 
-def collect(engine: Engine, last_round: int) -> dict[str, Statement]:
-    """Return the statements of the clients that still answer."""
+def collect(engine: Engine, roster: Roster, last_round: int) -> dict[str, Statement]:
+    """Return the statements of the clients that still answer, each about itself and signed by its pinned key."""
     request = wire.encode(wire.Message(wire.CLOSE))
     answers = engine.exchange(dict.fromkeys(engine.client_ids, request), Step(last_round + 1, "close"))
     statements = {}
-    for client_id in engine.client_ids:
-        if client_id in answers:
-            statement = _statement(answers[client_id])
-            if statement is not None and statement.anchor.client_id == client_id:
-                statements[client_id] = statement
+    for client_id, answer in answers.items():
+        # A client that sends anything else is claimed at the worst case of its plan, like one that is gone.
+        with contextlib.suppress(FederationError, LedgerError, KeyError, UnicodeDecodeError):
+            statements[client_id] = _statement(client_id, roster[client_id], answer)
     return statements
 
 
-def _statement(data: bytes) -> Statement | None:
-    """Return a client's statement; None if it is none, which leaves its claim at the worst case of its plan."""
-    try:
-        message = wire.decode(data)
-        statement = Statement(message.blobs["ledger"].decode(), Anchor.from_bytes(message.blobs["anchor"]))
-        replay(statement.ledger.splitlines())
-        return statement
-    except (FederationError, LedgerError, KeyError, UnicodeDecodeError):
-        return None
+def _statement(client_id: str, public_key: bytes, data: bytes) -> Statement:
+    """Return a client's statement; raises one of the errors above if it is not a good one of that client."""
+    message = wire.decode(data)
+    ledger, anchor = message.blobs["ledger"].decode(), Anchor.from_bytes(message.blobs["anchor"])
+    anchor.verify(public_key)
+    chains = replay(ledger.splitlines())
+    if {owner for owner, _ in chains} != {client_id} or anchor.client_id != client_id:
+        raise LedgerError(f"the statement of {client_id} is about somebody else")
+    return Statement(ledger, anchor)
 
 
 def build(
@@ -144,8 +137,8 @@ def _bytes(parts: Parts, history: History) -> dict[str, Any]:
 
 def _randomness(experiment: Experiment) -> dict[str, Any]:
     """Return where noise and batches came from."""
+    source = noise_source(experiment)
     deterministic = experiment.training.deterministic_noise
-    source = DETERMINISTIC if deterministic else reports.OS_KEYED_AES_CTR
     return {"noise_source": source, "sampling_source": source, "deterministic": deterministic}
 
 
@@ -162,20 +155,6 @@ def _outputs(parts: Parts) -> list[dict[str, str]]:
     if parts.evaluation is not None:
         outputs.append(("accuracy on held-out examples that the experiment declares public", "public"))
     return [{"what": what, "covered_by": cover} for what, cover in outputs]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of everything that counted, and a hash of this distribution's own source files."""
-    found = library_versions()
-    for name in LIBRARIES:
-        found[name] = importlib.metadata.version(name)
-    digest = hashlib.sha256()
-    for package in (accounting, fedlora_priv, protocols):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            digest.update(f"{root.name}/{path.relative_to(root).as_posix()}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return {**found, "code_sha256": digest.hexdigest()}
 
 
 def adapter_notes(report: Mapping[str, Any], label_names: list[str]) -> str:

@@ -133,7 +133,7 @@ class RoundConductor:
             record.aborted = f"secure aggregation ended in {error.phase}: {error.reason}"
             return RoundResult(record)
         record.survivors, record.transcript = result.survivors, result.transcript.hex()
-        return RoundResult(record, result.sum, _anchors(result.attachments))
+        return RoundResult(record, result.sum, _anchors(result.attachments, self._roster))
 
     def _phase(
         self, server: SecAggServer, phase: str, outgoing: Mapping[str, bytes], record: RoundRecord
@@ -193,13 +193,13 @@ class RoundConductor:
         return RoundResult(record, total)
 
 
-def _anchors(attachments: Mapping[str, bytes]) -> dict[str, Anchor]:
+def _anchors(attachments: Mapping[str, bytes], roster: Roster) -> dict[str, Anchor]:
     """Return the ledger anchors that came with confirmations; an attachment that is none is left out."""
     anchors = {}
     for client_id, attachment in attachments.items():
         with contextlib.suppress(LedgerError):
             anchor = Anchor.from_bytes(attachment)
-            anchor.verify()
+            anchor.verify(roster[client_id])
             if anchor.client_id == client_id:
                 anchors[client_id] = anchor
     return anchors

@@ -84,7 +84,7 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> Ou
         )
         state, history = loop.run(parts.initial)
         progress.say("collecting the clients' ledgers and writing the report")
-        statements = record.collect(engine, state.round)
+        statements = record.collect(engine, roster, state.round)
     finally:
         for client in clients:
             client.close()

@@ -9,8 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from accounting.ledger import Ledger
 from accounting.planning import Plan
@@ -19,14 +23,22 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.data.assets import MINILM, fetch
 from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
+from fedlora_priv.errors import FederationError
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalTraining
 from fedlora_priv.federation.plans import plan_clients, require_room
+from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.methods import Layout, Method, Role, State, get
 from fedlora_priv.modeling import LoraSettings, load_model, load_tokenizer
-from fedlora_priv.training import PrivateTrainer, TokenisedExamples, TrainResult, tokenise
+from fedlora_priv.training import PrivateTrainer, TokenisedExamples, TrainResult, coupling, tokenise
 from protocols.prg import SecretStream
 from protocols.secagg.identity import Identity, Roster
+
+LARGEST_ENTRY = 100.0
+"""No honest adapter comes near; see `require_trainable`."""
+
+COUPLING_TOLERANCE = 1e-4
+"""Largest relative change of an example's gradient when its companions change; 1e-5 is usual."""
 
 Say = Callable[[str], None]
 StreamFactory = Callable[[str, int], SecretStream]
@@ -40,7 +52,7 @@ class Parts:
     Args:
         model_reference: what the adapter's card tells a reader to load the adapter onto.
         credit: licences and authors of data and model, as far as they are known.
-        examples: each client's tokenised rows.
+        examples, row_digests: each client's tokenised rows, and a digest of the rows as they are. Private.
         evaluation: public held-out rows, or None where no accuracy may be reported.
     """
 
@@ -51,6 +63,7 @@ class Parts:
     initial: State
     plans: dict[str, Plan]
     examples: dict[str, TokenisedExamples]
+    row_digests: dict[str, bytes] = field(repr=False)
     evaluation: TokenisedExamples | None
     label_names: list[str]
     model_reference: str
@@ -70,9 +83,10 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
     """
     source = load_source(experiment, say)
     client_ids = experiment.client_ids
-    parts = dict(zip(client_ids, partition(experiment, source.train.labels), strict=True))
+    indices = partition(experiment, source.train.labels)
+    rows = {client_id: source.train.take(part) for client_id, part in zip(client_ids, indices, strict=True)}
     declared = experiment.data.declared_examples_per_client
-    sizes = {client_id: declared or len(rows) for client_id, rows in parts.items()}
+    sizes = {client_id: declared or len(held) for client_id, held in rows.items()}
     say("calibrating the noise")
     plans = plan_clients(experiment, sizes)
     folder, reference, credit = _model_source(experiment, say)
@@ -86,8 +100,8 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
     trainer = PrivateTrainer(model)
     tokenizer = load_tokenizer(folder)
 
-    def tokenised(rows: Dataset) -> TokenisedExamples:
-        return tokenise(tokenizer, rows.texts, rows.labels, max_length=experiment.model.max_length)
+    def tokenised(held: Dataset) -> TokenisedExamples:
+        return tokenise(tokenizer, held.texts, held.labels, max_length=experiment.model.max_length)
 
     return Parts(
         experiment=experiment,
@@ -96,7 +110,8 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
         layout=trainer.layout,
         initial=read_state(model),
         plans=plans,
-        examples={client_id: tokenised(source.train.take(rows)) for client_id, rows in parts.items()},
+        examples={client_id: tokenised(held) for client_id, held in rows.items()},
+        row_digests={client_id: _digest(held) for client_id, held in rows.items()},
         evaluation=None if source.evaluation is None else tokenised(source.evaluation),
         label_names=source.train.label_names,
         model_reference=reference,
@@ -134,10 +149,14 @@ def _client(
 ) -> FederationClient:
     """Return one client with its own ledger, guard and randomness."""
     experiment, home, plan = parts.experiment, folder.client_home(client_id), parts.plans[client_id]
-    ledger = open_ledger(experiment, folder, client_id)
-    if folder.fresh:
-        require_room(experiment, plan, ledger)
-    stream = _stream_factory(experiment, client_id)
+    lock = home.lock()
+    try:
+        ledger = open_ledger(parts, folder, client_id)
+        if folder.fresh:
+            require_room(experiment, plan, ledger)
+    except BaseException:
+        lock.close()
+        raise
     return FederationClient(
         ClientSetup(
             client_id=client_id,
@@ -152,28 +171,58 @@ def _client(
             guard=home.guard(scope=folder.run.hex()),
             ledger=ledger,
             folder=home.path,
-            stream=stream,
+            lock=lock,
+            accept=partial(require_trainable, parts.trainer.model),
+            stream=_stream_factory(experiment, client_id),
             train=_training(parts, client_id, home.path / f"private-audit-{folder.run.hex()}.jsonl"),
         )
     )
 
 
-def open_ledger(experiment: Experiment, folder: RunFolder, client_id: str) -> Ledger:
-    """Return the ledger of that client's data.
+def open_ledger(parts: Parts, folder: RunFolder, client_id: str) -> Ledger:
+    """Return the ledger of that client's data; what an audit compares later goes into its reservations.
 
     Raises:
         LedgerError: it is not whole, or the data were split among clients in another way before.
+        DataError: the client holds other rows than those the ledger is about.
+        RunFolderError: the ledger of known rows is gone.
     """
-    data = experiment.data
-    path = folder.ledger_path(client_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    experiment, path = parts.experiment, folder.ledger_path(client_id)
+    dataset_id = experiment.data.dataset_id or public_name(experiment.data.source)
+    if not experiment.data.public:
+        home = folder.client_home(client_id)
+        home.require_same_rows(dataset_id, parts.row_digests[client_id], path)
     return Ledger.open(
         path,
         client_id=client_id,
-        dataset_id=data.dataset_id or public_name(data.source),
+        dataset_id=dataset_id,
         partition_id=partition_id(experiment),
-        public=data.public,
+        public=experiment.data.public,
+        versions={
+            **versions(),
+            "noise_source": noise_source(experiment),
+            "plan_sha256": parts.plans[client_id].digest(),
+        },
     )
+
+
+def _digest(rows: Dataset) -> bytes:
+    """Return a digest of texts and labels."""
+    return hashlib.sha256(json.dumps([rows.texts, rows.labels]).encode()).digest()
+
+
+def require_trainable(model: Any, state: State) -> None:
+    """Raise FederationError unless training from a received state can be private; looks at no data.
+
+    Clipping bounds an example's part only while its gradient does not depend on its companions. Enormous
+    entries amplify float rounding until it does: seen from 10^4 on, never up to 10^3.
+    """
+    largest = max(float(np.abs(array).max()) for array in state.values())
+    if not largest <= LARGEST_ENTRY:
+        raise FederationError(f"the global state has entries up to {largest:.3g}, beyond {LARGEST_ENTRY:g}")
+    error = coupling(model, state)
+    if not error <= COUPLING_TOLERANCE:
+        raise FederationError(f"at this global state examples depend on each other ({error:.1e})")
 
 
 def _stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.channel import UploadChannel
@@ -57,13 +58,7 @@ class RoundTask:
 
     @classmethod
     def from_message(
-        cls,
-        message: wire.Message,
-        layout: Layout,
-        contract: Contract,
-        initial: State,
-        value_bits: int,
-        max_clients: int,
+        cls, message: wire.Message, layout: Layout, contract: Contract, initial: State, experiment: Experiment
     ) -> RoundTask:
         """Return the task of a server's message; frozen arrays come from the client's own `initial` state.
 
@@ -74,15 +69,23 @@ class RoundTask:
         blobs = dict(message.blobs)
         try:
             support = Support.from_bytes(blobs.pop(SUPPORT_BLOB), contract.dimension)
-            bounds = _bounds(message.fields["bounds"], contract)
-            number = message.fields["round"]
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise FederationError(f"a round cannot have the number {number!r}")
+            number = _round_number(message.fields["round"], experiment.federation.rounds)
+            bits, clients = experiment.communication.value_bits, experiment.federation.clients
+            channel = UploadChannel(
+                contract, support, _bounds(message.fields["bounds"], contract), bits, clients
+            )
+            channel.digest()  # whatever is wrong with the bounds comes out now, before anything is charged
         except (KeyError, ProtocolError) as error:
             raise FederationError(f"the message that starts a round lacks or garbles {error}") from None
         state = wire.unpack_arrays({n.removeprefix(STATE_PREFIX): b for n, b in blobs.items()}, shapes)
-        channel = UploadChannel(contract, support, bounds, value_bits, max_clients)
         return cls(number, {**initial, **state}, channel)
+
+
+def _round_number(value: object, rounds: int) -> int:
+    """Return the number of a round of this experiment."""
+    if type(value) is not int or not 1 <= value <= rounds:
+        raise FederationError(f"a round cannot have the number {value!r}; there are rounds 1 to {rounds}")
+    return value
 
 
 def _bounds(fields: object, contract: Contract) -> dict[str, float]:

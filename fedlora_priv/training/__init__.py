@@ -11,7 +11,7 @@ a private audit record that stays with the client.
 """
 
 from fedlora_priv.training.examples import TokenisedExamples, tokenise
-from fedlora_priv.training.preflight import PreflightReport, preflight
+from fedlora_priv.training.preflight import PreflightReport, coupling, preflight
 from fedlora_priv.training.trainer import PrivateTrainer, StepRecord, TrainResult
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "StepRecord",
     "TokenisedExamples",
     "TrainResult",
+    "coupling",
     "preflight",
     "tokenise",
 ]

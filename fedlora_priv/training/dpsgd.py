@@ -20,7 +20,7 @@ from fedlora_priv.errors import FedloraError
 from fedlora_priv.training.noise import gaussian_noise
 from protocols.prg import SecretStream
 
-_ROUNDING = 1e-6  # float32 norms and products may err by this much; clip that much lower
+_ROUNDING = 1e-6  # float32 products may err by this much; clip that much lower
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,17 @@ class SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
             FedloraError: a parameter has no per-example gradients, so it would silently not be trained.
         """
         gradients = self._take_gradients()
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-        finite = torch.isfinite(norms)
+        # Summed in float64: float32 can lose 1e-3 of a long vector's norm, and would then clip too little.
+        squares = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) ** 2 for g in gradients]
+        norms = torch.stack(squares).sum(dim=0).sqrt()
+        finite = torch.isfinite(norms.float())  # beyond float32, the factor below would be too coarse
         factors = (self.max_grad_norm / (norms * (1 + _ROUNDING))).clamp(max=1.0)
         for parameter, gradient in zip(self.params, gradients, strict=True):
             # Zero the rows first: 0 * inf would be nan. A zero row is within clip_norm like any other.
             gradient[~finite] = 0.0
-            total = torch.einsum("i,i...->...", torch.where(finite, factors, 0.0), gradient).double()
+            total = torch.einsum(
+                "i,i...->...", torch.where(finite, factors, 0.0).to(gradient.dtype), gradient
+            ).double()
             parameter.summed_grad = total if parameter.summed_grad is None else parameter.summed_grad + total
         return ClipCounts(int((factors < 1).sum()), int((~finite).sum()))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedlora_priv.adapters import read_state, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError
+from fedlora_priv.methods.base import State
 from fedlora_priv.training.batching import collate
 from fedlora_priv.training.examples import TokenisedExamples
 from fedlora_priv.training.hooks import per_example_gradients
@@ -82,6 +83,28 @@ def preflight(
                 "use another model or other target modules",
             )
     return report
+
+
+def coupling(model: Any, state: State, *, device: str | torch.device = "cpu") -> float:
+    """Return how much an example's gradient at `state` depends on its companions, relative L2; nan if unusable.
+
+    DP-SGD's sensitivity rests on clipped gradients that do not depend on other examples. That holds up to
+    rounding, and a state with enormous entries, such as a hostile server could send, amplifies rounding (of
+    padding, of batch shapes) up to the size of the gradient itself. Asked on made-up tokens: no private data.
+    """
+    device = torch.device(device)
+    start = read_state(model)
+    examples, parameters = _made_up(model), trainable_parameters(model)
+    try:
+        write_state(model, state)
+        pair = _by_hooks(model, parameters, examples.subset([0, 1]), device)
+        other = _by_hooks(model, parameters, examples.subset([2, 0]), device)
+    finally:
+        write_state(model, start)
+    first = torch.cat([rows[0].flatten() for rows in pair.values()]).double()
+    second = torch.cat([rows[1].flatten() for rows in other.values()]).double()
+    size = float(first.norm())
+    return float((first - second).norm()) / size if size > 0 else float("nan")
 
 
 def _made_up(model: Any) -> TokenisedExamples:

@@ -103,3 +103,24 @@ def test_deleting_the_run_folder_gives_no_budget_back(
     assert third.code == 0, third.err  # type: ignore[attr-defined]
     claims = json.loads((tmp_path / "run" / "report.json").read_text())["claims"]
     assert all(claim["epsilon"] <= 4.0 < claim["lifetime_epsilon"] <= 9.0 for claim in claims)
+
+
+def test_rows_that_moved_and_ledgers_that_vanished_are_refused(
+    experiment_file: Callable[..., Path], fedlora: Callable[..., object], tmp_path: Path, tiny_data: Path
+) -> None:
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    private = {"public": False, "dataset_id": "tiny", "declared_examples_per_client": 80, "source": str(data)}
+    file = experiment_file(data=private, privacy={"lifetime_epsilon": 90.0}, federation={"rounds": 1})
+    assert fedlora("run", file).code == 0  # type: ignore[attr-defined]
+    with (data / "train.tsv").open("a") as rows:
+        rows.write("the film was good\t1\n")
+    moved = fedlora("run", file, "--again")
+    assert moved.code == 3  # type: ignore[attr-defined]
+    assert "holds other rows" in moved.err  # type: ignore[attr-defined]
+    shutil.copy(tiny_data / "train.tsv", data / "train.tsv")
+    for part in (tmp_path / "home" / "clients" / "client-2").glob("ledger.sqlite*"):
+        part.unlink()
+    gone = fedlora("run", file)
+    assert gone.code == 6  # type: ignore[attr-defined]
+    assert "is gone" in gone.err  # type: ignore[attr-defined]
+    assert (tmp_path / "home" / "clients" / "client-1").stat().st_mode & 0o077 == 0

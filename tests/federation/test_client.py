@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from fedlora_priv.config import Experiment
-from fedlora_priv.errors import FederationError
-from fedlora_priv.federation import wire
+from fedlora_priv.errors import FederationError, RunFolderError
+from fedlora_priv.federation import record, wire
 from fedlora_priv.federation.client import FederationClient
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.setup import Parts, assemble, make_clients
+from protocols.secagg.identity import Identity, Roster
 
 
 class Lab:
@@ -100,9 +101,76 @@ def test_another_start_for_the_same_round_is_charged_and_ends_with_the_budget(la
 
 def test_the_target_of_the_run_holds_although_the_ledger_has_room(lab: Lab) -> None:
     """The lifetime limit is far away; it is the run's own epsilon that the third round would exceed."""
-    for number in (0, 1, 2):
-        answer = lab.ask(lab.train(replace(lab.state, round=number)))
+    for state in (lab.state, replace(lab.state, round=1), replace(changed(lab, 0.01), round=1)):
+        answer = lab.ask(lab.train(state))
     assert answer == wire.Message(wire.REFUSED, {"code": "BudgetExceeded"})
+
+
+def changed(lab: Lab, value: float) -> ServerState:
+    """Return the state with one B filled with a value."""
+    name = next(n for n in lab.state.state if n.endswith("lora_B"))
+    return replace(lab.state, state={**lab.state.state, name: np.full_like(lab.state.state[name], value)})
+
+
+@pytest.mark.parametrize("value", [101.0, 1e16, -1e30])
+def test_a_state_that_would_couple_examples_is_refused_before_anything_is_charged(
+    lab: Lab, value: float
+) -> None:
+    answer = lab.ask(lab.train(changed(lab, value)))
+    assert answer == wire.Message(wire.REFUSED, {"code": "FederationError"})
+    assert len(lab.ledger.rows()) == 1
+
+
+def test_another_start_is_refused_once_the_round_has_been_released(lab: Lab) -> None:
+    lab.ask(lab.train())
+    setup = lab.client._setup
+    setup.ledger.release(setup.ledger.charges()[0].reservation, session="ab" * 32)
+    assert lab.ask(lab.train(changed(lab, 0.01))).kind == wire.REFUSED
+    assert lab.ask(lab.train()).kind == wire.TRAINED  # the same update may be masked again
+    assert len(lab.ledger.charges()) == 1
+
+
+@pytest.mark.parametrize("number", [-1, 2, 2**32])
+def test_rounds_beyond_the_experiment_are_refused(lab: Lab, number: int) -> None:
+    assert lab.ask(lab.train(replace(lab.state, round=number))).kind == wire.REFUSED
+    assert len(lab.ledger.rows()) == 1
+
+
+def test_a_phase_out_of_turn_leaves_no_trace_in_the_ledger(lab: Lab) -> None:
+    lab.ask(lab.train())
+    rows = len(lab.ledger.rows())
+    for name in ("confirm", "mask", "reveal", "share"):
+        assert lab.ask(phase(name)).kind == wire.REFUSED
+    assert len(lab.ledger.rows()) == rows
+
+
+def test_unusable_bounds_are_refused_before_anything_is_charged(lab: Lab) -> None:
+    message = wire.decode(lab.train())
+    bounds = dict.fromkeys(message.fields["bounds"], 1e-300)
+    answer = lab.ask(wire.encode(replace(message, fields={**message.fields, "bounds": bounds})))
+    assert answer.kind == wire.REFUSED
+    assert len(lab.ledger.rows()) == 1
+
+
+def test_one_home_serves_one_process(lab: Lab) -> None:
+    with pytest.raises(RunFolderError, match="another process uses"):
+        lab.folder.client_home("client-1").lock()
+
+
+def test_a_statement_must_be_about_its_sender_and_signed_by_its_key(lab: Lab) -> None:
+    class Relay:
+        """An engine whose first client sends the second one's statement."""
+
+        client_ids = ("client-1", "client-2", "client-3")
+
+        def exchange(self, messages: dict[str, bytes], step: object) -> dict[str, bytes]:
+            real = {c.client_id: c.handle(messages[c.client_id]) for c in lab.clients[1:3]}
+            return {**real, "client-1": real["client-2"]}
+
+    roster = lab.client._setup.roster
+    assert set(record.collect(Relay(), roster, 2)) == {"client-2", "client-3"}
+    unpinned = Roster({**roster, "client-3": Identity.generate().public_bytes})
+    assert set(record.collect(Relay(), unpinned, 2)) == {"client-2"}
 
 
 def test_wire_bombs_are_refused(lab: Lab) -> None:

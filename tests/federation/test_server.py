@@ -94,7 +94,7 @@ def test_a_task_arrives_as_it_was_sent_and_its_context_binds_everything(
     task = server.task(begun)
     message = wire.decode(wire.encode(task.to_message(LAYOUT)))
     assert not any(name.endswith("lora_A") for name in message.blobs)  # frozen: everybody has it
-    received = RoundTask.from_message(message, LAYOUT, server.contract, start_state(), 8, 5)
+    received = RoundTask.from_message(message, LAYOUT, server.contract, start_state(), server._experiment)
     context = task.context(b"e" * 32, b"r" * 16)
     assert received.context(b"e" * 32, b"r" * 16) == context
     other_state = {**start_state(), "classifier.bias": np.array([0, 1e-7], np.float32)}
@@ -133,7 +133,7 @@ def test_a_garbled_task_is_refused(
     server = make_server("ffa")
     message = server.task(server.begin(start_state(), noise_multiplier=1.0)).to_message(LAYOUT)
     with pytest.raises(FederationError, match=error):
-        RoundTask.from_message(change(message), LAYOUT, server.contract, start_state(), 8, 5)
+        RoundTask.from_message(change(message), LAYOUT, server.contract, start_state(), server._experiment)
 
 
 def test_support_follows_the_accumulated_sum_and_explores(
