@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -131,3 +132,12 @@ def test_a_plan_that_contradicts_itself_is_refused(change: dict[str, object]) ->
 
 def test_the_window_is_within_what_is_promised() -> None:
     assert planning.WINDOW <= 0.005
+
+
+def test_the_digest_of_a_plan_survives_json_and_changes_with_any_field() -> None:
+    made = make_plan()
+    stated = json.loads(json.dumps(made.to_json()))
+    assert made.digest() == planning.plan_digest(stated) == planning.plan_digest(dict(sorted(stated.items())))
+    for name, value in stated.items():
+        edited = {**stated, name: value + "x" if isinstance(value, str) else 2 * value + 1}
+        assert planning.plan_digest(edited) != made.digest()
