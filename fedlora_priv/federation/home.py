@@ -98,6 +98,7 @@ class ClientHome:
         """Return the client's long-term identity, made on first use and readable by its owner alone."""
         key = self.path / "identity.key"
         if not key.exists():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(key, Identity.generate().to_private_bytes(), mode=0o600)
         try:
             return Identity.from_private_bytes(key.read_bytes())

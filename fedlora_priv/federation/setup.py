@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -140,25 +141,26 @@ def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient
     homes = {client_id: folder.client_home(client_id) for client_id in parts.plans}
     identities = {client_id: home.identity() for client_id, home in homes.items()}
     roster = Roster({client_id: identity.public_bytes for client_id, identity in identities.items()})
-    clients = [_client(parts, folder, client_id, identities[client_id], roster) for client_id in homes]
+    with ExitStack() as made:  # closes those that were made if a later one cannot be
+        clients = []
+        for client_id in homes:
+            clients.append(_client(parts, folder, client_id, identities[client_id], roster))
+            made.callback(clients[-1].close)
+        made.pop_all()
     return clients, roster
 
 
 def _client(
     parts: Parts, folder: RunFolder, client_id: str, identity: Identity, roster: Roster
 ) -> FederationClient:
-    """Return one client with its own ledger, guard and randomness."""
+    """Return one client with its own lock, ledger, guard and randomness."""
     experiment, home, plan = parts.experiment, folder.client_home(client_id), parts.plans[client_id]
-    lock = home.lock()
-    try:
-        ledger = open_ledger(parts, folder, client_id)
+    with ExitStack() as opened:
+        lock = opened.enter_context(home.lock())
+        ledger = opened.enter_context(open_ledger(parts, folder, client_id))
         if folder.fresh:
             require_room(experiment, plan, ledger)
-    except BaseException:
-        lock.close()
-        raise
-    return FederationClient(
-        ClientSetup(
+        setup = ClientSetup(
             client_id=client_id,
             experiment=experiment,
             layout=parts.layout,
@@ -176,7 +178,8 @@ def _client(
             stream=_stream_factory(experiment, client_id),
             train=_training(parts, client_id, home.path / f"private-audit-{folder.run.hex()}.jsonl"),
         )
-    )
+        opened.pop_all()
+    return FederationClient(setup)
 
 
 def open_ledger(parts: Parts, folder: RunFolder, client_id: str) -> Ledger:
