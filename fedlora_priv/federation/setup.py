@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from protocols.prg import SecretStream
 from protocols.secagg.identity import Identity, Roster
 
 LARGEST_ENTRY = 100.0
-"""No honest adapter comes near; see `require_trainable`."""
+"""No honest adapter comes near; see `StateCheck`."""
 
 COUPLING_TOLERANCE = 1e-4
 """Largest relative change of an example's gradient when its companions change; 1e-5 is usual."""
@@ -141,17 +140,23 @@ def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient
     homes = {client_id: folder.client_home(client_id) for client_id in parts.plans}
     identities = {client_id: home.identity() for client_id, home in homes.items()}
     roster = Roster({client_id: identity.public_bytes for client_id, identity in identities.items()})
+    accept = StateCheck(parts.trainer.model)
     with ExitStack() as made:  # closes those that were made if a later one cannot be
         clients = []
         for client_id in homes:
-            clients.append(_client(parts, folder, client_id, identities[client_id], roster))
+            clients.append(_client(parts, folder, client_id, identities[client_id], roster, accept))
             made.callback(clients[-1].close)
         made.pop_all()
     return clients, roster
 
 
 def _client(
-    parts: Parts, folder: RunFolder, client_id: str, identity: Identity, roster: Roster
+    parts: Parts,
+    folder: RunFolder,
+    client_id: str,
+    identity: Identity,
+    roster: Roster,
+    accept: StateCheck,
 ) -> FederationClient:
     """Return one client with its own lock, ledger, guard and randomness."""
     experiment, home, plan = parts.experiment, folder.client_home(client_id), parts.plans[client_id]
@@ -174,7 +179,7 @@ def _client(
             ledger=ledger,
             folder=home.path,
             lock=lock,
-            accept=partial(require_trainable, parts.trainer.model),
+            accept=accept,
             stream=_stream_factory(experiment, client_id),
             train=_training(parts, client_id, home.path / f"private-audit-{folder.run.hex()}.jsonl"),
         )
@@ -214,18 +219,35 @@ def _digest(rows: Dataset) -> bytes:
     return hashlib.sha256(json.dumps([rows.texts, rows.labels]).encode()).digest()
 
 
-def require_trainable(model: Any, state: State) -> None:
-    """Raise FederationError unless training from a received state can be private; looks at no data.
+class StateCheck:
+    """Refuses states from which training could not be private; looks at no data.
 
     Clipping bounds an example's part only while its gradient does not depend on its companions. Enormous
     entries amplify float rounding until it does: seen from 10^4 on, never up to 10^3.
     """
-    largest = max(float(np.abs(array).max()) for array in state.values())
-    if not largest <= LARGEST_ENTRY:
-        raise FederationError(f"the global state has entries up to {largest:.3g}, beyond {LARGEST_ENTRY:g}")
-    error = coupling(model, state)
-    if not error <= COUPLING_TOLERANCE:
-        raise FederationError(f"at this global state examples depend on each other ({error:.1e})")
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._accepted = b""
+
+    def __call__(self, state: State) -> None:
+        """Return if training from this state can be private; clients of one process ask about the same.
+
+        Raises:
+            FederationError: an entry is too large, or made-up examples influence each other.
+        """
+        digest = hashlib.sha256(b"".join(state[name].tobytes() for name in sorted(state))).digest()
+        if digest == self._accepted:
+            return
+        largest = max(float(np.abs(array).max()) for array in state.values())
+        if not largest <= LARGEST_ENTRY:
+            raise FederationError(
+                f"the global state has entries up to {largest:.3g}, beyond {LARGEST_ENTRY:g}"
+            )
+        error = coupling(self._model, state)
+        if not error <= COUPLING_TOLERANCE:
+            raise FederationError(f"at this global state examples depend on each other ({error:.1e})")
+        self._accepted = digest
 
 
 def _stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:

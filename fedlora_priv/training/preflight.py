@@ -24,6 +24,7 @@ from fedlora_priv.training.losses import example_losses
 
 TOLERANCE = 1e-3
 _LENGTHS = (3, 7, 5)
+_APART = (5, 29, 11)  # padding to very different widths brings rounding out
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def preflight(
 
 
 def coupling(model: Any, state: State, *, device: str | torch.device = "cpu") -> float:
-    """Return how much an example's gradient at `state` depends on its companions, relative L2; nan if unusable.
+    """Return how much an example's gradient at `state` depends on its companions, relative L2; nan if not finite.
 
     DP-SGD's sensitivity rests on clipped gradients that do not depend on other examples. That holds up to
     rounding, and a state with enormous entries, such as a hostile server could send, amplifies rounding (of
@@ -94,7 +95,7 @@ def coupling(model: Any, state: State, *, device: str | torch.device = "cpu") ->
     """
     device = torch.device(device)
     start = read_state(model)
-    examples, parameters = _made_up(model), trainable_parameters(model)
+    examples, parameters = _made_up(model, _APART), trainable_parameters(model)
     try:
         write_state(model, state)
         pair = _by_hooks(model, parameters, examples.subset([0, 1]), device)
@@ -103,17 +104,17 @@ def coupling(model: Any, state: State, *, device: str | torch.device = "cpu") ->
         write_state(model, start)
     first = torch.cat([rows[0].flatten() for rows in pair.values()]).double()
     second = torch.cat([rows[1].flatten() for rows in other.values()]).double()
-    size = float(first.norm())
-    return float((first - second).norm()) / size if size > 0 else float("nan")
+    difference, size = float((first - second).norm()), float(torch.maximum(first.norm(), second.norm()))
+    return difference / size if difference != 0 else 0.0
 
 
-def _made_up(model: Any) -> TokenisedExamples:
+def _made_up(model: Any, lengths: tuple[int, ...] = _LENGTHS) -> TokenisedExamples:
     """Return three examples of random tokens and different lengths, with labels if the model has classes."""
     config = model.get_base_model().config
     generator = np.random.default_rng(1)
     pad = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
     tokens = np.delete(np.arange(config.vocab_size), pad)
-    ids = tuple(generator.choice(tokens, length).astype(np.int64) for length in _LENGTHS)
+    ids = tuple(generator.choice(tokens, length).astype(np.int64) for length in lengths)
     is_generative = type(model.get_base_model()).__name__.endswith(("LMHeadModel", "ForCausalLM"))
     return TokenisedExamples(ids, None if is_generative else np.array([0, 1, 1], dtype=np.int64), pad)
 

@@ -1,0 +1,46 @@
+"""How much examples depend on each other at a state: rounding at honest ones, anything at hostile ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlora_priv.adapters import read_state
+from fedlora_priv.errors import FederationError
+from fedlora_priv.federation.setup import COUPLING_TOLERANCE, StateCheck
+from fedlora_priv.modeling import LoraSettings, load_model
+from fedlora_priv.training import coupling
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> object:
+    return load_model(
+        tiny_model, pooling="mean", num_labels=2, lora=LoraSettings(("query", "value"), rank=2), seed=0
+    )
+
+
+def scaled(model: object, scale: float) -> dict[str, np.ndarray]:
+    """Return a random state of that scale."""
+    rng = np.random.default_rng(0)
+    return {k: (scale * rng.normal(size=v.shape)).astype(np.float32) for k, v in read_state(model).items()}  # type: ignore[arg-type]
+
+
+def test_honest_states_couple_by_rounding_only_and_stay_as_they_were(model: object) -> None:
+    before = read_state(model)  # type: ignore[arg-type]
+    for state in (before, scaled(model, 0.1), scaled(model, 1.0)):
+        assert coupling(model, state) < 0.1 * COUPLING_TOLERANCE
+        StateCheck(model)(state)
+    after = read_state(model)  # type: ignore[arg-type]
+    assert all((after[name] == before[name]).all() for name in before)
+
+
+def test_a_hostile_state_is_seen_by_its_coupling_alone(model: object) -> None:
+    worst = max(coupling(model, scaled(model, scale)) for scale in (1e5, 1e6, 1e7))
+    assert worst > 100 * COUPLING_TOLERANCE
+
+
+def test_a_hostile_state_is_refused(model: object) -> None:
+    with pytest.raises(FederationError, match="entries up to"):
+        StateCheck(model)(scaled(model, 1e4))
