@@ -21,10 +21,13 @@ def model(tiny_model: Path) -> object:
     )
 
 
-def scaled(model: object, scale: float) -> dict[str, np.ndarray]:
-    """Return a random state of that scale."""
-    rng = np.random.default_rng(0)
-    return {k: (scale * rng.normal(size=v.shape)).astype(np.float32) for k, v in read_state(model).items()}  # type: ignore[arg-type]
+def scaled(model: object, scale: float, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return a random state whose LoRA factors have that scale; a small head keeps the loss from saturating."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: ((scale if "lora" in name else 0.1) * rng.normal(size=array.shape)).astype(np.float32)
+        for name, array in read_state(model).items()  # type: ignore[arg-type]
+    }
 
 
 def test_honest_states_couple_by_rounding_only_and_stay_as_they_were(model: object) -> None:
@@ -37,7 +40,7 @@ def test_honest_states_couple_by_rounding_only_and_stay_as_they_were(model: obje
 
 
 def test_a_hostile_state_is_seen_by_its_coupling_alone(model: object) -> None:
-    worst = max(coupling(model, scaled(model, scale)) for scale in (1e5, 1e6, 1e7))
+    worst = max(coupling(model, scaled(model, 1e4, seed)) for seed in range(6))
     assert worst > 100 * COUPLING_TOLERANCE
 
 
