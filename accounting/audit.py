@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import canonical
 from . import report as reports
+from .case import Case, Verdict
 from .chain import Chain, Row, replay
-from .checks import CHECKS, Case, Verdict
-from .errors import LedgerError
+from .checks import CHECKS
+from .errors import LedgerError, ReportError
 
 UNCHECKED = {
     6: (
@@ -70,6 +72,10 @@ def audit(
     Raises:
         ReportError: the report does not even follow the schema.
     """
+    try:
+        canonical.dumps(report)  # infinities and NaN pass a schema's bounds, and every comparison
+    except (ValueError, TypeError) as error:
+        raise ReportError(f"the report is not JSON: {error}") from error
     reports.validate(report)
     chains, broken = _replay(rows)
     case = Case(report=report, chains=chains, broken=broken, roster=roster)

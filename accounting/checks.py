@@ -6,99 +6,21 @@ raise on anything that the report's schema lets through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
 
 from . import report as reports
 from .anchor import Anchor, ledger_head
-from .chain import Chain, Charge
-from .errors import AccountingError, LedgerError
-from .events import PoissonGaussian, PrivateEvent
-from .pricing import epsilon
+from .case import Case, Findings, Verdict, needs_rows
+from .charged import everything_charged
+from .derive import epsilon_rederived
+from .errors import LedgerError
 
-Status = Literal["PASS", "FAIL", "UNVERIFIABLE"]
-# Accountants agree to ~1e-9 across platforms; a reported epsilon may have lost digits in printing.
-EPSILON_TOLERANCE = 1e-6
-# Claims are computed, not chosen: one that is higher than this over what the rows cost was edited, or another
-# accountant's. The slack is for other versions of the accountant.
-EPSILON_LOOSE = 1e-3
-_SHOWN = 3
+__all__ = ["CHECKS", "Case", "Verdict"]
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one check found: its number and name, the status, the evidence, and what would help."""
-
-    check: int
-    name: str
-    status: Status
-    evidence: str
-    remedy: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The verdict as a JSON object."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """What an audit has before it: the report, the chains by client, what broke them, and the pinned keys."""
-
-    report: Mapping[str, Any]
-    chains: Mapping[str, Chain]
-    broken: str | None
-    roster: Mapping[str, bytes] | None
-
-    @property
-    def run(self) -> str:
-        """The run that the report is about."""
-        return str(self.report["run"])
-
-    @property
-    def plans(self) -> Mapping[str, Mapping[str, Any]]:
-        """The plans by client."""
-        plans: Mapping[str, Mapping[str, Any]] = self.report["plan"]
-        return plans
-
-    def rests_on_plan(self, client_id: str) -> bool:
-        """Whether the report itself says that a client's claim is its plan's worst case, for want of rows."""
-        return any(c["who"] == client_id and c["basis"] == "plan" for c in self.report["claims"])
-
-    def charges(self, client_id: str) -> list[Charge]:
-        """A client's charges in this run."""
-        chain = self.chains.get(client_id)
-        return [charge for charge in chain.charges.values() if charge.run == self.run] if chain else []
-
-
-@dataclass(slots=True)
-class Findings:
-    """What a check has gathered."""
-
-    problems: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-    facts: list[str] = field(default_factory=list)
-
-    def verdict(self, number: int, name: str, remedy: str) -> Verdict:
-        """The verdict that follows: the first few of what weighs most."""
-        status: Status = "FAIL" if self.problems else "UNVERIFIABLE" if self.doubts else "PASS"
-        shown = list(dict.fromkeys(self.problems or self.doubts or self.facts))
-        more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-        return Verdict(
-            number, name, status, "; ".join(shown[:_SHOWN]) + more, "" if status == "PASS" else remedy
-        )
-
-
-def needs_rows(check: Callable[[Case, Findings], None]) -> Callable[[Case, Findings], None]:
-    """A check that reads ledger rows: with a broken ledger it has nothing to stand on."""
-
-    def guarded(case: Case, found: Findings) -> None:
-        if case.broken:
-            found.doubts.append("the ledger is not whole (check 1), so its rows prove nothing")
-        else:
-            check(case, found)
-
-    return guarded
+# What a report must state of what produced it, and the rows of the run confirm.
+_PRODUCED_BY = ("python", "numpy", "dp_accounting", "fedlora_priv", "code_sha256")
+# Words in the name of a source that mean: whoever knows the seed can draw the noise again.
+_REPRODUCIBLE = ("determin", "reproduc", "seed")
 
 
 # --- 1 ------------------------------------------------------------------------------------------------------
@@ -119,6 +41,9 @@ def chain_whole_and_anchored(case: Case, found: Findings) -> None:
         _check_anchor(case, found, client_id, by_client.get(client_id))
     if case.roster is None:
         found.doubts.append("the signatures fit keys that the report itself names; no roster pins them")
+    else:
+        for client_id in sorted(case.roster.keys() - case.plans.keys()):
+            found.problems.append(f"{client_id} is in the roster, but the report leaves it out")
     if case.chains and reports.is_simulation(case.chains.values()) != case.report["simulation"]:
         found.problems.append("the report and the ledgers disagree on whether the data is public")
     _check_rounds_complete(case, found)
@@ -137,7 +62,7 @@ def _check_anchor(case: Case, found: Findings, client_id: str, anchor: Anchor | 
     except LedgerError as error:
         found.problems.append(str(error))
     if case.roster is not None and client_id not in case.roster:
-        found.doubts.append(f"the roster has no key for {client_id}")
+        found.problems.append(f"{client_id} is not in the roster")
     rows = chain.rows if chain else []
     if not rows and case.rests_on_plan(client_id):
         found.doubts.append(f"{client_id} is anchored but its rows are not here; its claim rests on its plan")
@@ -154,78 +79,27 @@ def _check_anchor(case: Case, found: Findings, client_id: str, anchor: Anchor | 
 
 
 def _check_rounds_complete(case: Case, found: Findings) -> None:
-    """The report lists rounds 1, 2, ... without a gap, up to the last one that any ledger released."""
+    """The report lists rounds 1, 2, ... without a gap, as many as planned and as any ledger released."""
     numbers = [entry["round"] for entry in case.report["rounds"]]
     if numbers != list(range(1, len(numbers) + 1)):
         found.problems.append(f"the report's rounds are not 1 to {len(numbers)} in order")
+    planned = max(plan["rounds"] for plan in case.plans.values())
+    if len(numbers) < planned:
+        found.doubts.append(
+            f"{len(numbers)} of {planned} planned rounds are listed: the run may have ended early, or the report "
+            "and its anchors are older than the end; nothing signed says which"
+        )
     for client_id in case.chains:
-        for charge in case.charges(client_id):
+        charges = case.charges(client_id)
+        for charge in charges:
             if charge.releases and charge.round not in numbers:
                 found.problems.append(f"{client_id} released in round {charge.round}, which the report omits")
-
-
-# --- 2 ------------------------------------------------------------------------------------------------------
-
-
-@needs_rows
-def epsilon_rederived(case: Case, found: Findings) -> None:
-    """Each claim against PLD and our own RDP, from the rows; none may be missing."""
-    claims = {(claim["who"], claim["view"]): claim for claim in case.report["claims"]}
-    if len(claims) < len(case.report["claims"]):
-        found.problems.append("a claim is made twice")
-    derived = {client_id: _derive(case, found, client_id) for client_id in case.plans}
-    derived[reports.FEDERATION] = (
-        max(run for run, _ in derived.values()),
-        max(lifetime for _, lifetime in derived.values()),
-    )
-    if set(claims) != {(who, view) for who in derived for view in reports.VIEWS}:
-        found.problems.append(
-            "the claims do not cover every client and the federation in every view, once each"
-        )
-    for (who, view), claim in claims.items():
-        run, lifetime = derived.get(who, (0.0, 0.0))
-        whole = who in case.chains or (who == reports.FEDERATION and case.chains.keys() >= case.plans.keys())
-        _compare(found, f"{who} ({view})", claim["epsilon"], run, whole=whole)
-        if claim["lifetime_epsilon"] is not None:
-            _compare(found, f"{who} ({view}), lifetime", claim["lifetime_epsilon"], lifetime, whole=whole)
-    run, lifetime = derived[reports.FEDERATION]
-    found.facts.insert(0, f"federation: PLD gives {run:.6f} for the run, {lifetime:.6f} over the lifetime")
-
-
-def _derive(case: Case, found: Findings, client_id: str) -> tuple[float, float]:
-    """A client's epsilon in this run and over its lifetime, by PLD, after comparing PLD with RDP."""
-    chain, plan = case.chains.get(client_id), case.plans[client_id]
-    if chain is None:
-        found.doubts.append(f"{client_id}: no rows, so its claim can at most be held against its plan")
-        return epsilon((_planned_event(plan),), plan["delta"]) if case.rests_on_plan(client_id) else 0.0, 0.0
-    return (
-        _price(found, client_id, chain.spent(case.run), plan["delta"]),
-        _price(found, client_id, chain.spent(), plan["delta"]),
-    )
-
-
-def _price(found: Findings, client_id: str, events: tuple[PrivateEvent, ...], delta: float) -> float:
-    """PLD's epsilon; RDP, which shares no code with it, must not lie below."""
-    try:
-        pld, rdp = epsilon(events, delta), epsilon(events, delta, accountant="rdp")
-    except AccountingError as error:
-        found.problems.append(f"{client_id}: {error}")
-        return float("inf")
-    # PLD rounds each step's loss up to its grid, which can outweigh RDP's slack at tiny epsilons.
-    if pld > 1.02 * rdp + 0.05:
-        found.problems.append(
-            f"{client_id}: PLD gives {pld:.6f}, above RDP's {rdp:.6f}: one of them is wrong"
-        )
-    found.facts.append(f"{client_id}: PLD {pld:.6f}, RDP {rdp:.6f}")
-    return pld
-
-
-def _compare(found: Findings, what: str, reported: float, derived: float, *, whole: bool) -> None:
-    """A claim below what PLD makes of the rows is false; one above it, with all rows here, was not computed."""
-    if reported < derived - EPSILON_TOLERANCE:
-        found.problems.append(f"{what}: {reported:.6f} is reported, the rows cost {derived:.6f}")
-    elif whole and reported > derived + EPSILON_LOOSE:
-        found.problems.append(f"{what}: {reported:.6f} is reported, but the rows cost only {derived:.6f}")
+        last = max((charge.round for charge in charges), default=0)
+        if last < len(numbers):
+            found.doubts.append(
+                f"{client_id}: the signed rows end at round {last} of {len(numbers)}: it may have taken no part "
+                "after that, or its anchor is an older one"
+            )
 
 
 # --- 3 ------------------------------------------------------------------------------------------------------
@@ -249,82 +123,6 @@ def delta_small_enough(case: Case, found: Findings) -> None:
                 f"{who}: delta {delta:g} is not below 1/n = {1 / max(n, sizes.get(who, 1)):.3g}"
             )
     found.facts.append(f"delta {max(deltas):g} < 1/{sizes[reports.FEDERATION]} declared examples")
-
-
-# --- 4 ------------------------------------------------------------------------------------------------------
-
-
-@needs_rows
-def everything_charged(case: Case, found: Findings) -> None:
-    """Each survivor of each round had a committed reservation, and all charges keep to the plan."""
-    for entry in case.report["rounds"]:
-        for client_id in entry["survivors"]:
-            _check_released(case, found, client_id, entry)
-    for client_id, plan in case.plans.items():
-        _check_plan_kept(case, found, client_id, plan)
-
-
-def _check_released(case: Case, found: Findings, client_id: str, entry: Mapping[str, Any]) -> None:
-    """One survivor's upload in one round: charged, committed, and in the session that the report names."""
-    where = f"{client_id} in round {entry['round']}"
-    if client_id not in case.chains:
-        kind = found.doubts if client_id in case.plans else found.problems
-        kind.append(f"{where} is in the sum, but no ledger of it is here")
-        return
-    committed = [
-        charge
-        for charge in case.charges(client_id)
-        if charge.round == entry["round"] and charge.committed is not None
-    ]
-    releases = [release for charge in committed for release in charge.releases]
-    if not committed:
-        found.problems.append(f"{where} is in the sum, but its ledger has no committed charge")
-    elif not any(release.session == entry["session_id"] for release in releases):
-        found.problems.append(f"{where}: its ledger records no release into the reported session")
-    elif any(
-        release.session == entry["session_id"] and release.transcript not in (None, entry["transcript"])
-        for release in releases
-    ):
-        found.problems.append(f"{where}: its ledger records another transcript of that session")
-
-
-def _check_plan_kept(case: Case, found: Findings, client_id: str, plan: Mapping[str, Any]) -> None:
-    """Steps within the plan, every charge with the planned mechanism, and the plan within its target."""
-    charges = case.charges(client_id)
-    steps = sum(charge.charged.steps for charge in charges)
-    rounds = plan["rounds"] + plan["retry_rounds"]
-    if plan["planned_steps"] != rounds * plan["steps_per_round"]:
-        found.problems.append(
-            f"{client_id}: {plan['planned_steps']} planned steps are not {rounds} rounds' worth"
-        )
-    if steps > plan["planned_steps"]:
-        found.problems.append(f"{client_id}: {steps} steps are charged, {plan['planned_steps']} were planned")
-    for charge in charges:
-        for name in ("noise_multiplier", "clip_norm", "sample_rate"):
-            planned, actual = plan[name], getattr(charge.reserved, name, 1.0)
-            if planned != actual:
-                found.problems.append(
-                    f"{client_id}, row {charge.reservation}: {name} {actual:g} where {planned:g} was planned"
-                )
-    cost = epsilon((_planned_event(plan),), plan["delta"])
-    if cost > plan["target_epsilon"] + EPSILON_TOLERANCE:
-        found.problems.append(
-            f"{client_id}: the plan costs {cost:.6f}, above its target {plan['target_epsilon']:g}"
-        )
-    found.facts.append(
-        f"{client_id}: {len(charges)} charges, {steps} of {plan['planned_steps']} planned steps"
-    )
-
-
-def _planned_event(plan: Mapping[str, Any]) -> PoissonGaussian:
-    """All the steps of a reported plan."""
-    return PoissonGaussian(
-        plan["noise_multiplier"],
-        plan["sample_rate"],
-        plan["planned_steps"],
-        plan["clip_norm"],
-        plan["adjacency"],
-    )
 
 
 # --- 5 ------------------------------------------------------------------------------------------------------
@@ -380,7 +178,10 @@ def outputs_covered(case: Case, found: Findings) -> None:
                 f"{what!r} is said to be covered by {cover}, of which the ledgers have none"
             )
     count = len(case.report["outputs"])
+    public = sum(output["covered_by"] == "public" for output in case.report["outputs"])
     found.facts.append(f"{count} declared outputs, {len(listed)} releases outside the guarantee, all listed")
+    if public:
+        found.facts.append(f"{public} outputs are declared public: taken on the report's word")
 
 
 # --- 13 -----------------------------------------------------------------------------------------------------
@@ -395,9 +196,20 @@ def randomness_disclosed(case: Case, found: Findings) -> None:
         if "seed" in key.lower():
             found.problems.append(f"the report publishes {key!r} of the noise or the batches")
     for name in ("noise_source", "sampling_source"):
-        if randomness[name] != reports.OS_KEYED_AES_CTR:
+        if any(word in randomness[name].lower() for word in _REPRODUCIBLE):
+            found.problems.append(
+                f"{name} is {randomness[name]!r}: whoever knows the seed can remove the noise"
+            )
+        elif randomness[name] != reports.OS_KEYED_AES_CTR:
             found.doubts.append(f"{name} {randomness[name]!r} is not one that this audit knows")
-    found.facts.append(f"noise and batches: {reports.OS_KEYED_AES_CTR}, as the report states it")
+    if case.broken:
+        found.doubts.append("the ledger is not whole (check 1), so no row confirms where the noise came from")
+    for client_id in case.chains:
+        for where, recorded in case.recorded(client_id):
+            found.compare(where, recorded, "noise_source", randomness["noise_source"])
+    found.facts.append(
+        f"noise and batches: {reports.OS_KEYED_AES_CTR}, as the rows record and the report states"
+    )
 
 
 # --- 16 -----------------------------------------------------------------------------------------------------
@@ -407,17 +219,14 @@ def randomness_disclosed(case: Case, found: Findings) -> None:
 def versions_recorded(case: Case, found: Findings) -> None:
     """The report names code and library versions, and every row of the run was written by the same."""
     stated = case.report["versions"]
-    for name in ("python", "numpy", "dp_accounting", "fedlora_priv", "code_sha256"):
+    for name in _PRODUCED_BY:
         if not stated.get(name):
             found.doubts.append(f"the report does not state {name}")
-    for client_id, chain in case.chains.items():
-        for charge in case.charges(client_id):
-            recorded = getattr(chain.rows[charge.reservation].entry, "versions", {})
-            for name in sorted(set(recorded) & set(stated)):
-                if recorded[name] != stated[name]:
-                    found.problems.append(
-                        f"{client_id}, row {charge.reservation}: {name} {recorded[name]}, reported {stated[name]}"
-                    )
+    for client_id in case.chains:
+        for where, recorded in case.recorded(client_id):
+            # Rows record more than versions; what the report does not state is no claim.
+            for name in sorted(stated):
+                found.compare(where, recorded, name, stated[name])
     found.facts.append(", ".join(f"{name} {stated[name]}" for name in sorted(stated)))
 
 

@@ -164,21 +164,12 @@ class Plan:
         return {**asdict(self), "planned_steps": self.planned_steps}
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON of `to_json`, hex: what reservations record, so that no plan is edited."""
-        return plan_digest(self.to_json())
-
-
-def plan_digest(stated: Mapping[str, Any]) -> str:
-    """The digest of a plan as a report states it; that of `Plan.digest` if nothing was edited."""
-    return hashlib.sha256(canonical.dumps(stated).encode()).hexdigest()
-
-    def digest(self) -> str:
         """SHA-256 (hex) of the plan as the report states it; clients write it into each reservation."""
         return plan_digest(self.to_json())
 
 
 def plan_digest(stated: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a plan in a report."""
+    """SHA-256 (hex) of a plan in a report; that of `Plan.digest` if nothing was edited."""
     return hashlib.sha256(b"fedlora-priv/plan/1\0" + canonical.dumps(dict(stated)).encode()).hexdigest()
 
 

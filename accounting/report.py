@@ -70,7 +70,7 @@ def build(
         "plan": {client_id: plan.to_json() for client_id, plan in by_client.items()},
         "metrics": dict(metrics),
         "bytes": dict(bytes),
-        "rounds": [_with_remasked(entry, chains, run) for entry in rounds],
+        "rounds": [{**entry, "remasked": remasked(chains, run, entry.get("round"))} for entry in rounds],
         "randomness": dict(randomness),
         "outputs": [dict(output) for output in outputs],
         "anchors": [anchor.to_json() for anchor in anchors],
@@ -151,15 +151,14 @@ def non_private(chains: Iterable[Chain], run: str) -> list[dict[str, Any]]:
     ]
 
 
-def _with_remasked(entry: Mapping[str, Any], chains: Mapping[str, Chain], run: str) -> dict[str, Any]:
-    """A round's entry with the clients that masked the same update in more than one session."""
-    remasked = [
+def remasked(chains: Mapping[str, Chain], run: str, number: object) -> list[dict[str, Any]]:
+    """The clients that masked the same update of round `number` in more than one session."""
+    return [
         {"client_id": client_id, "times": charge.remasked}
         for client_id, chain in chains.items()
         for charge in chain.charges.values()
-        if (charge.run, charge.round) == (run, entry.get("round")) and charge.remasked
+        if (charge.run, charge.round) == (run, number) and charge.remasked
     ]
-    return {**entry, "remasked": remasked}
 
 
 def validate(report: object) -> None:

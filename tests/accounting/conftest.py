@@ -154,7 +154,12 @@ def make_federation(folder: Path) -> Federation:
             dataset_id="reviews",
             partition_id="iid-3-0",
             public=True,
-            versions={**library_versions(), **CODE},
+            versions={
+                **library_versions(),
+                **CODE,
+                "noise_source": reports.OS_KEYED_AES_CTR,
+                "plan_sha256": client_plan.digest(),
+            },
         ) as ledger:
             for entry in rounds:
                 if client_id in entry["survivors"]:
@@ -187,5 +192,6 @@ def make_federation(folder: Path) -> Federation:
             {"what": "its number of rows", "covered_by": "NonPrivate"},
         ],
         versions={**library_versions(), **CODE},
+        secure_aggregation={"mode": "secure", "min_survivors": 2},
     )
     return Federation(document, rows, signers)

@@ -1,0 +1,124 @@
+"""Check 4: every release was reserved, as planned, and in the sessions that the report names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import report as reports
+from .case import Case, Findings, needs_rows
+from .derive import EPSILON_TOLERANCE, planned_cost
+from .errors import PricingError
+from .planning import plan_digest
+
+
+@needs_rows
+def everything_charged(case: Case, found: Findings) -> None:
+    """Each survivor of each round had a committed reservation, and all charges keep to the plan."""
+    for entry in case.report["rounds"]:
+        for client_id in entry["survivors"]:
+            _check_released(case, found, client_id, entry)
+        _check_remasked(case, found, entry)
+    if case.report.get("secure_aggregation", {}).get("mode") == "secure":
+        _check_masked(case, found)
+    for client_id, plan in case.plans.items():
+        _check_plan_kept(case, found, client_id, plan)
+        _check_plan_recorded(case, found, client_id, plan)
+
+
+def _check_released(case: Case, found: Findings, client_id: str, entry: Mapping[str, Any]) -> None:
+    """One survivor's upload in one round: charged, committed, and in the session that the report names."""
+    where = f"{client_id} in round {entry['round']}"
+    if client_id not in case.chains:
+        kind = found.doubts if client_id in case.plans else found.problems
+        kind.append(f"{where} is in the sum, but no ledger of it is here")
+        return
+    committed = [
+        charge
+        for charge in case.charges(client_id)
+        if charge.round == entry["round"] and charge.committed is not None
+    ]
+    releases = [release for charge in committed for release in charge.releases]
+    if not committed:
+        found.problems.append(f"{where} is in the sum, but its ledger has no committed charge")
+    elif not any(release.session == entry["session_id"] for release in releases):
+        found.problems.append(f"{where}: its ledger records no release into the reported session")
+    elif any(
+        release.session == entry["session_id"] and release.transcript not in (None, entry["transcript"])
+        for release in releases
+    ):
+        found.problems.append(f"{where}: its ledger records another transcript of that session")
+
+
+def _check_remasked(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
+    """The round's list of repeated maskings is the one that follows from the rows that are here."""
+    listed = sorted(
+        (again["client_id"], again["times"])
+        for again in entry["remasked"]
+        if again["client_id"] in case.chains or again["client_id"] not in case.plans
+    )
+    derived = sorted(
+        (again["client_id"], again["times"])
+        for again in reports.remasked(case.chains, case.run, entry["round"])
+    )
+    if listed != derived:
+        found.problems.append(f"round {entry['round']}: remasked is {listed}, the rows say {derived}")
+
+
+def _check_masked(case: Case, found: Findings) -> None:
+    """Where the report says that sums were secure: no upload left unmasked, and no sum of too few."""
+    least = case.report["secure_aggregation"].get("min_survivors")
+    if least is None:
+        found.problems.append("secure aggregation without min_survivors: a sum of one would hide nothing")
+    for entry in case.report["rounds"]:
+        number, count = entry["round"], len(entry["survivors"])
+        if count and None in (entry["session_id"], entry["transcript"]):
+            found.problems.append(f"round {number} has a sum but no session or transcript, though 'secure'")
+        if least is not None and 0 < count < least:
+            found.problems.append(f"round {number} sums {count} clients, fewer than min_survivors {least}")
+    for client_id in case.chains:
+        for charge in case.charges(client_id):
+            if any(release.session is None for release in charge.releases):
+                found.problems.append(
+                    f"{client_id} released its update of round {charge.round} unmasked, though 'secure'"
+                )
+
+
+def _check_plan_kept(case: Case, found: Findings, client_id: str, plan: Mapping[str, Any]) -> None:
+    """Steps within the plan, every charge with the planned mechanism, and the plan within its target."""
+    charges = case.charges(client_id)
+    steps = sum(charge.charged.steps for charge in charges)
+    rounds = plan["rounds"] + plan["retry_rounds"]
+    if plan["planned_steps"] != rounds * plan["steps_per_round"]:
+        found.problems.append(
+            f"{client_id}: {plan['planned_steps']} planned steps are not {rounds} rounds' worth"
+        )
+    if steps > plan["planned_steps"]:
+        found.problems.append(f"{client_id}: {steps} steps are charged, {plan['planned_steps']} were planned")
+    for charge in charges:
+        for name in ("noise_multiplier", "clip_norm", "sample_rate"):
+            planned, actual = plan[name], getattr(charge.reserved, name, 1.0)
+            if planned != actual:
+                found.problems.append(
+                    f"{client_id}, row {charge.reservation}: {name} {actual:g} where {planned:g} was planned"
+                )
+    try:
+        cost = planned_cost(plan)
+    except PricingError as error:
+        found.problems.append(f"{client_id}: {error}")
+        return
+    if cost > plan["target_epsilon"] + EPSILON_TOLERANCE:
+        found.problems.append(
+            f"{client_id}: the plan costs {cost:.6f}, above its target {plan['target_epsilon']:g}"
+        )
+    found.facts.append(
+        f"{client_id}: {len(charges)} charges, {steps} of {plan['planned_steps']} planned steps"
+    )
+
+
+def _check_plan_recorded(case: Case, found: Findings, client_id: str, plan: Mapping[str, Any]) -> None:
+    """The plan in the report is the one that the client had when it reserved."""
+    if plan["client_id"] != client_id:
+        found.problems.append(f"the plan of {client_id} is that of {plan['client_id']}")
+    for where, recorded in case.recorded(client_id):
+        found.compare(where, recorded, "plan_sha256", plan_digest(plan))

@@ -1,0 +1,133 @@
+"""Check 2: every claim priced again from the rows, by two methods.
+
+Whatever the report or the rows say, pricing must end, and soon: bounds come first, and a failure is a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import report as reports
+from .case import Case, Findings, needs_rows
+from .errors import AccountingError, PricingError
+from .events import PoissonGaussian, PrivateEvent
+from .pricing import Accountant, compose, epsilon
+
+# Accountants agree to ~1e-9 across platforms; a reported epsilon may have lost digits in printing.
+EPSILON_TOLERANCE = 1e-6
+# Claims are computed, not chosen: one that is higher than this over what the rows cost was edited, or another
+# accountant's. The slack is for other versions of the accountant.
+EPSILON_LOOSE = 1e-3
+# So many of the longest plans are priced together: two minutes at worst.
+_LIFETIMES = 10
+
+
+@needs_rows
+def epsilon_rederived(case: Case, found: Findings) -> None:
+    """Each claim against PLD and our own RDP, from the rows; none may be missing."""
+    claims = {(claim["who"], claim["view"]): claim for claim in case.report["claims"]}
+    if len(claims) < len(case.report["claims"]):
+        found.problems.append("a claim is made twice")
+    if reports.FEDERATION in case.plans:
+        found.problems.append(f"a client is called {reports.FEDERATION!r}, so its claim cannot be told apart")
+    derived = {client_id: _derive(case, found, client_id) for client_id in case.plans}
+    derived[reports.FEDERATION] = (
+        max(run for run, _ in derived.values()),
+        max(lifetime for _, lifetime in derived.values()),
+    )
+    if set(claims) != {(who, view) for who in derived for view in reports.VIEWS}:
+        found.problems.append(
+            "the claims do not cover every client and the federation in every view, once each"
+        )
+    for (who, view), claim in claims.items():
+        run, lifetime = derived.get(who, (0.0, 0.0))
+        whole = who in case.chains or (who == reports.FEDERATION and case.chains.keys() >= case.plans.keys())
+        _compare(found, f"{who} ({view})", claim["epsilon"], run, whole=whole)
+        if claim["lifetime_epsilon"] is not None:
+            _compare(found, f"{who} ({view}), lifetime", claim["lifetime_epsilon"], lifetime, whole=whole)
+        elif whole:
+            found.problems.append(
+                f"{who} ({view}): no lifetime epsilon is claimed, the rows cost {lifetime:.6f}"
+            )
+    run, lifetime = derived[reports.FEDERATION]
+    found.facts.insert(0, f"federation: PLD gives {run:.6f} for the run, {lifetime:.6f} over the lifetime")
+
+
+def planned_cost(plan: Mapping[str, Any]) -> float:
+    """PLD's epsilon of all the steps of a reported plan. Raises PricingError, as `bounded_epsilon` does."""
+    try:
+        event = PoissonGaussian(
+            plan["noise_multiplier"],
+            plan["sample_rate"],
+            plan["planned_steps"],
+            plan["clip_norm"],
+            plan["adjacency"],
+        )
+    except AccountingError as error:
+        raise PricingError(f"the plan is none: {error}") from error
+    return bounded_epsilon((event,), plan["delta"])
+
+
+def bounded_epsilon(events: tuple[PrivateEvent, ...], delta: float, accountant: Accountant = "pld") -> float:
+    """`epsilon`, within the bounds that the report's schema sets to a plan, so that it ends.
+
+    Raises:
+        PricingError: out of bounds, or the accountant failed.
+    """
+    bounds = reports.schema()["$defs"]["plan"]["properties"]
+    try:
+        parts = compose(events)
+        for mechanism, _ in parts:
+            for name in ("noise_multiplier", "sample_rate"):
+                least, most = bounds[name]["minimum"], bounds[name]["maximum"]
+                if not least <= getattr(mechanism, name) <= most:
+                    value = getattr(mechanism, name)
+                    raise PricingError(f"{name} {value:g} is outside {least:g} to {most:g}: not priced")
+        if (steps := sum(count for _, count in parts)) > _LIFETIMES * bounds["planned_steps"]["maximum"]:
+            raise PricingError(f"{steps:.3g} steps are more than this audit prices")
+        return epsilon(events, delta, accountant)
+    except (ArithmeticError, ValueError, TypeError, MemoryError) as error:
+        raise PricingError(f"cannot be priced: {error}") from error
+
+
+def _derive(case: Case, found: Findings, client_id: str) -> tuple[float, float]:
+    """A client's epsilon in this run and over its lifetime, by PLD, after comparing PLD with RDP."""
+    chain, plan = case.chains.get(client_id), case.plans[client_id]
+    if chain is None:
+        found.doubts.append(f"{client_id}: no rows, so its claim can at most be held against its plan")
+        if not case.rests_on_plan(client_id):
+            return 0.0, 0.0
+        try:
+            return planned_cost(plan), 0.0
+        except PricingError as error:
+            found.problems.append(f"{client_id}: {error}")
+            return float("inf"), 0.0
+    return (
+        _price(found, client_id, chain.spent(case.run), plan["delta"]),
+        _price(found, client_id, chain.spent(), plan["delta"]),
+    )
+
+
+def _price(found: Findings, client_id: str, events: tuple[PrivateEvent, ...], delta: float) -> float:
+    """PLD's epsilon; RDP, which shares no code with it, must not lie below."""
+    try:
+        pld, rdp = bounded_epsilon(events, delta), bounded_epsilon(events, delta, "rdp")
+    except AccountingError as error:
+        found.problems.append(f"{client_id}: {error}")
+        return float("inf")
+    # PLD rounds each step's loss up to its grid, which can outweigh RDP's slack at tiny epsilons.
+    if pld > 1.02 * rdp + 0.05:
+        found.problems.append(
+            f"{client_id}: PLD gives {pld:.6f}, above RDP's {rdp:.6f}: one of them is wrong"
+        )
+    found.facts.append(f"{client_id}: PLD {pld:.6f}, RDP {rdp:.6f}")
+    return pld
+
+
+def _compare(found: Findings, what: str, reported: float, derived: float, *, whole: bool) -> None:
+    """A claim below what PLD makes of the rows is false; one above it, with all rows here, was not computed."""
+    if reported < derived - EPSILON_TOLERANCE:
+        found.problems.append(f"{what}: {reported:.6f} is reported, the rows cost {derived:.6f}")
+    elif whole and reported > derived + EPSILON_LOOSE:
+        found.problems.append(f"{what}: {reported:.6f} is reported, but the rows cost only {derived:.6f}")

@@ -1,0 +1,285 @@
+"""Reports forged with more care: genuine rows and anchors, and something else than the claims edited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from accounting import report as reports
+from accounting.anchor import Anchor, ledger_head
+from accounting.audit import audit
+from accounting.case import Verdict
+from accounting.chain import Commit, Entry, Release, Reserve, replay
+from accounting.errors import ReportError
+from accounting.planning import Plan
+
+
+def verdicts(federation: Any) -> dict[int, Verdict]:
+    found = audit(federation.report, federation.lines, federation.roster)
+    return {verdict.check: verdict for verdict in found}
+
+
+def statuses(federation: Any, status: str) -> set[int]:
+    real = {1, 2, 3, 4, 5, 11, 13, 16}
+    return {number for number, verdict in verdicts(federation).items() if verdict.status == status} & real
+
+
+def claim_again(federation: Any) -> None:
+    """Let the report claim what its rows and plans now say."""
+    plans = {}
+    for client_id, value in federation.report["plan"].items():
+        plans[client_id] = Plan(**{name: item for name, item in value.items() if name != "planned_steps"})
+    chains = {chain.client_id: chain for chain in replay(federation.lines).values()}
+    federation.report["claims"] = reports.make_claims(plans, chains, federation.report["run"])
+
+
+def record(federation: Any, **changes: str | None) -> None:
+    """Every client's reservations made to record other things (None: nothing), and signed by the client."""
+    for client_id, rows in federation.rows.items():
+        edited: list[Entry] = []
+        for row in rows:
+            entry = row.entry
+            if isinstance(entry, Reserve):
+                versions = {**entry.versions, **changes}
+                entry = replace(entry, versions={k: v for k, v in versions.items() if v is not None})
+            edited.append(entry)
+        federation.rebuild(client_id, edited)
+        federation.anchor_again(client_id)
+
+
+# --- who and which rounds ---
+
+
+def test_a_client_dropped_whole(finished: Any) -> None:
+    report = finished.report
+    del report["plan"]["client-3"], finished.rows["client-3"]
+    for entry in report["rounds"]:
+        entry["survivors"].remove("client-3")
+        entry["remasked"] = []
+    report["non_private"] = []
+    report["outputs"] = report["outputs"][:2]
+    report["secure_aggregation"]["min_survivors"] = 1
+    report["anchors"] = [value for value in report["anchors"] if value["client_id"] != "client-3"]
+    report["ledger_head"] = ledger_head(map(Anchor.from_json, report["anchors"]))
+    claim_again(finished)
+    assert statuses(finished, "FAIL") == {1}
+    assert "client-3 is in the roster" in verdicts(finished)[1].evidence
+
+
+def go_back_to_round(federation: Any, number: int) -> None:
+    """Rows and genuine anchors as they were after an earlier round."""
+    for client_id, rows in federation.rows.items():
+        kept = []
+        for row in rows:
+            if isinstance(row.entry, Reserve) and row.entry.round > number:
+                break
+            kept.append(row)
+        federation.rows[client_id] = kept
+        federation.anchor_again(client_id)
+    federation.report["non_private"] = []
+    federation.report["outputs"] = federation.report["outputs"][:2]
+    claim_again(federation)
+
+
+def test_an_earlier_state_of_the_run(finished: Any) -> None:
+    go_back_to_round(finished, 1)
+    del finished.report["rounds"][1:]
+    assert statuses(finished, "FAIL") == set()
+    assert statuses(finished, "UNVERIFIABLE") == {1}
+    assert "1 of 3 planned rounds" in verdicts(finished)[1].evidence
+
+
+def test_an_earlier_state_with_the_later_rounds_passed_off_as_lost(finished: Any) -> None:
+    go_back_to_round(finished, 1)
+    for entry in finished.report["rounds"][1:]:
+        entry.update(survivors=[], session_id=None, transcript=None, remasked=[])
+    assert statuses(finished, "FAIL") == set()
+    assert statuses(finished, "UNVERIFIABLE") == {1}
+    assert "end at round 1 of 3" in verdicts(finished)[1].evidence
+
+
+# --- claims ---
+
+
+@pytest.mark.parametrize("who", ["client-2", reports.FEDERATION])
+def test_a_lifetime_that_is_not_told(finished: Any, who: str) -> None:
+    for claim in finished.report["claims"]:
+        if claim["who"] == who:
+            claim["lifetime_epsilon"] = None
+    assert statuses(finished, "FAIL") == {2}
+
+
+def test_a_client_called_like_the_federation(finished: Any) -> None:
+    finished.report["plan"][reports.FEDERATION] = finished.report["plan"].pop("client-1")
+    assert 2 in statuses(finished, "FAIL")
+
+
+# --- secure aggregation ---
+
+
+@pytest.mark.parametrize("name", ["session_id", "transcript"])
+def test_a_secure_sum_without_a_session_or_transcript(finished: Any, name: str) -> None:
+    finished.report["rounds"][0][name] = None
+    assert statuses(finished, "FAIL") == {4}
+
+
+def test_unmasked_uploads_passed_off_as_masked(finished: Any) -> None:
+    """As the rows of an insecure run have them; the report states sessions that never were."""
+    for client_id, rows in finished.rows.items():
+        entries = [row.entry for row in rows]
+        unmasked = [replace(e, session=None) if isinstance(e, Release) else e for e in entries]
+        finished.rebuild(client_id, unmasked)
+        finished.anchor_again(client_id)
+    for entry in finished.report["rounds"]:
+        entry.update(session_id=None, transcript=None, remasked=[])
+    assert statuses(finished, "FAIL") == {4}
+    assert "though 'secure'" in verdicts(finished)[4].evidence
+    finished.report["secure_aggregation"] = {"mode": "insecure"}
+    assert statuses(finished, "FAIL") == set()
+
+
+def test_an_unmasked_upload_beside_the_masked_one(finished: Any) -> None:
+    finished.rebuild("client-1", [*(row.entry for row in finished.rows["client-1"]), Release(1, None, None)])
+    finished.anchor_again("client-1")
+    finished.report["rounds"][0]["remasked"] = [{"client_id": "client-1", "times": 1}]
+    assert statuses(finished, "FAIL") == {4}
+    assert "client-1 released its update of round 1 unmasked" in verdicts(finished)[4].evidence
+
+
+def _twice(remasked: list[Any]) -> list[Any]:
+    return [{**remasked[0], "times": 2}]
+
+
+def _by_another(remasked: list[Any]) -> list[Any]:
+    return [{**remasked[0], "client_id": "client-1"}]
+
+
+@pytest.mark.parametrize("edit", [lambda remasked: [], _twice, _by_another, lambda remasked: 2 * remasked])
+def test_repeated_maskings_edited(finished: Any, edit: Callable[[list[Any]], list[Any]]) -> None:
+    entry = finished.report["rounds"][2]
+    entry["remasked"] = edit(entry["remasked"])
+    assert statuses(finished, "FAIL") == {4}
+
+
+def test_a_sum_of_fewer_than_the_report_allows(finished: Any) -> None:
+    finished.report["secure_aggregation"]["min_survivors"] = 3
+    assert statuses(finished, "FAIL") == {4}
+    finished.report["rounds"][1]["survivors"] = []
+    assert statuses(finished, "FAIL") == set(), "a lost round is no sum"
+    del finished.report["secure_aggregation"]["min_survivors"]
+    assert statuses(finished, "FAIL") == {4}
+
+
+# --- what the rows record of plan, noise and code ---
+
+
+def _divide_sizes(plan: dict[str, Any]) -> None:
+    plan["declared_examples"] //= 10
+    plan["planned_batch_size"] /= 10
+
+
+def _raise_target(plan: dict[str, Any]) -> None:
+    plan["target_epsilon"] += 1
+
+
+def _one_more_retry(plan: dict[str, Any]) -> None:
+    plan["retry_rounds"] += 1
+    plan["planned_steps"] += plan["steps_per_round"]
+    plan["target_epsilon"] += 1
+
+
+@pytest.mark.parametrize("edit", [_divide_sizes, _raise_target, _one_more_retry])
+def test_a_plan_edited_with_everything_that_follows(finished: Any, edit: Callable[[Any], None]) -> None:
+    for plan in finished.report["plan"].values():
+        edit(plan)
+    claim_again(finished)
+    assert statuses(finished, "FAIL") == {4}
+    assert "plan_sha256" in verdicts(finished)[4].evidence
+
+
+def test_the_plan_of_another_client(finished: Any) -> None:
+    plans = finished.report["plan"]
+    plans["client-1"], plans["client-2"] = plans["client-2"], plans["client-1"]
+    assert statuses(finished, "FAIL") == {4}
+
+
+def test_deterministic_noise_denied(finished: Any) -> None:
+    record(finished, noise_source="reproducible, from the public seed")
+    assert statuses(finished, "FAIL") == {13}
+    for name in ("noise_source", "sampling_source"):
+        finished.report["randomness"][name] = "reproducible, from the public seed"
+    assert statuses(finished, "FAIL") == {13}, "what the rows record, but still no secret"
+
+
+def test_code_other_than_the_rows_record(finished: Any) -> None:
+    finished.report["versions"]["code_sha256"] = "0" * 64
+    assert statuses(finished, "FAIL") == {16}
+
+
+@pytest.mark.parametrize(("name", "check"), [("code_sha256", 16), ("noise_source", 13), ("plan_sha256", 4)])
+def test_what_no_row_records_is_on_the_reports_word(finished: Any, name: str, check: int) -> None:
+    record(finished, **{name: None})
+    assert statuses(finished, "FAIL") == set()
+    assert statuses(finished, "UNVERIFIABLE") == {check}
+    assert f"does not record {name}" in verdicts(finished)[check].evidence
+
+
+def test_rows_may_record_more_than_the_report_states(finished: Any) -> None:
+    record(finished, compiler="some")
+    assert statuses(finished, "PASS") == {1, 2, 3, 4, 5, 11, 13, 16}
+
+
+def test_public_outputs_are_said_to_be_the_reports_word(finished: Any) -> None:
+    assert "1 outputs are declared public: taken on the report's word" in verdicts(finished)[11].evidence
+
+
+# --- neither crash nor hang ---
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("delta", 1e-12), ("noise_multiplier", 1e-9), ("noise_multiplier", 1e300), ("rounds", 10**9),
+        ("planned_steps", 10**9), ("retry_rounds", 10**9), ("steps_per_round", 10**9), ("sample_rate", 5e-324),
+        ("clip_norm", float("inf")), ("target_epsilon", float("nan")), ("declared_examples", 10**400),
+    ],
+)  # fmt: skip
+def test_a_plan_beyond_all_bounds_breaks_the_schema(finished: Any, name: str, value: float) -> None:
+    finished.report["plan"]["client-1"][name] = value
+    with pytest.raises(ReportError):
+        audit(finished.report, finished.lines)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise_multiplier": 0.01, "sample_rate": 1e-12}, {"noise_multiplier": 1e6}, {"planned_steps": 16.0},
+        {"noise_multiplier": 0.01, "rounds": 10**5, "planned_steps": 10**6}, {"delta": 0.999999},
+        {"clip_norm": 5e-324}, {"delta": 1e-9, "sample_rate": 1},
+    ],
+)  # fmt: skip
+def test_a_plan_at_the_bounds_fails_and_ends(finished: Any, changes: dict[str, float]) -> None:
+    finished.report["plan"]["client-1"].update(changes)
+    assert 4 in statuses(finished, "FAIL")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise_multiplier": 1e-9}, {"noise_multiplier": 1e300}, {"steps": 10**15}, {"sample_rate": 5e-324},
+        {"noise_multiplier": 0.01, "steps": 10**6},
+    ],
+)  # fmt: skip
+def test_signed_rows_beyond_all_bounds_fail_and_end(finished: Any, changes: dict[str, float]) -> None:
+    edited: list[Entry] = []
+    for row in finished.rows["client-1"]:
+        entry = row.entry
+        if isinstance(entry, Reserve | Commit):
+            entry = replace(entry, event=replace(entry.event, **changes))
+        edited.append(entry)
+    finished.rebuild("client-1", edited)
+    finished.anchor_again("client-1")
+    assert statuses(finished, "FAIL") >= {2, 4}
