@@ -192,13 +192,15 @@ class FederationSection(Section):
     """How many clients, for how long, combined by which method."""
 
     clients: int = Field(default=5, ge=1, le=65_535, description="Number of clients: client-1 to client-N.")
-    rounds: int = Field(default=12, ge=1, description="Rounds of training and aggregation.")
+    rounds: int = Field(default=12, ge=1, le=100_000, description="Rounds of training and aggregation.")
     method: Literal["fedit", "ffa", "fra"] = Field(
         default="ffa",
         description="'ffa': A frozen, B summed (exact); 'fedit': factors averaged (inexact product); 'fra': "
         "full-rank aggregation of B·A.",
     )
-    local_steps: int = Field(default=1, ge=1, description="DP-SGD steps of each client in a round.")
+    local_steps: int = Field(
+        default=1, ge=1, le=100_000, description="DP-SGD steps of each client in a round."
+    )
     evaluate_every: int = Field(
         default=1, ge=1, description="Rounds between evaluations; the last round is always evaluated."
     )

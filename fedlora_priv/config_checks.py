@@ -14,6 +14,9 @@ from fedlora_priv.errors import ConfigError
 if TYPE_CHECKING:
     from fedlora_priv.config import Experiment
 
+MAX_PLANNED_STEPS = 1_000_000
+"""As in accounting/report.schema.json: a price of more would take minutes."""
+
 MAX_MODULUS_BITS = 32
 """Ring elements travel in 32-bit words."""
 
@@ -77,8 +80,15 @@ def _private_sizes(experiment: Experiment) -> None:
 
 
 def _lifetime(experiment: Experiment) -> None:
-    """Refuse a run that its clients' ledgers could never let finish."""
+    """Refuse a run that its clients' ledgers could never let finish, or that no report could state."""
     privacy = experiment.privacy
+    steps = (experiment.federation.rounds + privacy.retry_rounds) * experiment.federation.local_steps
+    if steps > MAX_PLANNED_STEPS:
+        raise ConfigError(
+            f"(federation.rounds + privacy.retry_rounds) · federation.local_steps = {steps:,} steps are more than "
+            f"the {MAX_PLANNED_STEPS:,} that a report may plan",
+            "lower one of them",
+        )
     if privacy.ledger_limit < privacy.epsilon:
         raise ConfigError(
             f"privacy.lifetime_epsilon = {privacy.ledger_limit:g} is below privacy.epsilon = {privacy.epsilon:g}: "

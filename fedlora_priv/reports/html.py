@@ -196,7 +196,7 @@ def _plots(report: Report, summary: Summary, metrics: Sequence[Row]) -> Markup:
         ("Accuracy by round", _on(summary), charts.accuracy(summary, metrics)),
         (
             "Privacy spent by round",
-            "ε after each round: bold the largest, thin every client",
+            "upper bound after each round, planned retries included: bold the largest, thin every client",
             charts.epsilon(summary, metrics, clients),
         ),
         (
