@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.methods.base import Contract, Layout, Shared, State, Sums
 
 
-class LinearAverage:
+class LinearAverage(ABC):
     """Base of methods whose uploads are changes of trainable arrays, summed as they are."""
 
+    @abstractmethod
     def contract(self, layout: Layout) -> Contract:
         """Return the contract; each method states its own."""
-        raise NotImplementedError
 
     def upload(self, layout: Layout, start: State, trained: State, shared: Shared) -> State:  # noqa: ARG002
         """Return trained − start, float32, for every array that travels."""
