@@ -17,7 +17,6 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from accounting.errors import AccountingError, BudgetExceeded
 from fedlora_priv import __version__
@@ -173,6 +172,8 @@ def report(
     from fedlora_priv.reports.html import render
     from fedlora_priv.reports.terminal import print_summary
 
+    if not (run_folder / "report.json").is_file():
+        raise RunFolderError(f"there is no report in {run_folder}", "'fedlora run' resumes an unfinished run")
     document, metrics = load(run_folder / "report.json"), read_metrics(run_folder)
     path = run_folder / "report.html"
     write_atomically(path, render(document, metrics).encode())
@@ -207,19 +208,16 @@ def methods(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG
     if as_json:
         console.print_json(json.dumps(rows))
         return
-    table = Table("method", "trains", "coordinates × LoRA", "exact", "DP noise", "leaks", "source")
     for row in rows:
-        table.add_row(
-            f"[bold]{row['method']}[/]\n{row['title']}",
-            ", ".join(row["trains"]),
-            f"{row['uploads_vs_lora']:.1f}",
-            "yes" if row["exact"] else "no",
-            row["noise"],
-            row["leaks"],
-            row["source"],
+        exact = "exact" if row["exact"] else "inexact"
+        console.print(f"[bold]{row['method']}[/]  {row['title']}, {row['source']}", highlight=False)
+        console.print(
+            f"    trains {', '.join(row['trains'])}; {exact} under sums; DP noise {row['noise']}\n"
+            f"    uploads {row['uploads_vs_lora']:.1f} × LoRA's coordinates (one 384 × 384 module, rank 8); "
+            f"leaks {row['leaks']}",
+            highlight=False,
+            markup=False,
         )
-    console.print(table)
-    console.print("coordinates: for one 384 × 384 module at rank 8", style="dim")
 
 
 @app.command()

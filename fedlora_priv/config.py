@@ -136,15 +136,21 @@ class DataSection(Section):
         default=None,
         min_length=1,
         description="Evaluation file inside a source folder. Default: dev.*, validation.* or test.*; "
-        "without any, examples are held out of the training data.",
+        "without any, examples are held out of the training data if that is public.",
     )
     text_column: str = Field(default="sentence", min_length=1, description="Column that holds the text.")
     label_column: str = Field(default="label", min_length=1, description="Column that holds the label.")
+    labels: Annotated[tuple[str, ...] | None, Field(strict=False)] = Field(
+        default=None,
+        min_length=2,
+        description="PUBLIC names of the labels, in the order of the classes; rows with another label are "
+        "refused. Required unless the data is public: names found in private rows would be released.",
+    )
     evaluation_examples: int = Field(
         default=1000,
         ge=1,
-        description="Examples held out for evaluation, drawn by the public seed, where the source has no "
-        "evaluation split of its own.",
+        description="Examples held out of PUBLIC data for evaluation, drawn by the public seed, where the source "
+        "has no evaluation split of its own. From private data nothing is held out.",
     )
     evaluation_public: bool = Field(
         default=False,
@@ -249,9 +255,10 @@ class PrivacySection(Section):
     )
     delta: float = Field(
         default=1e-5,
-        gt=0,
+        ge=1e-9,
         lt=1,
-        description="Delta, a probability; must be below 1 / all examples of the federation.",
+        description="Delta, a probability; must be below 1 / all examples of the federation. Below 1e-9 nothing "
+        "can be certified.",
     )
     unit: Literal["example"] = Field(
         default="example", description="What is protected: one example (a row), added or removed."

@@ -29,6 +29,7 @@ def check(experiment: Experiment) -> None:
     """
     _private_ledgers(experiment)
     _private_sizes(experiment)
+    _private_labels(experiment)
     _lifetime(experiment)
     declared = experiment.data.declared_examples_per_client
     if declared is not None:
@@ -59,6 +60,16 @@ def _private_ledgers(experiment: Experiment) -> None:
             "data.dataset_id is missing: the privacy ledger of private data is kept under that name, in every "
             "run and wherever the file lies",
             "choose one name for this dataset and keep it, or set data.public = true for public data",
+        )
+
+
+def _private_labels(experiment: Experiment) -> None:
+    """Refuse to learn the names of the labels from private rows: they end up in the adapter's card."""
+    if experiment.data.labels is None and not experiment.data.public:
+        raise ConfigError(
+            "data.labels is missing: the names and number of the classes are released with the adapter, so they "
+            "cannot be taken from private rows",
+            'declare them, as in data.labels = ["negative", "positive"], or set data.public = true for public data',
         )
 
 

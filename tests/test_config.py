@@ -29,6 +29,7 @@ name = "quick"
 [data]
 source = "patients"
 dataset_id = "patients-2026"
+labels = ["well", "ill"]
 declared_examples_per_client = 2000
 [privacy]
 epsilon = 8
@@ -83,7 +84,7 @@ def test_unknown_key_names_the_nearest(override: str, words: list[str]) -> None:
         ("privacy.epsilon=inf", "privacy.epsilon should be a finite number"),
         ("privacy.epsilon=much", "privacy.epsilon should be a valid number, but is 'much'"),
         ("privacy.epsilon=true", "privacy.epsilon should be a valid number, but is true"),
-        ("privacy.delta=0", "privacy.delta should be greater than 0"),
+        ("privacy.delta=0", "privacy.delta should be greater than or equal to 1e-09"),
         ("privacy.delta=1", "privacy.delta should be less than 1"),
         ("communication.density=0", "communication.density should be greater than 0"),
         ("communication.density=1.01", "communication.density should be less than or equal to 1"),
@@ -154,6 +155,11 @@ def test_a_private_size_must_be_declared() -> None:
 def test_private_data_need_a_name_for_their_ledger() -> None:
     message = refusal("data.public=false")
     assert "data.dataset_id is missing" in message
+
+
+def test_private_labels_must_be_declared() -> None:
+    message = refusal(text=PRIVATE.replace('labels = ["well", "ill"]', ""))
+    assert "data.labels is missing" in message
 
 
 def test_private_data_without_a_public_evaluation_split_reports_no_accuracy() -> None:

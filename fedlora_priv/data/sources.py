@@ -79,7 +79,7 @@ def load_source(experiment: Experiment, say: Say = quietly) -> Source:
         )
     else:
         raise DataError(f"there is no {data.source}", "check data.source")
-    names = _label_names(train[1])
+    names = list(data.labels) if data.labels is not None else _label_names(train[1])
     dataset = _indexed(train, names, "the training data")
     credit = public_name(data.source)
     if evaluation is None:
@@ -157,13 +157,16 @@ def _label_names(labels: Sequence[tables.RawLabel]) -> list[tables.RawLabel]:
     return names
 
 
-def _indexed(table: hub.Table, names: list[tables.RawLabel], what: str) -> Dataset:
+def _indexed(table: hub.Table, names: Sequence[tables.RawLabel], what: str) -> Dataset:
     """Return a table as a dataset, its labels as indices into the names."""
     texts, labels = table
     index = {str(name): position for position, name in enumerate(names)}
     unknown = sorted({str(label) for label in labels} - index.keys())
     if unknown:
-        raise DataError(f"{what} has {len(unknown)} labels that the training data lacks", "check its labels")
+        raise DataError(
+            f"{what} has {len(unknown)} labels besides the {len(names)} that are known",
+            "check data.label_column and data.labels",
+        )
     return Dataset(texts, [index[str(label)] for label in labels], [str(name) for name in names])
 
 

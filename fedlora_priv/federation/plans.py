@@ -67,6 +67,9 @@ def require_room(experiment: Experiment, client_plan: Plan, ledger: Ledger) -> N
         Budget(privacy.ledger_limit, privacy.delta).require(ledger, whole_run(client_plan))
     except BudgetExceeded as error:
         raise BudgetError(
-            f"{client_plan.client_id} cannot afford this run: {error}",
-            "lower privacy.epsilon or federation.rounds, or raise privacy.lifetime_epsilon",
+            f"{client_plan.client_id} cannot afford this run: earlier runs on dataset {ledger.dataset_id!r} have "
+            f"spent part of its lifetime limit of ε {privacy.ledger_limit:g}, and this run would bring it to "
+            f"{error.epsilon:.2f}",
+            f"set privacy.lifetime_epsilon = {privacy.ledger_limit:g} and lower privacy.epsilon below what is "
+            "left, or raise the limit knowingly",
         ) from error

@@ -151,6 +151,7 @@ def _outputs(parts: Parts) -> list[dict[str, str]]:
         ("the global adapter after each round, checkpoints and the adapter folder", "PoissonGaussian"),
         ("rosters, losses, refusals and message sizes of each round", "public"),
         ("ledger rows and anchors", "public"),
+        ("names and number of the labels, as the experiment declares them", "public"),
     ]
     if parts.evaluation is not None:
         outputs.append(("accuracy on held-out examples that the experiment declares public", "public"))

@@ -60,6 +60,10 @@ def run(experiment: Experiment, *, progress: RunProgress, again: bool = False) -
     folder = RunFolder.open(experiment, again=again)
     try:
         return _run(experiment, folder, progress)
+    except BaseException:
+        if folder.fresh:
+            folder.discard()
+        raise
     finally:
         folder.close()
 

@@ -15,7 +15,7 @@ import fcntl
 import json
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -38,6 +38,7 @@ class RunFolder:
     run: bytes
     public: bool
     _lock: TextIO
+    _aside: Path | None = None
 
     @classmethod
     def open(cls, experiment: Experiment, again: bool = False) -> RunFolder:
@@ -51,9 +52,10 @@ class RunFolder:
             RunFolderError: it cannot be written, is in use, has finished, or belongs to something else.
         """
         path = Path(experiment.experiment.output).expanduser()
+        aside = None
         if again and finished(path):
-            path.rename(_free_name(path))
-        folder = cls._locked(path, experiment)
+            aside = path.rename(_free_name(path))
+        folder = replace(cls._locked(path, experiment), _aside=aside)
         if finished(path):
             folder.close()
             raise RunFolderError(
@@ -88,6 +90,14 @@ class RunFolder:
     def fresh(self) -> bool:
         """Whether no round of this run has begun."""
         return not begun(self.path)
+
+    def discard(self) -> None:
+        """Take back the preparations of a run that never began, and put back what was set aside for it."""
+        _clear(self.path)
+        (self.path / ".lock").unlink(missing_ok=True)
+        self.path.rmdir()
+        if self._aside is not None:
+            self._aside.rename(self.path)
 
     def close(self) -> None:
         """Let another process use the folder."""

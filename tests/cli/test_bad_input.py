@@ -179,7 +179,12 @@ def test_another_experiment_may_use_a_folder_in_which_nothing_began(
 def test_damaged_homes_are_named_not_called_defects(
     fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    private = {"public": False, "dataset_id": "tiny", "declared_examples_per_client": 80}
+    private = {
+        "public": False,
+        "dataset_id": "tiny",
+        "labels": ["0", "1"],
+        "declared_examples_per_client": 80,
+    }
     home = tmp_path / "home" / "clients" / "client-2"
     home.mkdir(parents=True)
     for name in ("identity.key", "guard.sqlite"):

@@ -86,7 +86,12 @@ def test_a_killed_run_resumes_and_charges_exactly_what_was_released(
 def test_deleting_the_run_folder_gives_no_budget_back(
     experiment_file: Callable[..., Path], fedlora: Callable[..., object], tmp_path: Path
 ) -> None:
-    private = {"public": False, "dataset_id": "tiny", "declared_examples_per_client": 80}
+    private = {
+        "public": False,
+        "dataset_id": "tiny",
+        "labels": ["0", "1"],
+        "declared_examples_per_client": 80,
+    }
     file = experiment_file(data=private, privacy={"epsilon": 4.0}, federation={"rounds": 2})
     first = fedlora("run", file)
     assert first.code == 0, first.err  # type: ignore[attr-defined]
@@ -109,7 +114,13 @@ def test_rows_that_moved_and_ledgers_that_vanished_are_refused(
     experiment_file: Callable[..., Path], fedlora: Callable[..., object], tmp_path: Path, tiny_data: Path
 ) -> None:
     data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
-    private = {"public": False, "dataset_id": "tiny", "declared_examples_per_client": 80, "source": str(data)}
+    private = {
+        "public": False,
+        "dataset_id": "tiny",
+        "labels": ["0", "1"],
+        "declared_examples_per_client": 80,
+        "source": str(data),
+    }
     file = experiment_file(data=private, privacy={"lifetime_epsilon": 90.0}, federation={"rounds": 1})
     assert fedlora("run", file).code == 0  # type: ignore[attr-defined]
     with (data / "train.tsv").open("a") as rows:
@@ -120,7 +131,8 @@ def test_rows_that_moved_and_ledgers_that_vanished_are_refused(
     shutil.copy(tiny_data / "train.tsv", data / "train.tsv")
     for part in (tmp_path / "home" / "clients" / "client-2").glob("ledger.sqlite*"):
         part.unlink()
-    gone = fedlora("run", file)
+    assert (tmp_path / "run" / "report.json").exists()  # what was set aside is back
+    gone = fedlora("run", file, "--again")
     assert gone.code == 6  # type: ignore[attr-defined]
     assert "is gone" in gone.err  # type: ignore[attr-defined]
     assert (tmp_path / "home" / "clients" / "client-1").stat().st_mode & 0o077 == 0

@@ -19,7 +19,7 @@ ROWS = [(f"text {i}", "ham" if i % 3 else "spam") for i in range(60)]
 def experiment(source: Path | str, *overrides: str, public: bool = True) -> Experiment:
     text = f"[experiment]\nname='t'\n[data]\nsource={json.dumps(str(source))}\npublic={str(public).lower()}\n"
     text += "evaluation_examples=10\n" + (
-        "" if public else "declared_examples_per_client=64\ndataset_id='mail'\n"
+        "" if public else "declared_examples_per_client=64\ndataset_id='mail'\nlabels=['ham', 'spam']\n"
     )
     return Experiment.from_toml(f"{text}[privacy]\nepsilon=1\n", overrides)
 
@@ -104,7 +104,7 @@ def test_defects(tmp_path: Path) -> None:
         load_source(experiment(tmp_path / "none.tsv"))
     write_tsv(tmp_path / "train.tsv", ROWS)
     write_tsv(tmp_path / "dev.tsv", [("a", "eggs")])
-    with pytest.raises(DataError, match="1 labels that the training data lacks"):
+    with pytest.raises(DataError, match="1 labels besides the 2 that are known"):
         load_source(experiment(tmp_path))
 
 
@@ -203,3 +203,18 @@ def test_an_unreachable_hub_is_told_quickly_and_names_the_offline_choice(
 )
 def test_hub_names(source: str, expected: bool) -> None:
     assert hub.is_hub_name(source) is expected
+
+
+def test_a_swapped_label_column_never_makes_private_texts_into_labels(tmp_path: Path) -> None:
+    path = write_tsv(tmp_path / "mail.tsv", ROWS)
+    swapped = experiment(path, "data.label_column='sentence'", "data.text_column='label'", public=False)
+    with pytest.raises(DataError, match="60 labels besides the 2") as refused:
+        load_source(swapped)
+    assert "text 1" not in str(refused.value)
+
+
+def test_declared_labels_fix_the_order_of_the_classes(tmp_path: Path) -> None:
+    path = write_tsv(tmp_path / "mail.tsv", ROWS)
+    source = load_source(experiment(path, "data.labels=['spam', 'ham', 'unsure']"))
+    assert source.train.label_names == ["spam", "ham", "unsure"]
+    assert set(pairs(source.train)) <= set(ROWS)
