@@ -84,7 +84,7 @@ def test_unknown_key_names_the_nearest(override: str, words: list[str]) -> None:
         ("privacy.epsilon=inf", "privacy.epsilon should be a finite number"),
         ("privacy.epsilon=much", "privacy.epsilon should be a valid number, but is 'much'"),
         ("privacy.epsilon=true", "privacy.epsilon should be a valid number, but is true"),
-        ("privacy.delta=0", "privacy.delta should be greater than or equal to 1e-09"),
+        ("privacy.delta=0", "privacy.delta should be greater than or equal to 0.000000001"),
         ("privacy.delta=1", "privacy.delta should be less than 1"),
         ("communication.density=0", "communication.density should be greater than 0"),
         ("communication.density=1.01", "communication.density should be less than or equal to 1"),
