@@ -1,6 +1,6 @@
 """The experiment file's reference, from the models themselves: ``python -m fedlora_priv.config_reference``.
 
-Prints `docs/configuration.md`; a test holds the page to it. `rows` serves the command line's help too.
+Prints `docs/configuration.md`; a test holds the page to it.
 """
 
 from __future__ import annotations

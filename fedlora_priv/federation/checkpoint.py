@@ -86,7 +86,7 @@ def load(folder: Path) -> tuple[ServerState, History] | None:
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise RunFolderError(
             f"the checkpoint {stored[-1]} is damaged ({type(error).__name__})",
-            "delete it to resume from the one before; clients then mask their stored updates again",
+            "delete it to resume from the one before; a round whose stored updates are gone by then is lost",
         ) from error
 
 

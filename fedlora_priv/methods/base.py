@@ -97,7 +97,10 @@ class Shared:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a method promises about its uploads; checked by the federation, printed by ``fedlora methods``."""
+    """What a method promises about its uploads, printed by ``fedlora methods``.
+
+    The federation goes by `uploads` and `trains`; the other fields tell a reader what to expect.
+    """
 
     uploads: Mapping[str, tuple[int, ...]]
     trains: frozenset[Role]
