@@ -6,17 +6,12 @@ experiment file and of sums that were already released.
 
 from __future__ import annotations
 
-import io
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-
-import numpy as np
 
 from fedlora_priv.errors import RunFolderError
-from fedlora_priv.federation.files import write_atomically
+from fedlora_priv.federation.files import read_arrays, write_arrays
 from fedlora_priv.federation.rounds import RoundRecord
 from fedlora_priv.federation.server import ServerState
 
@@ -54,11 +49,8 @@ def save(folder: Path, server: ServerState, history: History) -> None:
         "bounds": dict(server.bounds),
         "history": asdict(history),
     }
-    buffer = io.BytesIO()
     arrays = {STATE_PREFIX + name: array for name, array in server.state.items()}
-    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    np.savez(buffer, header=text, scores=server.scores, **arrays)  # type: ignore[arg-type]
-    write_atomically(_path(folder, server.round), buffer.getvalue())
+    write_arrays(_path(folder, server.round), header, {"scores": server.scores, **arrays})
     for old in _stored(folder)[:-KEPT]:
         old.unlink()
 
@@ -73,17 +65,16 @@ def load(folder: Path) -> tuple[ServerState, History] | None:
     if not stored:
         return None
     try:
-        with np.load(io.BytesIO(stored[-1].read_bytes()), allow_pickle=False) as arrays:
-            header = json.loads(bytes(arrays["header"]).decode())
-            if header["version"] != VERSION:
-                raise ValueError("version")
-            names = [name for name in arrays.files if name.startswith(STATE_PREFIX)]
-            state = {name.removeprefix(STATE_PREFIX): arrays[name] for name in names}
-            server = ServerState(header["round"], state, header["bounds"], arrays["scores"])
+        header, arrays = read_arrays(stored[-1])
+        if header["version"] != VERSION:
+            raise ValueError("version")
+        scores = arrays.pop("scores")
+        state = {name.removeprefix(STATE_PREFIX): array for name, array in arrays.items()}
+        server = ServerState(header["round"], state, header["bounds"], scores)
         history = header["history"]
         records = [RoundRecord(**_tuples(record)) for record in history.pop("records")]
         return server, History(records=records, **history)
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"the checkpoint {stored[-1]} is damaged ({type(error).__name__})",
             "delete it to resume from the one before; a round whose stored updates are gone by then is lost",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedlora_priv.errors import RunFolderError
 
@@ -39,6 +44,30 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_arrays(
+    path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], mode: int = 0o644
+) -> None:
+    """Write arrays by name and a JSON header into one .npz file, atomically."""
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, header=text, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue(), mode)
+
+
+def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return header and arrays of a file of `write_arrays`.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            header = json.loads(bytes(stored["header"]).decode())
+            return header, {name: stored[name] for name in stored.files if name != "header"}
+    except (OSError, KeyError, TypeError, BadZipFile) as error:
+        raise ValueError(type(error).__name__) from error
 
 
 def write_metrics(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -10,21 +10,18 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
-import io
-import json
 import os
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.errors import DataError, RunFolderError
-from fedlora_priv.federation.files import write_atomically
+from fedlora_priv.federation.files import read_arrays, write_arrays, write_atomically
 from protocols.errors import ProtocolError
 from protocols.secagg.guard import SqliteGuard
 from protocols.secagg.identity import Identity
@@ -140,13 +137,11 @@ class UpdateStore:
         if not self._path.exists():
             return None
         try:
-            with np.load(io.BytesIO(self._path.read_bytes()), allow_pickle=False) as stored:
-                header = json.loads(bytes(stored["header"]).decode())
-                if header["start"] != start_digest.hex():
-                    return None
-                names = [name for name in stored.files if name != "header"]
-                return FinishedUpdate(header["reservation"], {name: stored[name] for name in names})
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            header, state = read_arrays(self._path)
+            if header["start"] != start_digest.hex():
+                return None
+            return FinishedUpdate(header["reservation"], state)
+        except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"{self._path} is damaged ({type(error).__name__})",
                 "delete that file; the round is then trained again and charged again",
@@ -154,7 +149,5 @@ class UpdateStore:
 
     def save(self, start_digest: bytes, update: FinishedUpdate) -> None:
         """Store an update durably, in place of the one before."""
-        header = json.dumps({"start": start_digest.hex(), "reservation": update.reservation}).encode()
-        buffer = io.BytesIO()
-        np.savez(buffer, header=np.frombuffer(header, np.uint8), **update.state)  # type: ignore[arg-type]
-        write_atomically(self._path, buffer.getvalue(), mode=0o600)
+        header = {"start": start_digest.hex(), "reservation": update.reservation}
+        write_arrays(self._path, header, update.state, mode=0o600)

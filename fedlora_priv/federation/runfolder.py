@@ -15,9 +15,11 @@ import fcntl
 import json
 import secrets
 import shutil
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import RunFolderError
@@ -147,10 +149,29 @@ def _run_id(path: Path, experiment: Experiment) -> bytes:
         return _run_id(path, experiment)
     if known != digest:
         raise RunFolderError(
-            f"{path} belongs to another experiment (its run.toml says which)",
+            f"{path} belongs to another experiment{_differences(path, experiment)}",
             "choose another experiment.output, or restore the values it was begun with",
         )
     return run
+
+
+def _differences(path: Path, experiment: Experiment) -> str:
+    """Return which values differ from those of the folder's run.toml, as far as that can be read."""
+    try:
+        known = _flat(tomllib.loads((path / "run.toml").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return ""
+    asked = _flat(tomllib.loads(experiment.to_toml()))
+    keys = sorted(key for key in known.keys() | asked.keys() if known.get(key) != asked.get(key))
+    return "".join(f"; {key} was {known.get(key)!r}, is {asked.get(key)!r}" for key in keys)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a TOML table with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _clear(path: Path) -> None:

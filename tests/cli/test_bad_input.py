@@ -152,6 +152,10 @@ def test_a_damaged_checkpoint_names_itself_and_an_older_one_serves(
     with monkeypatch.context() as patched:
         patched.setattr(record, "write", dies)
         assert fedlora("run", experiment_file()).code == 130
+    other = fedlora("run", experiment_file(), "--set", "privacy.epsilon=7.5")
+    assert other.code == 6
+    assert "privacy.epsilon was " in other.err
+    assert ", is 7.5" in other.err
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:100])
     ran = fedlora("run", experiment_file())
