@@ -1,0 +1,1 @@
+"""Measurements of what this project costs; `run` runs them."""
