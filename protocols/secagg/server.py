@@ -291,9 +291,10 @@ class SecAggServer:
         self._attachments[client_id] = message.attachment
 
     def _close_confirm(self) -> Mapping[int, Message]:
-        """Show everybody the confirmations."""
-        self._require(len(self._alive), self._parameters.quorum, "confirmed")
-        confirmations = tuple(self._confirmed[index] for index in sorted(self._confirmed))
+        """Show everybody a quorum of confirmations; more would only cost each client their verification."""
+        quorum = self._parameters.quorum
+        self._require(len(self._alive), quorum, "confirmed")
+        confirmations = tuple(self._confirmed[index] for index in sorted(self._confirmed)[:quorum])
         return dict.fromkeys(self._alive, Confirmations(confirmations))
 
     # reveal: the sum
