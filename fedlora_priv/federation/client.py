@@ -228,7 +228,7 @@ class FederationClient:
             client_id=setup.client_id,
             identity=setup.identity,
             roster=setup.roster,
-            policy=client_policy(setup.experiment, self._contract.dimension),
+            policy=client_policy(setup.experiment, self._contract.dimension, round=task.round),
             guard=setup.guard,
             context=task.context(bytes.fromhex(setup.experiment.digest()), setup.run),
         )

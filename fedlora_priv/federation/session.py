@@ -43,8 +43,8 @@ def session_parameters(
     )
 
 
-def client_policy(experiment: Experiment, max_vector_length: int) -> ClientPolicy:
-    """Return what a client of this experiment accepts, whatever a server proposes.
+def client_policy(experiment: Experiment, max_vector_length: int, *, round: int) -> ClientPolicy:
+    """Return what a client of this experiment accepts for its update of that round, whatever a server proposes.
 
     A client may mask again in a failed round (`allow_remask`): in mode `local`, the only one there is, its
     update is private by itself.
@@ -59,6 +59,7 @@ def client_policy(experiment: Experiment, max_vector_length: int) -> ClientPolic
         max_clients=clients,
         max_vector_length=max_vector_length,
         max_modulus_bits=MAX_MODULUS_BITS,
+        exact_round=(round, 0),
         allow_remask=True,
     )
 
@@ -81,4 +82,4 @@ def require_sound(experiment: Experiment) -> None:
             modulus_bits=MAX_MODULUS_BITS,
             bound=1,
         )
-        client_policy(experiment, 1).check(parameters)
+        client_policy(experiment, 1, round=1).check(parameters)

@@ -199,7 +199,10 @@ class SecAggClient(Redacted):
     def advertise(self, proposal: bytes) -> bytes:
         """Return this client's signed public keys, if it accepts the proposed session."""
         self._enter(Fresh)
-        parameters = decode(Proposal, proposal, SERVER).parameters
+        received = decode(Proposal, proposal, SERVER)
+        parameters = received.parameters
+        if encode(received) != proposal:  # a default left out, as no groups: then the bytes would not fix T0
+            raise RemoteProtocolError(SERVER, "the proposal leaves something out that it must say")
         checks.check_proposal(parameters, self._policy, self._client_id, self._roster, self._context)
         self._guard.begin_session(parameters.session_id)
         t0 = statements.parameters_digest(parameters)

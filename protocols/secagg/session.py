@@ -145,7 +145,7 @@ class SessionParameters:
             (2 * self.quorum > n + c, "2*quorum > n + max_colluders"),
             (self.quorum <= self.min_survivors <= n, "quorum <= min_survivors <= n"),
             (self.min_survivors >= c + 2, "min_survivors >= max_colluders + 2"),
-            (complete or (self.degree < n - 1 and self.degree % 2 == 0), "degree n-1, or even and below"),
+            (complete or (0 < self.degree < n - 1 and self.degree % 2 == 0), "degree n-1, or even and below"),
             (c < self.threshold <= self.degree + 1, "max_colluders < threshold <= degree + 1"),
             (self.vector_length >= 1, "vector_length >= 1"),
             (2 <= self.modulus_bits <= 32, "modulus_bits 2 to 32"),
@@ -183,6 +183,9 @@ class ClientPolicy:
         max_clients, max_vector_length, max_modulus_bits: what this client can afford to compute.
         exact_roster: if given, the session must have these clients and lose none of them: for an exchange
             whose sum, set against an earlier one of other clients, would tell who differs.
+        exact_round: if given, the (round, exchange) that this client's vector belongs to by its own count. Else
+            it is the server who says which vectors are of one round, and a server that numbers a failed round
+            anew gets the same vector masked twice.
         allow_remask: whether a second masked vector for the same round and exchange may be sent. Only if
             every vector is private by itself (mode `local`): their difference is not hidden by anything.
     """
@@ -195,6 +198,7 @@ class ClientPolicy:
     max_vector_length: int = 2**26
     max_modulus_bits: int = 32
     exact_roster: frozenset[str] | None = None
+    exact_round: tuple[int, int] | None = None
     allow_remask: bool = False
 
     def check(self, parameters: SessionParameters) -> None:
@@ -228,3 +232,5 @@ class ClientPolicy:
             raise PolicyViolation(
                 "the session must have exactly the earlier survivors, and lose none of them"
             )
+        if self.exact_round not in (None, (parameters.round, parameters.exchange)):
+            raise PolicyViolation("the session is for another round or exchange than this client's vector")

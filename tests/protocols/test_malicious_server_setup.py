@@ -97,6 +97,7 @@ EVERYBODY = (0, 1, 2, 3, 4)
         ({"threshold": 6}, "threshold <= degree"),
         ({"degree": 5}, "degree"),
         ({"degree": 3}, "degree"),
+        ({"max_colluders": 0, "degree": 0, "threshold": 1}, "degree"),  # nobody would mask with anybody
         ({"bound": 205}, "sums overflow"),  # 5·205 ≥ 2^10
         ({"bound": 0}, "bound >= 1"),
         ({"modulus_bits": 1}, "modulus_bits 2 to 32"),
@@ -124,6 +125,27 @@ def test_one_survivor_of_two_parties_is_not_hidden(make_federation: Any) -> None
     federation = make_federation(n=3, max_colluders=1)
     parameters = replace(federation.parameters, max_colluders=2)
     federation.refuses("advertise", encode(Proposal(parameters)), "min_survivors >= max_colluders [+] 2")
+
+
+@pytest.mark.parametrize("left_out", [{"groups": ()}, {"min_contributors": 0}])
+def test_a_proposal_that_leaves_a_default_out_is_refused(
+    federation: Any, left_out: dict[str, object]
+) -> None:
+    # Two encodings of one proposal would be two T0, depending on who filled the default in.
+    parameters = replace(federation.parameters)
+    for name, value in left_out.items():
+        object.__setattr__(parameters, name, value)
+    federation.refuses("advertise", encode(Proposal(parameters)), "leaves something out")
+
+
+def test_the_round_is_the_clients_own(federation: Any) -> None:
+    for exact_round in ((2, 0), (1, 1)):
+        policy = replace(federation.policy, exact_round=exact_round)
+        federation.clients[VICTIM] = federation.client(VICTIM, policy=policy)
+        message = encode(Proposal(federation.parameters))
+        federation.refuses("advertise", message, "another round or exchange")
+    own = replace(federation.policy, exact_round=(1, 0))
+    assert federation.client(VICTIM, policy=own).advertise(message)
 
 
 def test_a_session_with_somebody_not_pinned_is_refused(federation: Any) -> None:
