@@ -1,81 +1,60 @@
 """What was released, never what it cost.
 
 An event's meaning never changes: a change of meaning is a new version, and a reader refuses the kinds and
-versions it does not know. To add a kind: write its dataclass, add it to `Event` and `_KINDS`, and teach
-`pricing.compose` about it if it carries a guarantee.
+versions it does not know. Every event with a price says whom it protects (`unit`, `adjacency`), against whom
+(`views`, and up to how many `max_colluders`), how batches were drawn (`sampler`) and how often it happened
+(`steps`). To add a kind: write its dataclass, add it here, and teach `pricing.mechanism_of` what a step of it is.
+
+    one client adds all the noise     PoissonGaussian, Gaussian, FixedSizeGaussian, ShuffledGaussian,
+                                      AdaptiveClipPoissonGaussian
+    shares of noise under masks       DistributedDiscreteGaussian, DistributedSkellam
+    several runs, the best is kept    Tuning, RepeatedTrials
+    outside every guarantee           NonPrivate
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
+from .distributed_events import DistributedDiscreteGaussian, DistributedSkellam
 from .errors import EventError
+from .event_fields import ADJACENCIES, CLIENT_ADJACENCIES, UNITS, VIEWS, Adjacency, Unit, View
+from .gaussian_events import (
+    AdaptiveClipPoissonGaussian,
+    FixedSizeGaussian,
+    Gaussian,
+    PoissonGaussian,
+    ShuffledGaussian,
+)
+from .trial_events import Candidate, RepeatedTrials, Tuning
 
-Adjacency = Literal["add-remove", "replace-one"]
-ADJACENCIES: tuple[Adjacency, ...] = ("add-remove", "replace-one")
-
-
-@dataclass(frozen=True, slots=True)
-class PoissonGaussian:
-    """DP-SGD: `steps` Gaussian releases, each on an independent Poisson sample.
-
-    Every example enters each step's batch by an independent secret draw with probability `sample_rate`; the
-    sum of the batch's vectors, each clipped to L2 norm `clip_norm`, gets Gaussian noise of standard deviation
-    `noise_multiplier * clip_norm` on every coordinate. Steps with an empty batch count, and are noised too.
-    Later steps may depend on earlier results. `steps` may be 0 only to commit that nothing ran.
-
-    Guarantee: per example, under the stated adjacency, against whoever sees every noised sum.
-    """
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-    clip_norm: float
-    adjacency: Adjacency = "add-remove"
-    kind: ClassVar[str] = "PoissonGaussian"
-    version: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        _positive(self, "noise_multiplier", "clip_norm")
-        _positive(self, "sample_rate", at_most=1.0)
-        _check_steps(self.steps)
-        _check_adjacency(self.adjacency)
-
-    @property
-    def sampler(self) -> str:
-        """The name of the sampling scheme that this kind stands for."""
-        return "poisson"
-
-
-@dataclass(frozen=True, slots=True)
-class Gaussian:
-    """`steps` Gaussian releases on the whole data set, each with L2 sensitivity `clip_norm`.
-
-    `noise_multiplier` is the noise's standard deviation over `clip_norm`. Under replace-one adjacency
-    `clip_norm` still bounds one example's contribution; pricing doubles it.
-
-    Guarantee: as `PoissonGaussian`, without amplification by sampling.
-    """
-
-    noise_multiplier: float
-    steps: int
-    clip_norm: float
-    adjacency: Adjacency = "add-remove"
-    kind: ClassVar[str] = "Gaussian"
-    version: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        _positive(self, "noise_multiplier", "clip_norm")
-        _check_steps(self.steps)
-        _check_adjacency(self.adjacency)
-
-    @property
-    def sampler(self) -> str:
-        """The name of the sampling scheme that this kind stands for."""
-        return "none"
+__all__ = [
+    "ADJACENCIES",
+    "CLIENT_ADJACENCIES",
+    "UNITS",
+    "VIEWS",
+    "AdaptiveClipPoissonGaussian",
+    "Adjacency",
+    "Candidate",
+    "DistributedDiscreteGaussian",
+    "DistributedNoise",
+    "DistributedSkellam",
+    "Event",
+    "FixedSizeGaussian",
+    "Gaussian",
+    "NonPrivate",
+    "PoissonGaussian",
+    "PrivateEvent",
+    "RepeatedTrials",
+    "ShuffledGaussian",
+    "Tuning",
+    "Unit",
+    "View",
+    "from_json",
+    "to_json",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +73,23 @@ class NonPrivate:
                 raise EventError(f"NonPrivate.{name} must say something, got {value!r}")
 
 
-PrivateEvent = PoissonGaussian | Gaussian
+DistributedNoise = DistributedDiscreteGaussian | DistributedSkellam
+PrivateEvent = Candidate | Tuning | RepeatedTrials
 Event = PrivateEvent | NonPrivate
-_KINDS: dict[str, type[PoissonGaussian] | type[Gaussian] | type[NonPrivate]] = {
-    event.kind: event for event in (PoissonGaussian, Gaussian, NonPrivate)
+_KINDS: dict[str, type[Any]] = {
+    event.kind: event
+    for event in (
+        PoissonGaussian,
+        Gaussian,
+        FixedSizeGaussian,
+        ShuffledGaussian,
+        AdaptiveClipPoissonGaussian,
+        DistributedDiscreteGaussian,
+        DistributedSkellam,
+        Tuning,
+        RepeatedTrials,
+        NonPrivate,
+    )
 }
 
 
@@ -107,7 +99,10 @@ def to_json(event: Event) -> dict[str, Any]:
     >>> to_json(NonPrivate("n_k", "public weights"))
     {'kind': 'NonPrivate', 'version': 1, 'what': 'n_k', 'reason': 'public weights'}
     """
-    return {"kind": event.kind, "version": event.version, **asdict(event)}
+    values = {field.name: getattr(event, field.name) for field in fields(event)}
+    if isinstance(event, Tuning | RepeatedTrials):
+        values["candidate"] = to_json(event.candidate)
+    return {"kind": event.kind, "version": event.version, **values}
 
 
 def from_json(value: Mapping[str, Any]) -> Event:
@@ -125,32 +120,18 @@ def from_json(value: Mapping[str, Any]) -> Event:
     names = {field.name for field in fields(cls)}
     if set(value) != names | {"kind", "version"}:
         raise EventError(f"event {kind} must have exactly the fields {sorted(names)}, got {sorted(value)}")
-    event = cls(**{name: value[name] for name in names})
+    stated = {name: value[name] for name in names}
+    if "candidate" in names:
+        stated["candidate"] = _read_candidate(stated["candidate"])
+    event: Event = cls(**stated)
     # A float written as an integer would give one event two texts, hence two hashes.
-    if any(type(getattr(event, name)) is not type(value[name]) for name in names):
+    if any(type(getattr(event, name)) is not type(stated[name]) for name in names):
         raise EventError(f"event {kind} has a field of the wrong JSON type: {dict(value)!r}")
     return event
 
 
-def _positive(event: object, *names: str, at_most: float = math.inf) -> None:
-    """Store the named fields as floats in (0, at_most]; zero noise is no mechanism at all."""
-    for name in names:
-        value = getattr(event, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise EventError(f"{name} must be a number, got {value!r}")
-        if not (math.isfinite(value) and 0 < value <= at_most):
-            limit = "" if at_most == math.inf else f" and at most {at_most:g}"
-            raise EventError(f"{name} must be finite, above 0{limit}, got {value!r}")
-        object.__setattr__(event, name, float(value))
-
-
-def _check_steps(steps: object) -> None:
-    """Steps are counted, never estimated: a whole number."""
-    if type(steps) is not int or steps < 0:
-        raise EventError(f"steps must be a whole number, 0 or more, got {steps!r}")
-
-
-def _check_adjacency(adjacency: object) -> None:
-    """The adjacency must be one that pricing knows."""
-    if adjacency not in ADJACENCIES:
-        raise EventError(f"adjacency must be one of {ADJACENCIES}, got {adjacency!r}")
+def _read_candidate(value: Mapping[str, Any]) -> Event:
+    """The event inside another. Repeated runs do not nest: reading ends whatever the text says."""
+    if isinstance(value, Mapping) and "candidate" in value:
+        raise EventError("the candidate of repeated runs must be a plain event, not repeated runs again")
+    return from_json(value)
