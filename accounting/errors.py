@@ -6,7 +6,8 @@ AccountingError
 ├── PlanningError   an epsilon target that cannot be planned for
 ├── LedgerError     a ledger that is not whole, or a row that its rules forbid (names the row)
 ├── BudgetExceeded  the next release would overspend
-└── ReportError     a report that does not follow the published schema or its own ledger
+├── ReportError     a report that does not follow the published schema or its own ledger
+└── EmpiricalError  outcomes of an attack that contradict themselves, or a damaged record of them
 """
 
 from __future__ import annotations
@@ -53,3 +54,7 @@ class BudgetExceeded(AccountingError):  # noqa: N818  (reads as what happened)
 
 class ReportError(AccountingError):
     """A report that breaks its schema, or whose parts contradict each other."""
+
+
+class EmpiricalError(AccountingError):
+    """Outcomes of an attack that contradict themselves, or a record of them that is damaged."""

@@ -7,6 +7,7 @@ what makes a run finished.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,9 @@ from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.setup import Parts, assemble, make_clients
 from fedlora_priv.training import preflight
+
+Amend = Callable[[Parts, RunFolder], Parts]
+"""Changes the parts of a run before its clients are made, as an empirical audit does to insert canaries."""
 
 
 class RunProgress(Progress, Protocol):
@@ -46,20 +50,23 @@ class Outcome:
     problem: FedloraError | None
 
 
-def run(experiment: Experiment, *, progress: RunProgress, again: bool = False) -> Outcome:
+def run(
+    experiment: Experiment, *, progress: RunProgress, again: bool = False, amend: Amend | None = None
+) -> Outcome:
     """Return the outcome of an experiment, begun or resumed in its run folder.
 
     Args:
         experiment: what to run.
         progress: told what happens.
         again: set a finished run of the same experiment aside and run once more.
+        amend: changes the parts before the clients are made.
 
     Raises:
         FedloraError: nothing that was stored is lost; the same command resumes.
     """
     folder = RunFolder.open(experiment, again=again)
     try:
-        return _run(experiment, folder, progress)
+        return _run(experiment, folder, progress, amend)
     except BaseException:
         if folder.fresh:
             folder.discard()
@@ -68,9 +75,11 @@ def run(experiment: Experiment, *, progress: RunProgress, again: bool = False) -
         folder.close()
 
 
-def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress) -> Outcome:
+def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress, amend: Amend | None) -> Outcome:
     """Run in a folder that is open."""
     parts = assemble(experiment, progress.say)
+    if amend is not None:
+        parts = amend(parts, folder)
     preflight(parts.trainer.model)
     clients, roster = make_clients(parts, folder)
     try:

@@ -44,6 +44,9 @@ Say = Callable[[str], None]
 StreamFactory = Callable[[str, int], SecretStream]
 """(purpose, round) → fresh secret randomness."""
 
+Observe = Callable[[str, State, State], None]
+"""(client_id, start, noised state): what whoever sees all that ε_k covers sees of a finished training."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -54,6 +57,7 @@ class Parts:
         credit: licences and authors of data and model, as far as they are known.
         examples, row_digests: each client's tokenised rows, and a digest of the rows as they are. Private.
         evaluation: public held-out rows, or None where no accuracy may be reported.
+        observe: told of every training, after it was noised; an empirical audit attacks what it is told.
     """
 
     experiment: Experiment
@@ -68,6 +72,7 @@ class Parts:
     label_names: list[str]
     model_reference: str
     credit: str
+    observe: Observe | None = None
 
     def evaluator(self) -> Callable[[State], float] | None:
         """Return the accuracy of a state on the public held-out rows, if there are any."""
@@ -282,6 +287,8 @@ def _training(parts: Parts, client_id: str, audit_file: Path) -> LocalTraining:
             stream=stream,
         )
         _keep_private(result, audit_file)
+        if parts.observe is not None:
+            parts.observe(client_id, start, result.state)
         return result.state
 
     return train
