@@ -43,7 +43,7 @@ from protocols.secagg.client_state import (
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.guard import Guard
 from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.mask import Mask, add_masks, reduce
+from protocols.secagg.mask import Mask, add_masks
 from protocols.secagg.messages import (
     Advertisement,
     Advertisements,
@@ -242,8 +242,7 @@ class SecAggClient(Redacted):
         masks += dealing.pair_masks(received.parcels, state, self._client_id)
         held = (state.own, *dealing.open_parcels(received.parcels, state, self._client_id))
         ring = vector.copy()
-        add_masks(ring, masks)
-        reduce(ring, parameters.modulus_bits)
+        add_masks(ring, masks, parameters.modulus_bits)
         packed = pack(ring, parameters.modulus_bits)
         masked_digest = statements.vector_digest(packed)
         u2_digest = set_digest(u2, parameters.n)

@@ -1,4 +1,9 @@
-"""Masks, added to a vector in place: for each block that fits the cache, every mask, then the next block."""
+"""Masks, added to a vector in place: for each block that fits the cache, every mask, then the next block.
+
+A mask is its key's keystream read as words of the narrowest of 8, 16 and 32 bits that holds a ring element. All
+three moduli are multiples of 2^b, so a word modulo 2^b is uniform; and as the keystream is what masking costs,
+a ring of at most 16 bits costs half of a wider one.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,10 @@ from numpy.typing import NDArray
 from protocols.prg import CHUNK_BYTES, SecretStream
 from protocols.redaction import Redacted
 
-_BLOCK = CHUNK_BYTES // 4
-
 
 @dataclass(frozen=True, repr=False)
 class Mask(Redacted):
-    """The vector of 32-bit words that `key` expands to, to be added or subtracted. A key masks once."""
+    """The vector of words that `key` expands to, to be added or subtracted. A key masks once."""
 
     key: bytes
     subtract: bool = False
@@ -27,21 +30,23 @@ class Mask(Redacted):
         return Mask(self.key, not self.subtract)
 
 
-def add_masks(ring: NDArray[np.uint32], masks: Iterable[Mask]) -> None:
-    """Add every mask to `ring`, uint32 of shape (d,), in place and modulo 2^32.
-
-    Reduce modulo 2^b afterwards: 2^b divides 2^32, so the result is the same for every b up to 32.
-    """
+def add_masks(ring: NDArray[np.uint32], masks: Iterable[Mask], modulus_bits: int) -> None:
+    """Add every mask to `ring`, uint32 of shape (d,), in place, and reduce it modulo 2^modulus_bits."""
+    word = word_type(modulus_bits)
+    size = CHUNK_BYTES // word.itemsize
     streams = [(SecretStream(mask.key), np.subtract if mask.subtract else np.add) for mask in masks]
-    scratch = np.empty(min(_BLOCK, ring.size), dtype="<u4")
-    for start in range(0, ring.size, _BLOCK):
-        block = ring[start : start + _BLOCK]
+    scratch = np.empty(min(size, ring.size), dtype=word.newbyteorder("<"))
+    for start in range(0, ring.size, size):
+        block = ring[start : start + size]
+        total = block.astype(word, copy=False)  # keeps the low bits: 2^b divides the word's modulus
         words = scratch[: block.size]
         for stream, operation in streams:
             stream.fill(words.view(np.uint8).data)
-            operation(block, words, out=block)
+            operation(total, words, out=total)
+        total &= word.type(2**modulus_bits - 1)
+        block[:] = total
 
 
-def reduce(ring: NDArray[np.uint32], modulus_bits: int) -> None:
-    """Reduce `ring` modulo 2^modulus_bits in place."""
-    ring &= np.uint32(2**modulus_bits - 1)
+def word_type(modulus_bits: int) -> np.dtype[np.unsignedinteger]:
+    """Return the type of a mask's words: uint8, uint16 or uint32, the narrowest that holds a ring element."""
+    return np.dtype(np.uint8 if modulus_bits <= 8 else np.uint16 if modulus_bits <= 16 else np.uint32)

@@ -23,7 +23,7 @@ from protocols.secagg import keys, statements
 from protocols.secagg.codec import Message, decode, encode
 from protocols.secagg.graph import MaskGraph
 from protocols.secagg.identity import Roster
-from protocols.secagg.mask import Mask, add_masks, reduce
+from protocols.secagg.mask import Mask, add_masks
 from protocols.secagg.messages import (
     Advertisement,
     Advertisements,
@@ -343,8 +343,7 @@ class SecAggServer:
                     masks += recovery.pair_masks(owner, shares, self._u3)
             except RemoteProtocolError as error:
                 raise self._aborted(str(error)) from None
-        add_masks(self._sum, (mask.inverse for mask in masks))
-        reduce(self._sum, parameters.modulus_bits)
+        add_masks(self._sum, (mask.inverse for mask in masks), parameters.modulus_bits)
         self._shares = {}
         return {}
 

@@ -1,42 +1,61 @@
-"""Masks are the keystream as 32-bit words, added or subtracted, whatever the block size."""
+"""Masks are the keystream as words, added or subtracted, whatever the block size and the modulus."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from protocols.prg import SecretStream
-from protocols.secagg.mask import Mask, add_masks, reduce
+from protocols.prg import CHUNK_BYTES, SecretStream
+from protocols.secagg.mask import Mask, add_masks
 
 KEYS = [bytes([i]) * 32 for i in range(3)]
 
 
-def expansion(key: bytes, d: int) -> list[int]:
-    """The mask's words, read one at a time."""
-    data = SecretStream(key).bytes(4 * d)
-    return [int.from_bytes(data[i : i + 4], "little") for i in range(0, 4 * d, 4)]
+def expansion(key: bytes, d: int, width: int) -> list[int]:
+    """The mask's words of `width` bytes, read one at a time."""
+    data = SecretStream(key).bytes(width * d)
+    return [int.from_bytes(data[i : i + width], "little") for i in range(0, width * d, width)]
 
 
-@pytest.mark.parametrize("d", [1, 7, 32 * 1024, 32 * 1024 + 1, 70_001])
-def test_against_python_integers(d: int) -> None:
-    ring = np.arange(d, dtype=np.uint32)
-    add_masks(ring, [Mask(KEYS[0]), Mask(KEYS[1], subtract=True), Mask(KEYS[2])])
-    plus, minus, also = (expansion(key, d) for key in KEYS)
-    expected = [(i + a - b + c) % 2**32 for i, (a, b, c) in enumerate(zip(plus, minus, also, strict=True))]
+@pytest.mark.parametrize(
+    ("bits", "width"), [(2, 1), (7, 1), (8, 1), (9, 2), (11, 2), (16, 2), (17, 4), (31, 4), (32, 4)]
+)
+@pytest.mark.parametrize("extra", [-CHUNK_BYTES // 4 + 1, -1, 0, 1])
+def test_against_python_integers(bits: int, width: int, extra: int) -> None:
+    d = CHUNK_BYTES // width + extra  # a block is a chunk of keystream
+    ring = np.arange(d, dtype=np.uint32) * np.uint32(48_611) % np.uint32(2**bits - 1)
+    before = ring.tolist()
+    add_masks(ring, [Mask(KEYS[0]), Mask(KEYS[1], subtract=True), Mask(KEYS[2])], bits)
+    words = zip(*(expansion(key, d, width) for key in KEYS), strict=True)
+    expected = [(value + a - b + c) % 2**bits for value, (a, b, c) in zip(before, words, strict=True)]
     assert ring.tolist() == expected
 
 
-def test_the_inverse_undoes() -> None:
-    ring = np.arange(50_000, dtype=np.uint32)
+@pytest.mark.parametrize("bits", [5, 11, 20, 32])
+def test_the_inverse_undoes(bits: int) -> None:
+    values = np.arange(50_000, dtype=np.uint32) & np.uint32(2**bits - 1)
+    ring = values.copy()
     masks = [Mask(key, subtract=bool(i % 2)) for i, key in enumerate(KEYS)]
-    add_masks(ring, masks)
-    add_masks(ring, (mask.inverse for mask in masks))
-    assert ring.tolist() == list(range(50_000))
+    add_masks(ring, masks, bits)
+    assert (ring != values).mean() > 0.9
+    add_masks(ring, (mask.inverse for mask in masks), bits)
+    assert ring.tolist() == values.tolist()
 
 
-@pytest.mark.parametrize("bits", [2, 11, 31, 32])
-def test_reducing_later_is_reducing_at_once(bits: int) -> None:
+@pytest.mark.parametrize("bits", [2, 8, 11, 16, 31, 32])
+def test_a_sum_modulo_2_to_the_32_is_reduced(bits: int) -> None:
+    # The server adds masked vectors modulo 2^32 and removes the masks at the end.
     values = [2**32 - 1, 0, 5, 2**31, 123456789]
     ring = np.array(values, dtype=np.uint32)
-    reduce(ring, bits)
+    add_masks(ring, [], bits)
     assert ring.tolist() == [value % 2**bits for value in values]
+
+
+@pytest.mark.parametrize("bits", [3, 11, 24])
+def test_every_bit_of_a_masked_entry_is_balanced(bits: int) -> None:
+    # 200,000 fair bits for each position: beyond 6 standard deviations with P < 2e-9 each; the key is fixed.
+    ring = np.full(200_000, 2 ** (bits - 1) - 1, dtype=np.uint32)
+    add_masks(ring, [Mask(bytes(range(32)))], bits)
+    for position in range(bits):
+        ones = int((ring >> np.uint32(position) & np.uint32(1)).sum())
+        assert abs(ones - 100_000) < 6 * (200_000 / 4) ** 0.5
