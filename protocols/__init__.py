@@ -3,6 +3,9 @@
 The data flow, file by file::
 
     sparsify   which coordinates travel: a support everybody agrees on
+    voting     a support that the clients vote on, in a masked exchange of its own
+    private    the declaration that a vector is private by itself, which votes and feedback demand
+    feedback   what compression left out, kept for the next round
     quantise   real vector <-> integers modulo 2^b, unbiased, proved not to overflow
     secagg     the integers are masked, summed by a server that sees only the sum, and unmasked
     packing    b-bit integers <-> bytes

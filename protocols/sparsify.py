@@ -1,7 +1,12 @@
 """Which coordinates travel: a support that every client shares, so that sums of short vectors make sense.
 
-The support is chosen from public things only (a seed, the last sum). Index sets of single clients never
-travel: where a client's gradient is large tells what is in its data.
+A support is chosen from public things only (a seed, the last sum), or by a masked vote (`voting`). Index sets of
+single clients never travel: where a client's gradient is large tells what is in its data. What each reveals:
+
+    dense             nothing
+    seeded_random_k   nothing: a public seed
+    server_topk       nothing beyond the public scores it is computed from
+    voted-topk        how many clients voted for each coordinate; so votes must be private at the client
 """
 
 from __future__ import annotations
@@ -121,7 +126,7 @@ def dense(d: int) -> Support:
 def seeded_random_k(d: int, k: int, seed: bytes) -> Support:
     """Return `k` of `d` coordinates, every such set equally likely; the same for all who know `seed`."""
     _check_count(d, k)
-    return Support(d, np.flatnonzero(_smallest(_public_words(seed, d), k)))
+    return Support(d, np.flatnonzero(smallest(public_words(seed, d), k)))
 
 
 def server_topk(
@@ -142,9 +147,9 @@ def server_topk(
     if not 0.0 <= exploration_fraction <= 1.0:
         raise SupportError(f"the exploration fraction must be in [0, 1], not {exploration_fraction}")
     explored = math.ceil(k * exploration_fraction)
-    chosen = _smallest(-scores.astype(np.float64), k - explored)
+    chosen = smallest(-scores.astype(np.float64), k - explored)
     rest = np.flatnonzero(~chosen)
-    chosen[rest[_smallest(_public_words(seed, rest.size), explored)]] = True
+    chosen[rest[smallest(public_words(seed, rest.size), explored)]] = True
     return Support(d, np.flatnonzero(chosen))
 
 
@@ -154,13 +159,13 @@ def _check_count(d: int, k: int) -> None:
         raise SupportError(f"cannot choose {k} of {d} coordinates: k must be 1 to d")
 
 
-def _public_words(seed: bytes, n: int) -> NDArray[np.uint64]:
-    """Expand a public seed to n words."""
+def public_words(seed: bytes, n: int) -> NDArray[np.uint64]:
+    """Return n words that everybody who knows the public `seed` has: uint64 of shape (n,)."""
     return SecretStream(hashlib.sha256(b"fedlora-priv/v1/support-seed/" + seed).digest()).words(n)
 
 
-def _smallest(keys: NDArray[Any], k: int) -> NDArray[np.bool_]:
-    """Mark the k smallest keys, ties by index, in linear time and alike on every platform."""
+def smallest(keys: NDArray[Any], k: int) -> NDArray[np.bool_]:
+    """Return a mask of the k smallest of `keys`, ties by index; in linear time, alike on every platform."""
     if k == 0:
         return np.zeros(keys.size, dtype=np.bool_)
     threshold = np.partition(keys, k - 1)[k - 1]
