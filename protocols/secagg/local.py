@@ -2,10 +2,8 @@
 
 Example:
     >>> import numpy as np
-    >>> from protocols.secagg.client import SecAggClient
     >>> from protocols.secagg.guard import MemoryGuard
     >>> from protocols.secagg.identity import Identity, Roster
-    >>> from protocols.secagg.server import SecAggServer
     >>> from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
     >>> names, context = ("ada", "bob", "eve"), bytes(32)
     >>> identities = {name: Identity.generate() for name in names}
@@ -38,7 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import GuardViolation, LocalProtocolError, PolicyViolation, RemoteProtocolError
-from protocols.secagg.interface import AggregationClient, AggregationServer, SecAggResult
+from protocols.secagg.client import SecAggClient
+from protocols.secagg.server import SecAggResult, SecAggServer
 
 Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
 Direction = Literal["up", "down"]
@@ -67,8 +66,8 @@ class SessionLog:
 
 
 def run_session(
-    clients: Mapping[str, AggregationClient],
-    server: AggregationServer,
+    clients: Mapping[str, SecAggClient],
+    server: SecAggServer,
     vectors: Mapping[str, NDArray[np.uint32]],
     dropouts: Mapping[str, Phase] | None = None,
     *,
@@ -115,7 +114,7 @@ def run_session(
 
 
 def _answer(
-    client: AggregationClient, phase: Phase, message: bytes, vector: NDArray[np.uint32], attachment: bytes
+    client: SecAggClient, phase: Phase, message: bytes, vector: NDArray[np.uint32], attachment: bytes
 ) -> bytes:
     """Return a client's message of that phase."""
     match phase:

@@ -1,0 +1,75 @@
+"""Every script of docs/attacks is refused, for its own reason: it exits 0, and would exit 1 if the attack worked."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import protocols
+
+ROOT = Path(protocols.__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "attacks"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "stage")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_attack_is_refused(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    code: object = 0
+    try:
+        runpy.run_path(str(FOLDER / f"{script}.py"), run_name="__main__")
+    except SystemExit as left:
+        code = left.code
+    said = capsys.readouterr().out
+    assert code == 0, said
+    tried = said.count("tried:")
+    assert tried > 0
+    assert said.count("refused:") + said.count("in vain:") == tried
+
+
+def test_a_script_stands_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "both_shares.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refused:  GuardViolation" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("refused('x', lambda: None, 'check')", 1),
+        ("refused('x', lambda: Stage(degree=9), 'check')", 1),
+        ("in_vain('x', True, '')", 1),
+        ("in_vain('x', False, '')", 0),
+    ],
+)
+def test_an_attack_that_works_exits_1(body: str, code: int) -> None:
+    # The stage itself: a verdict that could not fail would make every script above worthless.
+    source = f"from stage import Stage, in_vain, refused\n{body}\n"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(FOLDER)))}
+    done = subprocess.run(
+        [sys.executable, "-c", source], env=environment, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == code
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_docstring_says_what_and_why(script: str) -> None:
+    text = (FOLDER / f"{script}.py").read_text(encoding="utf-8")
+    docstring = text.split('"""')[1]
+    for heading in ("Attack:", "Gain:", "Source:", "Check:"):
+        assert f"\n{heading}" in docstring
+    assert len(text.splitlines()) <= 110
