@@ -55,10 +55,15 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What really happened under the reservation in row `reservation`: the same event, or fewer steps."""
+    """What really happened under the reservation in row `reservation`: the same event, or fewer steps.
+
+    `private_audit` is the digest (hex) of what the client's private audit file says of these steps, if it keeps
+    one. The digest is salted and tells nothing; a row without it is written without the field.
+    """
 
     reservation: int
     event: PrivateEvent
+    private_audit: str | None = None
     kind: ClassVar[str] = "commit"
 
 
@@ -116,6 +121,8 @@ class Row:
             data["event"] = to_json(self.entry.event)
         if isinstance(self.entry, Reserve):
             data["versions"] = dict(self.entry.versions)
+        if isinstance(self.entry, Commit) and self.entry.private_audit is None:
+            del data["private_audit"]
         return {
             "schema": SCHEMA,
             "client_id": self.client_id,
@@ -158,7 +165,12 @@ def parse_row(line: str, *, position: int | None = None) -> Row:
 def _parse_entry(kind: object, data: Mapping[str, Any]) -> Entry:
     """The entry of a row; its field names must be exactly those of its kind."""
     cls = _ENTRIES.get(kind) if isinstance(kind, str) else None
-    if cls is None or not isinstance(data, dict) or set(data) != {field.name for field in fields(cls)}:
+    if cls is None or not isinstance(data, dict):
+        raise ValueError(f"unknown entry kind or fields: {kind!r}")
+    names = {field.name for field in fields(cls)}
+    if cls is Commit and "private_audit" not in data:
+        names.remove("private_audit")  # absent where a client keeps no private audit file
+    if set(data) != names:
         raise ValueError(f"unknown entry kind or fields: {kind!r}")
     entry: Entry = cls(**{**data, "event": from_json(data["event"])} if "event" in data else data)
     return entry
@@ -174,6 +186,7 @@ class Charge:
     attempt: int
     reserved: PrivateEvent
     committed: PrivateEvent | None = None
+    private_audit: str | None = None
     releases: tuple[Release, ...] = ()
 
     @property
@@ -249,7 +262,9 @@ class Chain:
             case Commit():
                 charge = self._charge(entry.reservation)
                 _check_commit(charge, entry)
-                self.charges[charge.reservation] = replace(charge, committed=entry.event)
+                self.charges[charge.reservation] = replace(
+                    charge, committed=entry.event, private_audit=entry.private_audit
+                )
             case Release():
                 charge = self._charge(entry.reservation)
                 _check_release(charge, entry)
@@ -310,6 +325,8 @@ def _check_commit(charge: Charge, entry: Commit) -> None:
         raise ValueError(f"cannot commit more steps than row {charge.reservation} reserved")
     if replace(entry.event, steps=charge.reserved.steps) != charge.reserved:
         raise ValueError(f"commits another mechanism than row {charge.reservation} reserved")
+    if entry.private_audit is not None:
+        _check_hex("private_audit", entry.private_audit)
 
 
 def _check_release(charge: Charge, entry: Release) -> None:

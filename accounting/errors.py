@@ -7,7 +7,8 @@ AccountingError
 ├── LedgerError     a ledger that is not whole, or a row that its rules forbid (names the row)
 ├── BudgetExceeded  the next release would overspend
 ├── ReportError     a report that does not follow the published schema or its own ledger
-└── EmpiricalError  outcomes of an attack that contradict themselves, or a damaged record of them
+├── EmpiricalError  outcomes of an attack that contradict themselves, or a damaged record of them
+└── PrivateAuditError  a client's private audit file that cannot be read
 """
 
 from __future__ import annotations
@@ -58,3 +59,7 @@ class ReportError(AccountingError):
 
 class EmpiricalError(AccountingError):
     """Outcomes of an attack that contradict themselves, or a record of them that is damaged."""
+
+
+class PrivateAuditError(AccountingError):
+    """A private audit file that is malformed. The message never quotes what is in it."""

@@ -103,8 +103,12 @@ class Ledger:
             attempt = self._chain.next_attempt(run, round)
             return self._append(Reserve(run, round, attempt, event, self._versions)).position
 
-    def commit(self, reservation: int, event: PrivateEvent | None = None) -> Charge:
+    def commit(
+        self, reservation: int, event: PrivateEvent | None = None, *, private_audit: str | None = None
+    ) -> Charge:
         """Record what really happened (default: all that was reserved), to be called before anything is sent.
+
+        `private_audit` is the digest of the attempt's line in the client's private audit file, if it keeps one.
 
         Only steps that were not executed are refunded; a stop that depends on the data's outputs keeps the
         whole reservation. Committing the same event again changes nothing.
@@ -118,7 +122,7 @@ class Ledger:
             if charge is None or actual is None:
                 raise LedgerError("reserves nothing that could be committed", row=reservation)
             if charge.committed != actual:
-                self._append(Commit(reservation, actual))
+                self._append(Commit(reservation, actual, private_audit))
         return self._chain.charges[reservation]
 
     def release(self, reservation: int, *, session: str | None, transcript: str | None = None) -> Charge:

@@ -12,21 +12,22 @@ event covers them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from accounting import private_audit
 from accounting.budget import Budget
 from accounting.errors import BudgetExceeded
 from accounting.ledger import Ledger
 from accounting.planning import Plan
+from accounting.private_audit import AttemptRecord, StepRecord
 from fedlora_priv.config import Experiment
-from fedlora_priv.errors import FederationError
+from fedlora_priv.errors import FederationError, RunFolderError
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.home import FinishedUpdate, UpdateStore
+from fedlora_priv.federation.home import ClientHome, FinishedUpdate, UpdateStore
 from fedlora_priv.federation.session import client_policy
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.base import Layout, Method, Role, Shared, State
@@ -41,9 +42,27 @@ from protocols.secagg.identity import Identity, Roster
 class LocalTraining(Protocol):
     """Private training on this client's rows; the one thing a client does that needs torch."""
 
-    def __call__(self, start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream) -> State:
-        """Return the noised state after ``plan.steps_per_round`` steps from `start`; `stream` is secret."""
+    def __call__(
+        self, start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream
+    ) -> LocalResult:
+        """Return the result of ``plan.steps_per_round`` steps from `start`; `stream` is secret."""
         ...
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What local training leaves: a noised state, and what only the client's own auditor may see.
+
+    Args:
+        state: every trainable array, noised.
+        dimension: how many coordinates were noised.
+        examples, steps: how many rows the client holds and what each step did. Private.
+    """
+
+    state: State = field(repr=False)
+    dimension: int
+    examples: int = field(repr=False)
+    steps: tuple[StepRecord, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,7 @@ class ClientSetup:
         plan: its noise, sampling rate and steps, computed by itself.
         run: 16 random bytes of this run, the same for everybody.
         identity, roster, guard, ledger: its signing key, everyone's pinned keys, its two durable records.
-        folder, lock: where its finished update is kept, and the open lock of that folder.
+        home, lock: where its finished update and private audit file are kept, and the open lock of that folder.
         accept: raises FederationError unless training from a state can be private; sees no data.
         stream: (purpose, round) → fresh secret randomness.
         train: private training on its own rows.
@@ -74,7 +93,7 @@ class ClientSetup:
     roster: Roster
     guard: Guard
     ledger: Ledger
-    folder: Path
+    home: ClientHome
     lock: TextIO
     accept: Callable[[State], None]
     stream: Callable[[str, int], SecretStream]
@@ -99,7 +118,7 @@ class FederationClient:
         privacy = setup.experiment.privacy
         self._run_budget = Budget(privacy.epsilon, setup.plan.delta)
         self._lifetime_budget = Budget(privacy.ledger_limit, setup.plan.delta)
-        self._updates = UpdateStore(setup.folder, setup.run.hex())
+        self._updates = UpdateStore(setup.home.path, setup.run.hex())
         self._round: _Round | None = None
 
     @property
@@ -142,7 +161,7 @@ class FederationClient:
         task = RoundTask.from_message(message, setup.layout, self._contract, setup.initial, setup.experiment)
         digest = task.state_digest()
         update = self._stored(task, digest) or self._trained(task, digest)
-        setup.ledger.commit(update.reservation)
+        setup.ledger.commit(update.reservation, private_audit=update.private_audit)
         self._round = _Round(task, update)
         return wire.Message(wire.TRAINED)
 
@@ -168,10 +187,27 @@ class FederationClient:
         self._lifetime_budget.require(setup.ledger, event)
         reservation = setup.ledger.reserve(event, round=task.round, run=run)
         stream = setup.stream("train", task.round)
-        state = setup.train(task.state, setup.plan, self._contract.trains, stream)
-        update = FinishedUpdate(reservation, state)
+        result = setup.train(task.state, setup.plan, self._contract.trains, stream)
+        noted = self._keep_private(task.round, reservation, result)
+        update = FinishedUpdate(reservation, result.state, noted)
         self._updates.save(digest, update)
         return update
+
+    def _keep_private(self, round: int, reservation: int, result: LocalResult) -> str:
+        """Note for this client's own auditor what the steps did; return the digest that tells nobody anything.
+
+        Raises:
+            RunFolderError: the file cannot be written.
+        """
+        run = self._setup.run.hex()
+        record = AttemptRecord(
+            self.client_id, run, round, reservation, result.examples, result.dimension, result.steps
+        )
+        path = self._setup.home.private_audit_path(run)
+        try:
+            return private_audit.append(path, record)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {path} ({error.strerror})", "free some space") from error
 
     # --- release -------------------------------------------------------------------------------------
 

@@ -45,6 +45,10 @@ class ClientHome:
         """Where a client with private data keeps its ledger."""
         return self.path / "ledger.sqlite"
 
+    def private_audit_path(self, run: str) -> Path:
+        """Where the client notes, for its own auditor alone, what its steps in a run really did."""
+        return self.path / f"private-audit-{run}.jsonl"
+
     def lock(self) -> TextIO:
         """Return the open lock of this home: two processes could each see room in the budget for one round.
 
@@ -117,10 +121,14 @@ class ClientHome:
 
 @dataclass(frozen=True)
 class FinishedUpdate:
-    """A finished local training: its reservation in the ledger and the noised state it ended with."""
+    """A finished local training: its reservation in the ledger and the noised state it ended with.
+
+    `private_audit` is the digest of what the client's private audit file says of it.
+    """
 
     reservation: int
     state: Mapping[str, NDArray[np.float32]]
+    private_audit: str | None
 
 
 class UpdateStore:
@@ -140,7 +148,7 @@ class UpdateStore:
             header, state = read_arrays(self._path)
             if header["start"] != start_digest.hex():
                 return None
-            return FinishedUpdate(header["reservation"], state)
+            return FinishedUpdate(header["reservation"], state, header.get("private_audit"))
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"{self._path} is damaged ({type(error).__name__})",
@@ -149,5 +157,9 @@ class UpdateStore:
 
     def save(self, start_digest: bytes, update: FinishedUpdate) -> None:
         """Store an update durably, in place of the one before."""
-        header = {"start": start_digest.hex(), "reservation": update.reservation}
+        header = {
+            "start": start_digest.hex(),
+            "reservation": update.reservation,
+            "private_audit": update.private_audit,
+        }
         write_arrays(self._path, header, update.state, mode=0o600)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from fedlora_priv.data.assets import MINILM, fetch
 from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
 from fedlora_priv.errors import FederationError
-from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalTraining
+from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.methods import Layout, Method, Role, State, get
 from fedlora_priv.modeling import LoraSettings, load_model, load_tokenizer
-from fedlora_priv.training import PrivateTrainer, TokenisedExamples, TrainResult, coupling, tokenise
+from fedlora_priv.training import PrivateTrainer, TokenisedExamples, coupling, tokenise
 from protocols.prg import SecretStream
 from protocols.secagg.identity import Identity, Roster
 
@@ -182,11 +182,11 @@ def _client(
             roster=roster,
             guard=home.guard(scope=folder.run.hex()),
             ledger=ledger,
-            folder=home.path,
+            home=home,
             lock=lock,
             accept=accept,
             stream=_stream_factory(experiment, client_id),
-            train=_training(parts, client_id, home.path / f"private-audit-{folder.run.hex()}.jsonl"),
+            train=_training(parts, client_id),
         )
         opened.pop_all()
     return FederationClient(setup)
@@ -267,13 +267,13 @@ def _stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
     return known
 
 
-def _training(parts: Parts, client_id: str, audit_file: Path) -> LocalTraining:
-    """Return private training on that client's rows; what it must not tell goes to its own audit file."""
-    training = parts.experiment.training
+def _training(parts: Parts, client_id: str) -> LocalTraining:
+    """Return private training on that client's rows."""
+    training, examples = parts.experiment.training, parts.examples[client_id]
 
-    def train(start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream) -> State:
+    def train(start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream) -> LocalResult:
         result = parts.trainer.train(
-            parts.examples[client_id],
+            examples,
             start,
             steps=plan.steps_per_round,
             sample_rate=plan.sample_rate,
@@ -286,18 +286,8 @@ def _training(parts: Parts, client_id: str, audit_file: Path) -> LocalTraining:
             max_tokens_per_microbatch=training.max_tokens_per_microbatch,
             stream=stream,
         )
-        _keep_private(result, audit_file)
         if parts.observe is not None:
             parts.observe(client_id, start, result.state)
-        return result.state
+        return LocalResult(result.state, result.dimension, len(examples), result.private_audit)
 
     return train
-
-
-def _keep_private(result: TrainResult, audit_file: Path) -> None:
-    """Append a training's private record to a file that only its owner may read."""
-    audit_file.parent.mkdir(parents=True, exist_ok=True)
-    audit_file.touch(mode=0o600)
-    with audit_file.open("a") as file:
-        for record in result.private_audit:
-            file.write(json.dumps(asdict(record)) + "\n")

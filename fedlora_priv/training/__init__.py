@@ -12,12 +12,11 @@ a private audit record that stays with the client.
 
 from fedlora_priv.training.examples import TokenisedExamples, tokenise
 from fedlora_priv.training.preflight import PreflightReport, coupling, preflight
-from fedlora_priv.training.trainer import PrivateTrainer, StepRecord, TrainResult
+from fedlora_priv.training.trainer import PrivateTrainer, TrainResult
 
 __all__ = [
     "PreflightReport",
     "PrivateTrainer",
-    "StepRecord",
     "TokenisedExamples",
     "TrainResult",
     "coupling",

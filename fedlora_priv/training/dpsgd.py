@@ -25,10 +25,16 @@ _ROUNDING = 1e-6  # float32 products may err by this much; clip that much lower
 
 @dataclass(frozen=True)
 class ClipCounts:
-    """How many examples of a microbatch were clipped and how many had a non-finite gradient; private."""
+    """What clipping did to a microbatch; private.
+
+    Attributes:
+        clipped, non_finite: how many examples were scaled down, or zeroed for a gradient that is not finite.
+        largest_norm: the largest norm of an example's gradient after that.
+    """
 
     clipped: int
     non_finite: int
+    largest_norm: float
 
 
 class SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -81,7 +87,8 @@ class SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
                 "i,i...->...", torch.where(finite, factors, 0.0).to(gradient.dtype), gradient
             ).double()
             parameter.summed_grad = total if parameter.summed_grad is None else parameter.summed_grad + total
-        return ClipCounts(int((factors < 1).sum()), int((~finite).sum()))
+        kept = torch.where(finite, norms * factors, 0.0)
+        return ClipCounts(int((factors < 1).sum()), int((~finite).sum()), float(kept.max()))
 
     def _take_gradients(self) -> list[Tensor]:
         """Return each parameter's per-example gradients (n, *shape) and clear them, so none is used twice."""
@@ -108,6 +115,13 @@ class SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
                 total = total + parameter.summed_grad
             parameter.grad = (total / self.expected_batch_size).to(parameter.dtype)
             parameter.summed_grad = None
+
+    def clipped_sums(self) -> list[Tensor]:
+        """Return what `add_noise` is about to add to: each parameter's clipped sum (float64), zero if empty."""
+        return [
+            torch.zeros_like(p, dtype=torch.float64) if p.summed_grad is None else p.summed_grad
+            for p in self.params
+        ]
 
     def pre_step(self) -> bool:
         """Noise and scale the accumulated sum; there is nothing left to clip."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from accounting.private_audit import StepRecord
 from fedlora_priv.adapters import layout, read_state, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError, DataError
 from fedlora_priv.methods.base import Role, State
 from fedlora_priv.modeling import refuse_batch_norm
 from fedlora_priv.training.batching import collate, microbatches
 from fedlora_priv.training.checks import StepCheck
-from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
+from fedlora_priv.training.dpsgd import ClipCounts, SecretNoiseOptimizer, make_optimizer
 from fedlora_priv.training.examples import TokenisedExamples
 from fedlora_priv.training.hooks import per_example_gradients
 from fedlora_priv.training.losses import example_losses
@@ -29,26 +30,19 @@ ALL_ROLES: frozenset[Role] = frozenset({"A", "B", "head"})
 
 
 @dataclass(frozen=True)
-class StepRecord:
-    """What one step did, for the client's own auditor only: never logged, uploaded or put into a report."""
-
-    batch_size: int = field(repr=False)
-    clipped: int = field(repr=False)
-    non_finite: int = field(repr=False)
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """A noised state, which may leave the client, and a private audit record, which may not.
 
     Attributes:
         state: every trainable array, float32; what was frozen is bit-identical to the start.
         steps_taken: steps really executed, noise-only ones included.
-        private_audit: one record per step. PRIVATE.
+        dimension: how many coordinates were trained, so noised.
+        private_audit: one record per step, for the client's own auditor. PRIVATE.
     """
 
     state: dict[str, NDArray[np.float32]] = field(repr=False)
     steps_taken: int
+    dimension: int
     private_audit: tuple[StepRecord, ...] = field(repr=False)
 
 
@@ -168,7 +162,8 @@ class PrivateTrainer:
                     self._verified.add(trainable)
                 if on_step is not None:
                     on_step(step)
-        return TrainResult(read_state(self.model), settings.steps, tuple(records))
+        dimension = sum(parameter.numel() for parameter in trained.values())
+        return TrainResult(read_state(self.model), settings.steps, dimension, tuple(records))
 
     def evaluate(
         self,
@@ -216,13 +211,13 @@ class PrivateTrainer:
     ) -> StepRecord:
         """Take one step on the drawn examples; with none of them, a step of noise alone."""
         optimizer.zero_grad()
-        clipped = non_finite = 0
+        counts = []
         for batch, labels in self._microbatches(drawn, settings.max_tokens_per_microbatch):
             example_losses(hooked(**batch).logits, labels, batch).sum().backward()  # type: ignore[no-untyped-call]
-            counts = optimizer.clip_and_accumulate()
-            clipped, non_finite = clipped + counts.clipped, non_finite + counts.non_finite
+            counts.append(optimizer.clip_and_accumulate())
+        sums = optimizer.clipped_sums()
         optimizer.step()
-        return StepRecord(len(drawn), clipped, non_finite)
+        return _record(len(drawn), counts, sums, optimizer)
 
     def _microbatches(
         self, examples: TokenisedExamples, max_tokens: int
@@ -232,3 +227,22 @@ class PrivateTrainer:
             part = examples.subset(indices)
             labels = None if part.labels is None else torch.from_numpy(part.labels).to(self.device)
             yield collate(part, self.device), labels
+
+
+def _record(
+    batch_size: int, counts: Sequence[ClipCounts], sums: Sequence[Tensor], optimizer: SecretNoiseOptimizer
+) -> StepRecord:
+    """Return what a step did, its noise measured on the gradients that it applied."""
+    noise = [
+        parameter.grad.double() * optimizer.expected_batch_size - total
+        for parameter, total in zip(optimizer.params, sums, strict=True)
+    ]
+    return StepRecord(
+        batch_size=batch_size,
+        clipped=sum(count.clipped for count in counts),
+        non_finite=sum(count.non_finite for count in counts),
+        largest_norm=max((count.largest_norm for count in counts), default=0.0),
+        sum_norm=math.sqrt(sum(float(total.square().sum()) for total in sums)),
+        noise_squares=sum(float(part.square().sum()) for part in noise),
+        largest_noise=max(float(part.abs().max()) for part in noise),
+    )

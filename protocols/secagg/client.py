@@ -29,6 +29,7 @@ from protocols.packing import pack
 from protocols.redaction import Redacted
 from protocols.secagg import checks, dealing, keys, statements
 from protocols.secagg.client_state import (
+    KINDS,
     Advertised,
     Confirmed,
     Done,
@@ -37,12 +38,11 @@ from protocols.secagg.client_state import (
     Refused,
     Shared,
     State,
-    from_snapshot,
-    to_snapshot,
 )
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.guard import Guard
 from protocols.secagg.identity import Identity, Roster
+from protocols.secagg.limits import most_bytes
 from protocols.secagg.mask import Mask, add_masks
 from protocols.secagg.messages import (
     Advertisement,
@@ -57,6 +57,7 @@ from protocols.secagg.messages import (
     Survivors,
 )
 from protocols.secagg.session import ClientPolicy
+from protocols.secagg.snapshot import from_snapshot, to_snapshot
 from protocols.secagg.transcript import digest, set_digest
 
 TRANSITIONS: Mapping[type[State], type[State]] = {
@@ -163,7 +164,7 @@ class SecAggClient(Redacted):
 
     def snapshot(self) -> bytes:
         """Return the whole state as bytes. They are secret: store them encrypted, and only the latest."""
-        return to_snapshot(self._state, self._client_id, self._context)
+        return to_snapshot(self._state, self._belongs_to())
 
     @classmethod
     def restore(
@@ -192,14 +193,14 @@ class SecAggClient(Redacted):
             context=context,
             entropy=entropy,
         )
-        client._state = from_snapshot(snapshot, client_id, context)
+        client._state = from_snapshot(KINDS, snapshot, client._belongs_to(), of="client or another context")
         return client
 
     @_refusing
     def advertise(self, proposal: bytes) -> bytes:
         """Return this client's signed public keys, if it accepts the proposed session."""
         self._enter(Fresh)
-        received = decode(Proposal, proposal, SERVER)
+        received = decode(Proposal, proposal, SERVER, self._policy.max_proposal_bytes)
         parameters = received.parameters
         if encode(received) != proposal:  # a default left out, as no groups: then the bytes would not fix T0
             raise RemoteProtocolError(SERVER, "the proposal leaves something out that it must say")
@@ -220,7 +221,9 @@ class SecAggClient(Redacted):
     def share(self, advertisements: bytes) -> bytes:
         """Return this client's secrets as signed shares in boxes, one box for each neighbour."""
         state = self._enter(Advertised)
-        received = decode(Advertisements, advertisements, SERVER)
+        received = decode(
+            Advertisements, advertisements, SERVER, most_bytes(Advertisements, state.parameters)
+        )
         checks.check_advertisements(received, state, self._client_id, self._roster)
         shared, message = dealing.deal(received, state, self._client_id, self._entropy)
         signature = self._sign(statements.share(received.t1, self._client_id, message))
@@ -236,7 +239,7 @@ class SecAggClient(Redacted):
         state = self._enter(Shared)
         parameters = state.parameters
         checks.check_vector(vector, parameters, self._client_id)
-        received = decode(SharesIn, shares, SERVER)
+        received = decode(SharesIn, shares, SERVER, most_bytes(SharesIn, parameters))
         u2 = checks.check_shares(received, state, self._client_id)
         masks = [Mask(keys.self_mask_key(state.seed, state.t1, self._client_id))]
         masks += dealing.pair_masks(received.parcels, state, self._client_id)
@@ -264,7 +267,7 @@ class SecAggClient(Redacted):
         """
         state = self._enter(Masked)
         parameters = state.parameters
-        received = decode(Survivors, survivors, SERVER)
+        received = decode(Survivors, survivors, SERVER, most_bytes(Survivors, parameters))
         u2, u3 = checks.check_survivors(received, state, self._client_id, self._roster)
         statement = statements.confirm(
             state.t1,
@@ -283,7 +286,7 @@ class SecAggClient(Redacted):
         """Return, of each client, the one share that lets the server remove its mask: never both."""
         state = self._enter(Confirmed)
         parameters = state.parameters
-        received = decode(Confirmations, confirmations, SERVER)
+        received = decode(Confirmations, confirmations, SERVER, most_bytes(Confirmations, parameters))
         checks.check_confirmations(received, state, self._roster)
         shares = [
             RevealedShare(held.owner, held.seed_share, held.seed_salt)
@@ -311,6 +314,10 @@ class SecAggClient(Redacted):
             self._guard.record(session.parameters.session_id, before.PHASE, digest(b"output", message))
         self._state = state
         return message
+
+    def _belongs_to(self) -> bytes:
+        """Return what ties a snapshot to this client and context."""
+        return digest(b"client-snapshot", self._client_id.encode(), self._context)
 
     def _sign(self, statement: statements.Statement) -> bytes:
         """Sign a statement."""

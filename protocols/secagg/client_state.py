@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.redaction import Redacted
-from protocols.secagg.codec import Fixed, Message, UpTo, decode, encode
+from protocols.secagg.codec import Fixed, UpTo
 from protocols.secagg.identity import MAX_ID_BYTES
 from protocols.secagg.keys import ENCAPSULATION_BYTES, KEY_PAIR_SECRET_BYTES, SECRET_BYTES
 from protocols.secagg.messages import SALT_BYTES, SHARE_BYTES, Advertisement, Bitmap, PublicKey
@@ -127,41 +126,4 @@ class Refused(Redacted):
 
 
 State = Fresh | Advertised | Shared | Masked | Confirmed | Done | Refused
-_KINDS: dict[int, type[State]] = {
-    kind.KIND: kind for kind in (Fresh, Advertised, Shared, Masked, Confirmed, Done, Refused)
-}
-
-
-@dataclass(frozen=True, repr=False)
-class _Snapshot(Redacted):
-    """A state with the client and context it belongs to."""
-
-    KIND: ClassVar[int] = 192
-    client_id: Annotated[str, UpTo(MAX_ID_BYTES)]
-    context: Digest
-    state: Annotated[bytes, UpTo(2**32 - 1)]
-
-
-def to_snapshot(state: State, client_id: str, context: bytes) -> bytes:
-    """Return the secret bytes from which `from_snapshot` restores the state."""
-    message: Message = state
-    return encode(_Snapshot(client_id, context, encode(message)))
-
-
-def from_snapshot(snapshot: bytes, client_id: str, context: bytes) -> State:
-    """Return the state in a snapshot.
-
-    Raises:
-        LocalProtocolError: the snapshot is damaged, or of another client or context.
-    """
-    try:
-        outer = decode(_Snapshot, snapshot, "snapshot")
-        if (outer.client_id, outer.context) != (client_id, context):
-            raise LocalProtocolError("the snapshot belongs to another client or another context")
-        kind = _KINDS.get(outer.state[1] if len(outer.state) > 1 else -1)
-        if kind is None:
-            raise LocalProtocolError("the snapshot holds no known state")
-        state: State = decode(kind, outer.state, "snapshot")
-        return state
-    except RemoteProtocolError as error:
-        raise LocalProtocolError(f"the snapshot is damaged: {error.reason}") from None
+KINDS: tuple[type[State], ...] = (Fresh, Advertised, Shared, Masked, Confirmed, Done, Refused)

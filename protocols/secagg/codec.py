@@ -7,6 +7,7 @@ Every field of a message is annotated with its width, and is written in the orde
     Annotated[bytes, UpTo(1024)]     4-byte length, then at most 1024 bytes
     Annotated[str, UpTo(64)]         the same, in UTF-8
     tuple[Item, ...]                 4-byte count, then the items
+    dict[Index, Item]                4-byte count, then keys with their items, by increasing key
     SomeDataclass                    its fields
 
 A message starts with the version byte and the byte that names its kind. One value has one encoding: left-over
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -70,14 +72,18 @@ def encode(message: Message) -> bytes:
     return bytes(out)
 
 
-def decode(kind: type[AnyMessage], data: bytes, sender: str) -> AnyMessage:
-    """Return the message of class `kind` that `data` encodes.
+def decode(kind: type[AnyMessage], data: bytes, sender: str, most: int | None = None) -> AnyMessage:
+    """Return the message of class `kind` that `data`, of at most `most` bytes, encodes.
 
     Raises:
         RemoteProtocolError: `data`, blamed on `sender`, is not the canonical encoding of such a message.
     """
     if not isinstance(data, bytes):
         raise LocalProtocolError("a message is bytes")
+    if most is not None and len(data) > most:
+        raise RemoteProtocolError(
+            sender, f"a {kind.__name__} of {len(data)} bytes; here it has at most {most}"
+        )
     reader = _Reader(memoryview(data), sender)
     if reader.take(2) != bytes((VERSION, kind.KIND)):
         raise RemoteProtocolError(sender, f"not a {kind.__name__} message of version {VERSION}")
@@ -85,6 +91,11 @@ def decode(kind: type[AnyMessage], data: bytes, sender: str) -> AnyMessage:
     if reader.rest:
         raise RemoteProtocolError(sender, f"{len(reader.rest)} bytes are left over after the message")
     return message
+
+
+def least_size(kind: type) -> int:
+    """Return the bytes of the shortest encoding of a dataclass, without version and kind."""
+    return _wire(kind).least
 
 
 class _Reader:
@@ -130,6 +141,8 @@ def _wire(hint: Any) -> _Wire:
         return _wire_of_leaf(base, width)
     if get_origin(hint) is tuple:
         return _wire_of_tuple(_wire(get_args(hint)[0]))
+    if get_origin(hint) is dict:
+        return _wire_of_dict(*map(_wire, get_args(hint)))
     if dataclasses.is_dataclass(hint):
         return _wire_of_dataclass(hint)
     raise TypeError(f"{hint} has no wire format")
@@ -170,6 +183,25 @@ def _wire_of_tuple(item: _Wire) -> _Wire:
     def read(reader: _Reader) -> tuple[Any, ...]:
         count = reader.take_length(2**32, least_each=item.least)
         return tuple(item.read(reader) for _ in range(count))
+
+    return _Wire(write, read, _LENGTH_BYTES)
+
+
+def _wire_of_dict(key: _Wire, item: _Wire) -> _Wire:
+    """A count, then keys and items by increasing key."""
+
+    def write(out: bytearray, values: dict[Any, Any]) -> None:
+        out += len(values).to_bytes(_LENGTH_BYTES, "little")
+        for name in sorted(values):
+            key.write(out, name)
+            item.write(out, values[name])
+
+    def read(reader: _Reader) -> dict[Any, Any]:
+        count = reader.take_length(2**32, least_each=key.least + item.least)
+        pairs = [(key.read(reader), item.read(reader)) for _ in range(count)]
+        if any(a >= b for (a, _), (b, _) in itertools.pairwise(pairs)):
+            raise reader.error("the keys of a mapping do not increase")
+        return dict(pairs)
 
     return _Wire(write, read, _LENGTH_BYTES)
 

@@ -2,8 +2,10 @@
 
 Example:
     >>> import numpy as np
+    >>> from protocols.secagg.client import SecAggClient
     >>> from protocols.secagg.guard import MemoryGuard
     >>> from protocols.secagg.identity import Identity, Roster
+    >>> from protocols.secagg.server import SecAggServer
     >>> from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
     >>> names, context = ("ada", "bob", "eve"), bytes(32)
     >>> identities = {name: Identity.generate() for name in names}
@@ -36,8 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import GuardViolation, LocalProtocolError, PolicyViolation, RemoteProtocolError
-from protocols.secagg.client import SecAggClient
-from protocols.secagg.server import SecAggResult, SecAggServer
+from protocols.secagg.interface import AggregationClient, AggregationServer, SecAggResult
 
 Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
 Direction = Literal["up", "down"]
@@ -66,8 +67,8 @@ class SessionLog:
 
 
 def run_session(
-    clients: Mapping[str, SecAggClient],
-    server: SecAggServer,
+    clients: Mapping[str, AggregationClient],
+    server: AggregationServer,
     vectors: Mapping[str, NDArray[np.uint32]],
     dropouts: Mapping[str, Phase] | None = None,
     *,
@@ -114,7 +115,7 @@ def run_session(
 
 
 def _answer(
-    client: SecAggClient, phase: Phase, message: bytes, vector: NDArray[np.uint32], attachment: bytes
+    client: AggregationClient, phase: Phase, message: bytes, vector: NDArray[np.uint32], attachment: bytes
 ) -> bytes:
     """Return a client's message of that phase."""
     match phase:

@@ -30,6 +30,7 @@ BOX_CONTENT_BYTES = 2 * (SHARE_BYTES + SALT_BYTES)
 Signature = Annotated[bytes, Fixed(SIGNATURE_BYTES)]
 PublicKey = Annotated[bytes, Fixed(PUBLIC_KEY_BYTES)]
 Encapsulation = Annotated[bytes, Fixed(ENCAPSULATION_BYTES)]
+Escrow = Annotated[bytes, UpTo(MAX_CLIENTS * SECRET_BYTES + TAG_BYTES)]
 Bitmap = Annotated[bytes, UpTo((MAX_CLIENTS + 7) // 8)]
 
 
@@ -97,7 +98,7 @@ class SharesOut:
     master_commitment: Digest = field(repr=False)
     seed_digest: Digest = field(repr=False)
     master_digest: Digest = field(repr=False)
-    escrow: Annotated[bytes, UpTo(MAX_CLIENTS * SECRET_BYTES + TAG_BYTES)] = field(repr=False)
+    escrow: Escrow = field(repr=False)
     parcels: tuple[Parcel, ...]
     signature: Signature = field(repr=False)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.secagg import keys, shamir
 from protocols.secagg.mask import Mask
-from protocols.secagg.messages import Advertisement, SharesOut
+from protocols.secagg.messages import Advertisement, Encapsulation, Escrow, SharesOut
+from protocols.secagg.session import Digest, Index
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,12 @@ class Dealt:
     The digests are by holder: of its share of the seed, and of its share of the master.
     """
 
-    seed_commitment: bytes
-    master_commitment: bytes
-    escrow: bytes = field(repr=False)
-    seed_digests: Mapping[int, bytes] = field(repr=False)
-    master_digests: Mapping[int, bytes] = field(repr=False)
-    mask_encapsulations: Mapping[int, bytes] = field(repr=False)
+    seed_commitment: Digest
+    master_commitment: Digest
+    escrow: Escrow = field(repr=False)
+    seed_digests: dict[Index, Digest] = field(repr=False)
+    master_digests: dict[Index, Digest] = field(repr=False)
+    mask_encapsulations: dict[Index, Encapsulation] = field(repr=False)
 
     @staticmethod
     def of(message: SharesOut, owner: int) -> Dealt:

@@ -3,7 +3,7 @@
 Theory of operation. One phase is open at a time. `receive` takes the answer of one client; a bad answer
 raises and loses that client, nobody else. `advance` closes the phase: whoever has not answered is lost for
 good, and the next messages come out. A masked vector is added on arrival and not kept, so memory is one vector
-plus what is small; late vectors stay out, where their self-mask protects them.
+plus what is small (`server_state`); late vectors stay out, where their self-mask protects them.
 
 The server is not trusted by anybody: each rule it keeps is also checked by the clients (`checks`), or only
 saves honest parties a session that could not end well.
@@ -12,17 +12,18 @@ saves honest parties a session that could not end well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, SessionAborted
-from protocols.packing import unpack
-from protocols.secagg import keys, statements
-from protocols.secagg.codec import Message, decode, encode
+from protocols.redaction import Redacted
+from protocols.secagg import limits, server_checks, statements
+from protocols.secagg.codec import AnyMessage, Message, decode, encode
 from protocols.secagg.graph import MaskGraph
 from protocols.secagg.identity import Roster
+from protocols.secagg.interface import SecAggResult
 from protocols.secagg.mask import Mask, add_masks
 from protocols.secagg.messages import (
     Advertisement,
@@ -33,7 +34,6 @@ from protocols.secagg.messages import (
     Leaf,
     MaskedVector,
     MaskStatement,
-    Parcel,
     Proposal,
     Reveal,
     SharesIn,
@@ -41,23 +41,10 @@ from protocols.secagg.messages import (
     Survivors,
 )
 from protocols.secagg.recovery import Dealt, Recovery
+from protocols.secagg.server_state import SavedServer, ServerState
 from protocols.secagg.session import SessionParameters
-from protocols.secagg.transcript import MerkleTree, set_digest, to_bitmap
-
-
-@dataclass(frozen=True)
-class SecAggResult:
-    """What a session gives: the sum modulo 2^modulus_bits, uint32 of shape (vector_length,), and of whom.
-
-    `transcript` is T1; `attachments` are those of the clients that confirmed; `lost` says in which phase each
-    of the others was lost.
-    """
-
-    sum: NDArray[np.uint32] = field(repr=False)
-    survivors: tuple[str, ...]
-    transcript: bytes
-    attachments: Mapping[str, bytes] = field(repr=False)
-    lost: Mapping[str, str]
+from protocols.secagg.snapshot import from_snapshot, to_snapshot
+from protocols.secagg.transcript import MerkleTree, digest, set_digest, to_bitmap
 
 
 @dataclass(frozen=True)
@@ -69,7 +56,7 @@ class _Phase:
     following: str
 
 
-class SecAggServer:
+class SecAggServer(Redacted):
     """The server of one session.
 
     Args:
@@ -87,40 +74,55 @@ class SecAggServer:
         self._parameters = parameters
         self._roster = roster
         self._index = {client_id: index for index, client_id in enumerate(parameters.roster)}
-        self._phase = "propose"
         self._t0 = statements.parameters_digest(parameters)
-        self._alive = set(range(parameters.n))
-        self._answered: set[int] = set()
-        self._u1 = self._u2 = self._u3 = frozenset[int]()  # who advertised, shared, masked
-        self._lost: dict[str, str] = {}
-        self._advertisements: dict[int, Advertisement] = {}
-        self._dealt: dict[int, Dealt] = {}
-        self._parcels: dict[int, list[Parcel]] = {}
+        self._belongs_to = digest(b"server-snapshot", self._t0)  # ties a snapshot to this session
+        self._state = ServerState()
         self._sum = np.zeros(0, dtype=np.uint32)
-        self._masked: dict[int, MaskStatement] = {}
-        self._confirmed: dict[int, ConfirmStatement] = {}
-        self._attachments: dict[str, bytes] = {}
-        self._shares: dict[int, dict[int, bytes]] = {}
 
     def __repr__(self) -> str:
-        return f"SecAggServer(n={self._parameters.n}, phase={self._phase!r}, lost={len(self._lost)})"
+        return f"SecAggServer(n={self._parameters.n}, phase={self.phase!r}, lost={len(self._state.lost)})"
 
     @property
     def phase(self) -> str:
         """The open phase: "propose", the five that clients answer, "done" or "aborted"."""
-        return self._phase
+        return self._state.phase
 
     @property
     def lost(self) -> Mapping[str, str]:
         """Every lost client with the phase in which it was lost, also after an abort."""
-        return dict(self._lost)
+        return {self._parameters.roster[index]: phase for index, phase in self._state.lost.items()}
+
+    def snapshot(self) -> bytes:
+        """Return the whole state as bytes, in any phase and between any two messages.
+
+        Keep them confidential. From the phase "mask" on they hold the vector so far, in the phase "reveal" the
+        shares that unmask it, and at the end the sum. They hold no secret of a client that the server may not know.
+        """
+        total = self._sum.astype("<u4", copy=False).tobytes()
+        return to_snapshot(SavedServer(self._state, total), self._belongs_to)
+
+    @classmethod
+    def restore(cls, snapshot: bytes, *, parameters: SessionParameters, roster: Roster) -> SecAggServer:
+        """Return the server that `snapshot` was taken of; give the same arguments as to the first one.
+
+        It expects exactly what that one expected: an answer that came after the snapshot must come again, and
+        `advance` returns again what it returned then.
+
+        Raises:
+            LocalProtocolError: the snapshot is damaged, or of another session.
+        """
+        server = cls(parameters=parameters, roster=roster)
+        saved = from_snapshot((SavedServer,), snapshot, server._belongs_to, of="session or of a client")
+        server._state = saved.state
+        server._sum = np.frombuffer(saved.total, dtype="<u4").astype(np.uint32)
+        return server
 
     def start(self) -> dict[str, bytes]:
         """Return the proposal for every client, and open the phase "advertise"."""
-        if self._phase != "propose":
+        if self.phase != "propose":
             raise LocalProtocolError("a session starts once")
-        self._phase = "advertise"
-        return self._addressed(dict.fromkeys(self._alive, Proposal(self._parameters)))
+        self._state.phase = "advertise"
+        return self._addressed(dict.fromkeys(self._alive(), Proposal(self._parameters)))
 
     def receive(self, client_id: str, message: bytes) -> None:
         """Take one client's answer in the open phase.
@@ -134,16 +136,15 @@ class SecAggServer:
         index = self._index.get(client_id)
         if index is None:
             raise RemoteProtocolError(client_id, "it is not on the roster")
-        if index not in self._alive:
-            raise RemoteProtocolError(client_id, f"it was lost in phase {self._lost[client_id]}, for good")
-        if index in self._answered:
-            raise RemoteProtocolError(client_id, f"it already answered in phase {self._phase}")
+        if index in self._state.lost:
+            raise RemoteProtocolError(client_id, f"it was lost in phase {self._state.lost[index]}, for good")
+        if index in self._state.answered:
+            raise RemoteProtocolError(client_id, f"it already answered in phase {self.phase}")
         try:
             phase.accept(self, index, message)
         except RemoteProtocolError:
-            self._lose(index)
+            self._state.lost[index] = self.phase
             raise
-        self._answered.add(index)
 
     def advance(self) -> dict[str, bytes]:
         """Close the open phase and return the next message for each client that is still there.
@@ -153,11 +154,16 @@ class SecAggServer:
             LocalProtocolError: no phase is open.
         """
         phase = self._open_phase()
-        for index in sorted(self._alive - self._answered):
-            self._lose(index)
-        self._answered = set()
-        messages = phase.close(self)
-        self._phase = phase.following
+        for index in self._alive():
+            if index not in self._state.answered:
+                self._state.lost[index] = self.phase
+        try:
+            messages = phase.close(self)
+        except SessionAborted:
+            self._state.phase, self._sum = "aborted", np.zeros(0, dtype=np.uint32)
+            self._state.forget()
+            raise
+        self._state.phase = phase.following
         return self._addressed(messages)
 
     def result(self) -> SecAggResult:
@@ -166,199 +172,201 @@ class SecAggServer:
         Raises:
             LocalProtocolError: there is no sum yet, or there will be none.
         """
-        if self._phase != "done":
-            raise LocalProtocolError(f"there is no sum: the phase is {self._phase!r}")
+        if self.phase != "done":
+            raise LocalProtocolError(f"there is no sum: the phase is {self.phase!r}")
+        confirmed = self._state.confirmed.items()
         return SecAggResult(
             sum=self._sum,
             survivors=self._names(self._u3),
             transcript=self._tree.root,
-            attachments=dict(self._attachments),
+            attachments={self._parameters.roster[index]: answer.attachment for index, answer in confirmed},
             lost=self.lost,
         )
 
     # advertise: T1
 
     def _accept_advertisement(self, index: int, data: bytes) -> None:
-        """Check keys and signature."""
-        client_id = self._parameters.roster[index]
-        message = decode(Advertisement, data, client_id)
-        self._roster.verify(client_id, *statements.advertise(self._t0, client_id, message), message.signature)
-        keys.check_public_key(message.box_key, client_id)
-        keys.check_public_key(message.mask_key, client_id)
-        self._advertisements[index] = message
+        """Keep a client's keys."""
+        client_id, message = self._decoded(Advertisement, index, data)
+        server_checks.check_advertisement(message, self._t0, client_id, self._roster)
+        self._state.advertisements[index] = message
 
     def _close_advertise(self) -> Mapping[int, Message]:
         """Fix T1 and the graph, and show every client its neighbours' keys."""
-        self._require(len(self._alive), self._parameters.least, "advertised")
-        self._u1 = frozenset(self._alive)
-        encoded = {index: encode(message) for index, message in self._advertisements.items()}
-        self._tree = MerkleTree(self._t0, encoded, self._parameters.n)
-        self._graph = MaskGraph(self._parameters.n, self._parameters.degree, self._tree.root)
+        self._require(len(self._alive()), self._parameters.least, "advertised")
+        tree, graph = self._tree, self._graph
         leaves = {
-            index: Leaf(index, message, self._tree.path(index))
-            for index, message in self._advertisements.items()
+            index: Leaf(index, message, tree.path(index))
+            for index, message in self._state.advertisements.items()
         }
         return {
-            index: Advertisements(
-                self._tree.root, tuple(leaves[i] for i in self._graph.holders(index) if i in self._u1)
-            )
-            for index in self._alive
+            index: Advertisements(tree.root, tuple(leaves[i] for i in graph.holders(index) if i in self._u1))
+            for index in self._alive()
         }
 
     # share: U2
 
     def _accept_shares(self, index: int, data: bytes) -> None:
-        """Check that a client dealt to exactly its neighbours; keep the boxes until they are delivered."""
-        client_id = self._parameters.roster[index]
-        message = decode(SharesOut, data, client_id)
-        statement = statements.share(self._tree.root, client_id, message)
-        self._roster.verify(client_id, *statement, message.signature)
+        """Keep what a client dealt to its neighbours; the boxes only until they are delivered."""
+        client_id, message = self._decoded(SharesOut, index, data)
         expected = [other for other in self._graph.neighbours(index) if other in self._u1]
-        higher = [other for other in expected if other > index]
-        _require_of(client_id, [p.recipient for p in message.parcels] == expected, "it dealt to others")
-        _require_of(
-            client_id,
-            all(
-                p.sender == index
-                and len(p.mask_encapsulation) == (keys.ENCAPSULATION_BYTES if p.recipient > index else 0)
-                for p in message.parcels
-            ),
-            "a parcel has another sender or another half of the mask key",
-        )
-        escrow_bytes = len(higher) * keys.SECRET_BYTES + keys.TAG_BYTES
-        _require_of(client_id, len(message.escrow) == escrow_bytes, "its escrow has another length")
-        self._dealt[index] = Dealt.of(message, index)
+        server_checks.check_dealing(message, index, expected, self._tree.root, client_id, self._roster)
+        self._state.dealt[index] = Dealt.of(message, index)
         for parcel in message.parcels:
-            self._parcels.setdefault(parcel.recipient, []).append(parcel)
+            self._state.parcels.setdefault(parcel.recipient, {})[index] = parcel
 
     def _close_share(self) -> Mapping[int, Message]:
         """Fix U2 and deliver the boxes."""
-        self._require(len(self._alive), self._parameters.least, "shared")
-        self._u2 = frozenset(self._alive)
+        self._require(len(self._alive()), self._parameters.least, "shared")
         self._sum = np.zeros(self._parameters.vector_length, dtype=np.uint32)
         bitmap = to_bitmap(self._u2, self._parameters.n)
-        parcels, self._parcels = self._parcels, {}
+        parcels, self._state.parcels = self._state.parcels, {}
         return {
-            index: SharesIn(bitmap, tuple(sorted(parcels.pop(index, ()), key=lambda parcel: parcel.sender)))
-            for index in self._alive
+            index: SharesIn(bitmap, tuple(parcel for _, parcel in sorted(parcels.pop(index, {}).items())))
+            for index in self._alive()
         }
 
     # mask: U3
 
     def _accept_masked_vector(self, index: int, data: bytes) -> None:
         """Add a masked vector, and keep only what its sender signed about it."""
-        client_id = self._parameters.roster[index]
-        message = decode(MaskedVector, data, client_id)
+        client_id, message = self._decoded(MaskedVector, index, data)
         masked_digest = statements.vector_digest(message.packed)
-        u2_digest = set_digest(self._u2, self._parameters.n)
-        statement = statements.mask(self._tree.root, u2_digest, client_id, masked_digest)
-        self._roster.verify(client_id, *statement, message.signature)
-        try:
-            vector = unpack(message.packed, self._parameters.modulus_bits, self._parameters.vector_length)
-        except LocalProtocolError as error:
-            raise RemoteProtocolError(client_id, str(error)) from None
+        server_checks.check_masked_vector(
+            message, masked_digest, self._tree.root, self._u2_digest, client_id, self._roster
+        )
+        vector = server_checks.unpack_vector(message, self._parameters, client_id)
         self._sum += vector  # modulo 2^32; reduced to 2^b at the end
-        self._masked[index] = MaskStatement(index, masked_digest, message.signature)
+        self._state.masked[index] = MaskStatement(index, masked_digest, message.signature)
 
     def _close_mask(self) -> Mapping[int, Message]:
         """Fix U3 and show every client what its neighbours signed about U2."""
-        self._require(len(self._alive), self._parameters.least, "masked")
-        self._u3 = frozenset(self._alive)
+        self._require(len(self._alive()), self._parameters.least, "masked")
         for group in self._parameters.groups:
             present = len(self._u3.intersection(group.contributors))
             self._require(present, self._parameters.min_contributors, "masked and contribute to a group")
-        bitmap = to_bitmap(self._u3, self._parameters.n)
+        bitmap, masked = to_bitmap(self._u3, self._parameters.n), self._state.masked
         return {
-            index: Survivors(
-                bitmap, tuple(self._masked[i] for i in self._graph.neighbours(index) if i in self._u3)
-            )
-            for index in self._alive
+            index: Survivors(bitmap, tuple(masked[i] for i in self._graph.neighbours(index) if i in self._u3))
+            for index in self._alive()
         }
 
     # confirm
 
     def _accept_confirmation(self, index: int, data: bytes) -> None:
-        """Check that a client confirms this U2 and U3."""
-        client_id = self._parameters.roster[index]
-        message = decode(Confirmation, data, client_id)
-        attached = statements.attachment_digest(message.attachment)
-        n = self._parameters.n
-        statement = statements.confirm(
-            self._tree.root, set_digest(self._u2, n), set_digest(self._u3, n), client_id, attached
+        """Keep a client's confirmation."""
+        client_id, message = self._decoded(Confirmation, index, data)
+        server_checks.check_confirmation(
+            message, self._tree.root, self._u2_digest, self._u3_digest, client_id, self._roster
         )
-        self._roster.verify(client_id, *statement, message.signature)
-        self._confirmed[index] = ConfirmStatement(index, attached, message.signature)
-        self._attachments[client_id] = message.attachment
+        self._state.confirmed[index] = message
 
     def _close_confirm(self) -> Mapping[int, Message]:
         """Show everybody a quorum of confirmations; more would only cost each client their verification."""
-        quorum = self._parameters.quorum
-        self._require(len(self._alive), quorum, "confirmed")
-        confirmations = tuple(self._confirmed[index] for index in sorted(self._confirmed)[:quorum])
-        return dict.fromkeys(self._alive, Confirmations(confirmations))
+        quorum, confirmed = self._parameters.quorum, self._state.confirmed
+        self._require(len(self._alive()), quorum, "confirmed")
+        confirmations = tuple(
+            ConfirmStatement(i, statements.attachment_digest(confirmed[i].attachment), confirmed[i].signature)
+            for i in sorted(confirmed)[:quorum]
+        )
+        return dict.fromkeys(self._alive(), Confirmations(confirmations))
 
     # reveal: the sum
 
     def _accept_reveal(self, index: int, data: bytes) -> None:
-        """Keep the shares a client reveals, if every one is what its dealer signed."""
-        client_id = self._parameters.roster[index]
-        message = decode(Reveal, data, client_id)
-        self._roster.verify(
-            client_id, *statements.reveal(self._tree.root, client_id, message), message.signature
+        """Keep the shares a client reveals."""
+        client_id, message = self._decoded(Reveal, index, data)
+        server_checks.check_reveal(
+            message, index, self._share_digests, self._tree.root, client_id, self._roster
         )
-        owners = [revealed.owner for revealed in message.shares]
-        _require_of(client_id, owners == sorted(set(owners)), "it reveals shares out of order")
-        for revealed in message.shares:
-            expected = self._share_digests(revealed.owner).get(index)
-            matches = statements.share_digest(revealed.salt, revealed.share) == expected
-            _require_of(client_id, matches, "it reveals a share that is not the one dealt to it")
-        for revealed in message.shares:
-            self._shares.setdefault(revealed.owner, {})[index] = revealed.share
+        self._state.revealed[index] = message.shares
 
     def _share_digests(self, owner: int) -> Mapping[int, bytes]:
         """Return, by holder, the digests of the shares that may be revealed of that owner."""
         if owner in self._u3:
-            return self._dealt[owner].seed_digests
-        return self._dealt[owner].master_digests if owner in self._u2 else {}
+            return self._state.dealt[owner].seed_digests
+        return self._state.dealt[owner].master_digests if owner in self._u2 else {}
 
     def _close_reveal(self) -> Mapping[int, Message]:
         """Remove the self-masks of U3 and the pair masks of U2 without U3."""
-        parameters = self._parameters
+        parameters, state = self._parameters, self._state
         recovery = Recovery(
             self._t0,
             self._tree.root,
             parameters.threshold,
             parameters.roster,
-            self._advertisements,
-            self._dealt,
+            state.advertisements,
+            state.dealt,
         )
         masks: list[Mask] = []
         for owner in sorted(self._u2):
-            shares = self._shares.get(owner, {})
-            self._require(len(shares), parameters.threshold, f"hold shares of {parameters.roster[owner]}")
+            held = state.shares_of(owner)
+            self._require(len(held), parameters.threshold, f"hold shares of {parameters.roster[owner]}")
             try:
                 if owner in self._u3:
-                    masks.append(recovery.self_mask(owner, shares))
+                    masks.append(recovery.self_mask(owner, held))
                 else:
-                    masks += recovery.pair_masks(owner, shares, self._u3)
+                    masks += recovery.pair_masks(owner, held, self._u3)
             except RemoteProtocolError as error:
                 raise self._aborted(str(error)) from None
         add_masks(self._sum, (mask.inverse for mask in masks), parameters.modulus_bits)
-        self._shares = {}
+        state.forget()
         return {}
+
+    # What follows from the state. Each is fixed when its phase closes, and read only from then on.
+
+    @cached_property
+    def _u1(self) -> frozenset[int]:
+        """Who advertised."""
+        return self._state.left_after("advertise", self._parameters.n)
+
+    @cached_property
+    def _u2(self) -> frozenset[int]:
+        """Who shared."""
+        return self._state.left_after("share", self._parameters.n)
+
+    @cached_property
+    def _u3(self) -> frozenset[int]:
+        """Who masked: whose vectors are in the sum."""
+        return self._state.left_after("mask", self._parameters.n)
+
+    @cached_property
+    def _u2_digest(self) -> bytes:
+        """H(U2)."""
+        return set_digest(self._u2, self._parameters.n)
+
+    @cached_property
+    def _u3_digest(self) -> bytes:
+        """H(U3)."""
+        return set_digest(self._u3, self._parameters.n)
+
+    @cached_property
+    def _tree(self) -> MerkleTree:
+        """The tree over the advertisements; its root is T1."""
+        encoded = {index: encode(message) for index, message in self._state.advertisements.items()}
+        return MerkleTree(self._t0, encoded, self._parameters.n)
+
+    @cached_property
+    def _graph(self) -> MaskGraph:
+        """Who masks with whom."""
+        return MaskGraph(self._parameters.n, self._parameters.degree, self._tree.root)
 
     # all phases
 
     def _open_phase(self) -> _Phase:
         """Return the open phase."""
-        if self._phase not in TRANSITIONS:
-            raise LocalProtocolError(f"no phase is open: the session is {self._phase!r}")
-        return TRANSITIONS[self._phase]
+        if self.phase not in TRANSITIONS:
+            raise LocalProtocolError(f"no phase is open: the session is {self.phase!r}")
+        return TRANSITIONS[self.phase]
 
-    def _lose(self, index: int) -> None:
-        """Count a client as lost in the open phase."""
-        self._alive.discard(index)
-        self._lost[self._parameters.roster[index]] = self._phase
+    def _decoded(self, kind: type[AnyMessage], index: int, data: bytes) -> tuple[str, AnyMessage]:
+        """Return who sent it, and the message."""
+        client_id = self._parameters.roster[index]
+        return client_id, decode(kind, data, client_id, limits.most_bytes(kind, self._parameters))
+
+    def _alive(self) -> list[int]:
+        """Return who is still there, increasing."""
+        return [index for index in range(self._parameters.n) if index not in self._state.lost]
 
     def _require(self, present: int, least: int, what: str) -> None:
         """Abort unless enough clients did what the phase asks for."""
@@ -366,11 +374,8 @@ class SecAggServer:
             raise self._aborted(f"only {present} of at least {least} clients {what}")
 
     def _aborted(self, reason: str) -> SessionAborted:
-        """End the session, and return the error that says so."""
-        phase, self._phase = self._phase, "aborted"
-        self._sum = np.zeros(0, dtype=np.uint32)
-        self._shares, self._parcels = {}, {}
-        return SessionAborted(phase, self._names(self._index[client_id] for client_id in self._lost), reason)
+        """Return the error that ends the session in the open phase."""
+        return SessionAborted(self.phase, self._names(self._state.lost), reason)
 
     def _names(self, indices: Iterable[int]) -> tuple[str, ...]:
         """Return client_ids in roster order."""
@@ -383,12 +388,6 @@ class SecAggServer:
             if id(message) not in encoded:
                 encoded[id(message)] = encode(message)
         return {self._parameters.roster[i]: encoded[id(messages[i])] for i in sorted(messages)}
-
-
-def _require_of(client_id: str, holds: bool, otherwise: str) -> None:
-    """Blame a client unless the condition holds."""
-    if not holds:
-        raise RemoteProtocolError(client_id, otherwise)
 
 
 TRANSITIONS: Mapping[str, _Phase] = {

@@ -181,6 +181,7 @@ class ClientPolicy:
         min_quorum: the fewest confirmations that may release shares.
         min_contributors: the fewest survivors for any group of coordinates.
         max_clients, max_vector_length, max_modulus_bits: what this client can afford to compute.
+        max_proposal_bytes: a longer proposal is refused unread; all later messages are limited by the session.
         exact_roster: if given, the session must have these clients and lose none of them: for an exchange
             whose sum, set against an earlier one of other clients, would tell who differs.
         exact_round: if given, the (round, exchange) that this client's vector belongs to by its own count. Else
@@ -197,6 +198,7 @@ class ClientPolicy:
     max_clients: int = 1000
     max_vector_length: int = 2**26
     max_modulus_bits: int = 32
+    max_proposal_bytes: int = 2**22
     exact_roster: frozenset[str] | None = None
     exact_round: tuple[int, int] | None = None
     allow_remask: bool = False

@@ -114,6 +114,31 @@ def test_what_does_not_fit_is_the_callers_fault(sample: Sample) -> None:
         encode(sample)
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """A mapping."""
+
+    KIND: ClassVar[int] = 78
+    items: dict[Annotated[int, Unsigned(1)], Annotated[bytes, UpTo(3)]]
+
+
+def test_a_mapping_by_hand() -> None:
+    data = bytes.fromhex("014e 02000000 03 01000000 61 07 00000000".replace(" ", ""))
+    assert encode(Mapped({7: b"", 3: b"a"})) == data
+    assert decode(Mapped, data, "peer") == Mapped({3: b"a", 7: b""})
+    for disordered in ("07 00000000 03 01000000 61", "03 01000000 61 03 00000000"):
+        with pytest.raises(RemoteProtocolError, match="do not increase"):
+            decode(Mapped, data[:6] + bytes.fromhex(disordered.replace(" ", "")), "peer")
+    with pytest.raises(RemoteProtocolError, match="limit"):
+        decode(Mapped, data[:2] + (2**31).to_bytes(4, "little") + data[6:], "peer")
+
+
+def test_a_limit_is_checked_before_anything_is_read() -> None:
+    assert decode(Sample, BYTES, "peer", len(BYTES)) == SAMPLE
+    with pytest.raises(RemoteProtocolError, match=f"of {len(BYTES)} bytes; here it has at most 10"):
+        decode(Sample, BYTES, "peer", 10)
+
+
 def test_only_bytes_are_decoded() -> None:
     with pytest.raises(LocalProtocolError):
         decode(Sample, "text", "peer")  # type: ignore[arg-type]

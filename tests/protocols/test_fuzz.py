@@ -76,8 +76,7 @@ def test_the_server_accepts_or_names_the_client(make_federation: Any, phase: str
             federation.server.receive("client-1", bad)
         assert caught.value.client_id == "client-1"
         # White-box: take the loss back, so that one session serves every mutation.
-        del federation.server._lost["client-1"]
-        federation.server._alive.add(0)
+        del federation.server._state.lost[0]
     with pytest.raises(RemoteProtocolError):
         federation.server.receive("client-1", bad + b"\0")
     finish_without_first(federation, phase, inbox)

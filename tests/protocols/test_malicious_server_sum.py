@@ -57,8 +57,7 @@ def split_u2(federation: Any) -> dict[str, bytes]:
                 # The malicious server takes the vector although it is signed for another U2.
                 packed = decode(MaskedVector, answer, "test")
                 digest = statements.vector_digest(packed.packed)
-                federation.server._masked[0] = MaskStatement(0, digest, packed.signature)
-                federation.server._answered.add(0)
+                federation.server._state.masked[0] = MaskStatement(0, digest, packed.signature)
             else:
                 federation.server.receive(name, answer)
         inbox = federation.server.advance()

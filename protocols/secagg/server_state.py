@@ -1,0 +1,77 @@
+"""What a server remembers of a session, which is also its snapshot.
+
+The memory is one vector, the boxes in transit, and what is small. Everything else follows from it: who is
+still there, U1 to U3 and T1 are computed, never stored, so a restored server cannot contradict itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from protocols.redaction import Redacted
+from protocols.secagg.codec import UpTo
+from protocols.secagg.messages import (
+    Advertisement,
+    Confirmation,
+    MaskStatement,
+    Parcel,
+    RevealedShare,
+)
+from protocols.secagg.recovery import Dealt
+from protocols.secagg.session import Index
+
+Phase = Annotated[str, UpTo(16)]
+ANSWERED_PHASES = ("advertise", "share", "mask", "confirm", "reveal")
+
+
+@dataclass(repr=False)
+class ServerState(Redacted):
+    """One session as its server knows it. Keys are roster indices.
+
+    `parcels` are by recipient, then by sender, and gone once they are delivered; `revealed` are by holder, and
+    gone once the sum is there.
+    """
+
+    phase: Phase = "propose"
+    lost: dict[Index, Phase] = field(default_factory=dict)
+    advertisements: dict[Index, Advertisement] = field(default_factory=dict)
+    dealt: dict[Index, Dealt] = field(default_factory=dict)
+    parcels: dict[Index, dict[Index, Parcel]] = field(default_factory=dict)
+    masked: dict[Index, MaskStatement] = field(default_factory=dict)
+    confirmed: dict[Index, Confirmation] = field(default_factory=dict)
+    revealed: dict[Index, tuple[RevealedShare, ...]] = field(default_factory=dict)
+
+    @property
+    def answered(self) -> Mapping[int, Any]:
+        """What was kept of each good answer in the open phase."""
+        answers = (self.advertisements, self.dealt, self.masked, self.confirmed, self.revealed)
+        return answers[ANSWERED_PHASES.index(self.phase)]
+
+    def left_after(self, phase: str, n: int) -> frozenset[int]:
+        """Return who was not lost up to the end of a phase: U1 after "advertise", U2 after "share", and so on."""
+        closed = ANSWERED_PHASES[: ANSWERED_PHASES.index(phase) + 1]
+        return frozenset(index for index in range(n) if self.lost.get(index) not in closed)
+
+    def shares_of(self, owner: int) -> dict[int, bytes]:
+        """Return what was revealed of an owner, by holder."""
+        return {
+            holder: revealed.share
+            for holder, shares in self.revealed.items()
+            for revealed in shares
+            if revealed.owner == owner
+        }
+
+    def forget(self) -> None:
+        """Drop what only an open session needs."""
+        self.parcels, self.revealed = {}, {}
+
+
+@dataclass(frozen=True, repr=False)
+class SavedServer(Redacted):
+    """A server's whole state: `total` is the sum so far, 4 bytes for each entry, or empty."""
+
+    KIND: ClassVar[int] = 160
+    state: ServerState
+    total: Annotated[bytes, UpTo(2**32 - 1)]
