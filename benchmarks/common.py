@@ -24,7 +24,7 @@ class Row:
     """What was measured, its cost, what it is held against, that one's cost, and the ratio to reach.
 
     Args:
-        cost, reference: seconds of CPU time, or bytes if `unit` says so.
+        cost, reference: seconds of CPU time, or bytes if `unit` says so. A `reference` of None was not measured.
         target: what the ratio should be, in words such as "≤ 1/6"; empty where there is no target.
     """
 
@@ -33,17 +33,18 @@ class Row:
     what: str
     cost: float
     against: str
-    reference: float
+    reference: float | None
     target: str = ""
     unit: str = "s"
 
     def cells(self) -> tuple[str, ...]:
         """See `Line`."""
+        ours = self._shown(self.cost)
+        if self.reference is None:
+            return (self.what, ours, self.against, "not measured", "", self.target)
         ratio = self.cost / self.reference
-        shown = f"{ratio:.2f}" if ratio >= 0.1 else f"1/{1 / ratio:,.0f}"
-        return (
-            self.what, self._shown(self.cost), self.against, self._shown(self.reference), shown, self.target
-        )  # fmt: skip
+        shown = f"{ratio:.2f}" if ratio > 0.5 else f"1/{1 / ratio:,.{1 if ratio > 0.05 else 0}f}"
+        return (self.what, ours, self.against, self._shown(self.reference), shown, self.target)
 
     def _shown(self, amount: float) -> str:
         """Return an amount with its unit."""

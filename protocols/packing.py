@@ -8,13 +8,17 @@ a few dozen numpy calls for a block, none per value.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import LocalProtocolError
 
-_GROUPS = 4096  # groups per block: a block of 32 lanes is 512 KiB, and a lane long enough to hide the call
+_BLOCK = (
+    128 * 1024
+)  # values worked on at a time: lanes long enough to hide numpy's calls, scratch that fits L2
 
 
 def packed_size(d: int, bits: int) -> int:
@@ -34,10 +38,15 @@ def pack(ring: NDArray[np.uint32], bits: int) -> bytes:
         raise LocalProtocolError("only a uint32 vector can be packed")
     if ring.size and int(ring.max()) >> bits:
         raise LocalProtocolError(f"a value does not fit into {bits} bits")
-    block_values = _GROUPS * _shape(bits)[0]
-    return b"".join(
-        _pack_block(ring[start : start + block_values], bits) for start in range(0, ring.size, block_values)
-    )
+    lane_count, word_count = _shape(bits)
+    packed = np.empty((-(-ring.size // lane_count), word_count), dtype="<u4")
+    lanes, words = _scratch(lane_count, word_count, len(packed))
+    for at, groups in _blocks(ring, lane_count, lanes.shape[1]):
+        used = slice(0, len(groups))
+        lanes[:, used] = groups.T  # contiguous lanes shift fastest
+        _lanes_to_words(lanes[:, used], words[:, used], bits)
+        packed[at] = words[:, used].T
+    return packed.reshape(-1).view(np.uint8)[: packed_size(ring.size, bits)].tobytes()
 
 
 def unpack(data: bytes | memoryview, bits: int, d: int) -> NDArray[np.uint32]:
@@ -52,13 +61,16 @@ def unpack(data: bytes | memoryview, bits: int, d: int) -> NDArray[np.uint32]:
     unused = 8 * size - d * bits
     if unused and data[-1] >> (8 - unused):
         raise LocalProtocolError("the unused last bits of a packed vector must be zero")
-    ring = np.empty(d, dtype=np.uint32)
-    lanes, words = _shape(bits)
-    block_values, block_bytes = _GROUPS * lanes, _GROUPS * words * 4
-    for block in range(-(-d // block_values)):
-        out = ring[block * block_values : (block + 1) * block_values]
-        _unpack_block(data[block * block_bytes : (block + 1) * block_bytes], bits, out)
-    return ring
+    lane_count, word_count = _shape(bits)
+    ring = np.empty((-(-d // lane_count), lane_count), dtype=np.uint32)
+    lanes, words = _scratch(lane_count, word_count, len(ring))
+    packed = np.frombuffer(data, dtype=np.uint8)
+    for at, groups in _blocks(packed, 4 * word_count, lanes.shape[1]):
+        used = slice(0, len(groups))
+        words[:, used] = groups.view("<u4").T
+        _words_to_lanes(words[:, used], lanes[:, used], bits)
+        ring[at] = lanes[:, used].T
+    return ring.reshape(-1)[:d]
 
 
 def _check_bits(bits: int) -> None:
@@ -73,34 +85,44 @@ def _shape(bits: int) -> tuple[int, int]:
     return 32 // shared, bits // shared
 
 
-def _pack_block(block: NDArray[np.uint32], bits: int) -> bytes:
-    """Pack at most `_GROUPS` groups."""
-    lane_count, word_count = _shape(bits)
-    groups = -(-block.size // lane_count)
-    padded = np.zeros(groups * lane_count, dtype=np.uint32)
-    padded[: block.size] = block
-    lanes = np.ascontiguousarray(padded.reshape(groups, lane_count).T)  # contiguous lanes shift fastest
-    words = np.zeros((word_count, groups), dtype=np.uint32)
-    for lane in range(lane_count):
-        word, shift = divmod(lane * bits, 32)
-        words[word] |= lanes[lane] << np.uint32(shift)
-        if shift + bits > 32:
-            words[word + 1] = lanes[lane] >> np.uint32(32 - shift)
-    return words.T.astype("<u4").tobytes()[: packed_size(block.size, bits)]
+def _scratch(lane_count: int, word_count: int, groups: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Return room for one block's lanes and words, a row for each."""
+    columns = max(1, min(groups, _BLOCK // lane_count))
+    return np.empty((lane_count, columns), dtype=np.uint32), np.empty((word_count, columns), dtype=np.uint32)
 
 
-def _unpack_block(data: bytes | memoryview, bits: int, out: NDArray[np.uint32]) -> None:
-    """Unpack at most `_GROUPS` groups into `out`."""
-    lane_count, word_count = _shape(bits)
-    groups = -(-out.size // lane_count)
-    padded = np.zeros(groups * word_count * 4, dtype=np.uint8)
-    padded[: len(data)] = np.frombuffer(data, dtype=np.uint8)
-    words = np.ascontiguousarray(padded.view("<u4").reshape(groups, word_count).T)
-    lanes = np.empty((lane_count, groups), dtype=np.uint32)
-    for lane in range(lane_count):
+def _blocks(flat: NDArray[Any], group_size: int, block_groups: int) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield which groups, and their content of shape (groups, group_size); zeros fill an incomplete last one."""
+    whole = flat.size // group_size
+    groups = flat[: whole * group_size].reshape(whole, group_size)
+    for start in range(0, whole, block_groups):
+        part = groups[start : start + block_groups]
+        yield slice(start, start + len(part)), part
+    if flat.size % group_size:
+        last = np.zeros((1, group_size), dtype=flat.dtype)
+        last[0, : flat.size % group_size] = flat[whole * group_size :]
+        yield slice(whole, whole + 1), last
+
+
+def _lanes_to_words(lanes: NDArray[np.uint32], words: NDArray[np.uint32], bits: int) -> None:
+    """Fill `words` from `lanes`: every row at once for all groups."""
+    shifted = np.empty_like(lanes[0])
+    for lane, values in enumerate(lanes):
         word, shift = divmod(lane * bits, 32)
-        np.right_shift(words[word], np.uint32(shift), out=lanes[lane])
+        if shift == 0:
+            words[word] = values
+        else:
+            words[word] |= np.left_shift(values, np.uint32(shift), out=shifted)
         if shift + bits > 32:
-            lanes[lane] |= words[word + 1] << np.uint32(32 - shift)
+            np.right_shift(values, np.uint32(32 - shift), out=words[word + 1])
+
+
+def _words_to_lanes(words: NDArray[np.uint32], lanes: NDArray[np.uint32], bits: int) -> None:
+    """Fill `lanes` from `words`: every row at once for all groups."""
+    shifted = np.empty_like(lanes[0])
+    for lane, values in enumerate(lanes):
+        word, shift = divmod(lane * bits, 32)
+        np.right_shift(words[word], np.uint32(shift), out=values)
+        if shift + bits > 32:
+            values |= np.left_shift(words[word + 1], np.uint32(32 - shift), out=shifted)
     lanes &= np.uint32(2**bits - 1)
-    out[:] = lanes.T.reshape(-1)[: out.size]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protocols.errors import LocalProtocolError
-from protocols.packing import pack, packed_size, unpack
+from protocols.packing import _BLOCK, pack, packed_size, unpack
 
 WIDTHS = range(2, 33)
 
@@ -24,6 +26,35 @@ def test_against_one_long_integer(bits: int) -> None:
         expected = number.to_bytes(-(-d * bits // 8), "little")
         assert pack(ring, bits) == expected
         np.testing.assert_array_equal(unpack(expected, bits, d), ring)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.data())
+def test_bit_by_bit(data: st.DataObject) -> None:
+    bits = data.draw(st.sampled_from(WIDTHS))
+    values = data.draw(st.lists(st.integers(0, 2**bits - 1), max_size=300))
+    packed = pack(np.array(values, dtype=np.uint32), bits)
+    written = [value >> position & 1 for value in values for position in range(bits)]
+    read = [byte >> position & 1 for byte in packed for position in range(8)]
+    assert read == written + [0] * (len(read) - len(written))
+    assert len(read) - len(written) < 8
+    assert unpack(packed, bits, len(values)).tolist() == values
+
+
+@pytest.mark.parametrize("bits", [3, 8, 11, 16, 20, 31, 32])
+@pytest.mark.parametrize("extra", [-33, -1, 0, 1, 33])
+def test_around_the_end_of_a_block(bits: int, extra: int) -> None:
+    # Every 1000th value and the last ones, read from the byte string by Python integers.
+    d = 2 * _BLOCK + extra
+    ring = random_ring(bits, d)
+    packed = pack(ring, bits)
+    number = int.from_bytes(packed, "little")
+    for i in (*range(0, d, 9973), *range(_BLOCK - 40, _BLOCK + 40), *range(d - 70, d)):
+        start, stop = i * bits // 8, (i * bits + bits + 7) // 8
+        window = int.from_bytes(packed[start:stop], "little")
+        assert window >> (i * bits - 8 * start) & (2**bits - 1) == int(ring[i])
+    assert number >> (d * bits) == 0
+    np.testing.assert_array_equal(unpack(packed, bits, d), ring)
 
 
 @pytest.mark.parametrize("bits", [2, 7, 16, 20, 23, 31, 32])
