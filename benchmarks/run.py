@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 # A module of this folder may be called as a package of the project is; only the project's are to be found first.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-SECTIONS = ("masks", "encoding", "sharing", "sessions", "training")
+SECTIONS = ("masks", "encoding", "sharing", "sessions", "scaling", "training")
 """The modules of this package that have ``rows()``, in the order in which they run."""
 
 

@@ -1,55 +1,76 @@
-"""Whole sessions in one process."""
+"""Whole sessions in one process; the server's unmasking beside Flower's, and the server's memory."""
 
 from __future__ import annotations
 
-import os
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.common import Row, best
-from protocols.quantise import Quantiser
-from protocols.secagg.client import SecAggClient
-from protocols.secagg.guard import MemoryGuard
-from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.local import run_session
-from protocols.secagg.server import SecAggServer
-from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
+from benchmarks import flower
+from benchmarks.common import MILLION, Row, best
+from benchmarks.simulation import Simulation
+from protocols.secagg.local import PHASES, Phase
+
+BOX_BYTES = 2048
+"""What one client's parcel for another may weigh."""
 
 
 def rows() -> Iterator[Row]:
-    """A whole session, clients and server together, against the same without a loss."""
-    whole = best(lambda: _session(5, 40_000, {}), 3)
-    yield Row(
-        "session, 5 clients × 40k, one lost",
-        best(lambda: _session(5, 40_000, {"c1": "mask"}), 3),
-        "none lost",
-        whole,
-    )
-    yield Row(
-        "session, 50 clients × 40k, none lost", best(lambda: _session(50, 40_000, {}), 1), "5 clients", whole
-    )
-
-
-def _session(n: int, d: int, dropouts: dict[str, str]) -> NDArray[np.uint32]:
-    """Run one session in this process and return its sum."""
-    names = tuple(f"c{i}" for i in range(n))
-    identities = {name: Identity.generate() for name in names}
-    roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
-    sizes, quantiser, context = recommended(n, max_colluders=1), Quantiser(1.0, 8, n), bytes(32)
-    parameters = SessionParameters(
-        session_id=os.urandom(32), round=1, exchange=0, roster=names, max_colluders=1, quorum=sizes.quorum,
-        threshold=sizes.threshold, min_survivors=sizes.min_survivors, degree=sizes.degree, vector_length=d,
-        modulus_bits=quantiser.modulus_bits, bound=quantiser.levels, context=context,
-    )  # fmt: skip
-    clients = {
-        name: SecAggClient(
-            client_id=name, identity=identities[name], roster=roster, policy=ClientPolicy(),
-            guard=MemoryGuard(), context=context,
+    """Unmasking without and with a loss, whole sessions, memory while vectors and boxes arrive."""
+    theirs = flower.measured("unmasking")
+    for dropped, name in ((0, "none"), (1, "one")):
+        yield Row(
+            f"server, 10 clients × 2^20, {name} lost: unmask and decode",
+            min(_unmasking(dropped) for _ in range(4)),
+            "Flower's SecAgg+",
+            theirs.get(f"unmask {dropped}"),
+            "≤ 1/6",
         )
-        for name in names
-    }  # fmt: skip
-    vectors = {name: np.ones(d, np.uint32) for name in names}
-    server = SecAggServer(parameters=parameters, roster=roster)
-    return run_session(clients, server, vectors, dropouts).sum  # type: ignore[arg-type]
+    five = best(lambda: Simulation(5, 40_000).run(), 5)
+    one_lost = best(lambda: Simulation(5, 40_000, dropouts={"c1": "mask"}).run(), 5)
+    yield Row("session, 5 clients × 40k, one lost", one_lost, "none lost", five)
+    yield Row("session, 50 clients × 40k", best(lambda: Simulation(50, 40_000).run(), 1), "5 clients", five)
+    for n in (10, 40):
+        what = f"server's peak beside the sum, {n} vectors of 2^20 arriving"
+        yield Row(
+            what, _peak(Simulation(n, MILLION), "mask"), "one vector", 4 * MILLION, "any n alike", "bytes"
+        )
+    n = 100
+    what = f"server's peak, boxes of {n} clients on a complete graph"
+    yield Row(
+        what, _peak(Simulation(n, 1), "share"), "n·k·2 KiB", n * (n - 1) * BOX_BYTES, "", "bytes"
+    )  # fmt: skip
+
+
+def _unmasking(dropped: int) -> float:
+    """Return the server's CPU seconds from the shares to the decoded sum."""
+    dropouts: dict[str, Phase] = {f"c{i}": "mask" for i in range(dropped)}
+    simulation = Simulation(10, MILLION, dropouts=dropouts)
+    result = simulation.run()
+    decode = best(lambda: simulation.quantiser.dequantise_sum(result.sum), 1)
+    return simulation.server.seconds["advance", "reveal"] + decode
+
+
+def _peak(simulation: Simulation, phase: Phase) -> int:
+    """Return the most bytes that the server holds for one phase: its clients' answers taken, the next given.
+
+    The answers themselves are there before, and count as the transport's.
+    """
+    server, vector = simulation.server, np.ones(simulation.d, np.uint32)
+    inbox = server.start()
+    for current in PHASES:
+        answers = {}
+        for name, message in inbox.items():
+            extra = (vector,) if current == "mask" else ()
+            answers[name] = getattr(simulation.clients[name], current)(message, *extra)
+        if current == phase:
+            tracemalloc.start()
+        for name, answer in answers.items():
+            server.receive(name, answer)
+        inbox = server.advance()
+        if current == phase:
+            break
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak

@@ -1,0 +1,93 @@
+"""Whole sessions over clients n, neighbours k and vector length d, each in one process, a tenth of them lost.
+
+The losses come when the masked vectors are due, which costs the server most. Seconds are CPU time of one thread;
+the peak is the whole process's resident memory: all clients, the server and what is between them.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+CASES = (
+    # n, k, d, colluders withstood
+    (10, 9, 100_000, 1),
+    (10, 9, 1_000_000, 1),
+    (10, 9, 10_000_000, 1),
+    (100, 99, 100_000, 10),
+    (100, 99, 1_000_000, 10),
+    (100, 99, 10_000_000, 10),
+    (1000, 50, 100_000, 20),
+    (1000, 100, 100_000, 60),
+    (1000, 100, 1_000_000, 60),
+    (1000, 50, 10_000_000, 20),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one session cost."""
+
+    HEADER: ClassVar[tuple[str, ...]] = (
+        "n", "k", "d", "bits", "a client", "the server", "all", "up", "down", "peak memory"
+    )  # fmt: skip
+
+    n: int
+    degree: int
+    d: int
+    modulus_bits: int
+    client_s: float
+    server_s: float
+    total_s: float
+    up_bytes: float
+    down_bytes: float
+    peak_bytes: int
+
+    def cells(self) -> tuple[str, ...]:
+        """See `common.Line`."""
+        return (
+            f"{self.n}", f"{self.degree}", f"{self.d:,}", f"{self.modulus_bits}",
+            f"{self.client_s * 1000:,.0f} ms", f"{self.server_s:,.2f} s", f"{self.total_s:,.1f} s",
+            f"{self.up_bytes / 1e6:,.2f} MB", f"{self.down_bytes / 1e6:,.2f} MB",
+            f"{self.peak_bytes / 1e6:,.0f} MB",
+        )  # fmt: skip
+
+
+def rows() -> Iterator[Cost]:
+    """Run every case in a fresh process, so that each has its own peak."""
+    for case in CASES:
+        command = [sys.executable, "-m", "benchmarks.scaling", *map(str, case)]
+        folder = Path(__file__).resolve().parents[1]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
+        yield Cost(**json.loads(done.stdout))
+
+
+def measure(n: int, degree: int, d: int, max_colluders: int) -> Cost:
+    """Run one session in this process and return what it cost."""
+    from benchmarks.simulation import Simulation
+
+    sparse = degree if degree < n - 1 else None
+    simulation = Simulation(n, d, sparse, max_colluders, dropouts={f"c{i}": "mask" for i in range(0, n, 10)})
+    began = time.process_time()
+    survivors = simulation.run().survivors
+    total = time.process_time() - began
+    server = sum(simulation.server.seconds.values())
+    traffic = {
+        way: sum(simulation.log.bytes_by_client(way)[name] for name in survivors) for way in ("up", "down")
+    }
+    return Cost(
+        n, degree, d, simulation.parameters.modulus_bits, (total - server) / n, server, total,
+        traffic["up"] / len(survivors), traffic["down"] / len(survivors),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure(*map(int, sys.argv[1:])))))
