@@ -35,10 +35,11 @@ def _prepare() -> str | None:
     stamp = FOLDER / f"{REQUIREMENT}.done"
     if stamp.exists():
         return None
-    for command in (
+    commands: tuple[list[str | Path], ...] = (
         [sys.executable, "-m", "venv", "--clear", FOLDER],
         [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", REQUIREMENT],
-    ):
+    )
+    for command in commands:
         done = _run(*command)
         if done.returncode:
             print(done.stderr, file=sys.stderr)

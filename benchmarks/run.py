@@ -50,4 +50,4 @@ def _print_section(name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 
@@ -14,44 +15,38 @@ from protocols.quantise import Quantiser
 from protocols.secagg.client import SecAggClient
 from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Identity, Roster
+from protocols.secagg.interface import SecAggResult
 from protocols.secagg.local import Phase, SessionLog, run_session
-from protocols.secagg.server import SecAggResult, SecAggServer
+from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
 
 VALUE_BITS = 8
 CONTEXT = bytes(32)
 
 
-class TimedServer:
+class TimedServer(SecAggServer):
     """A server that adds up its CPU seconds by (method, phase)."""
 
-    def __init__(self, server: SecAggServer) -> None:
-        self.seconds: Counter[tuple[str, str]] = Counter()
-        self._server = server
-
-    def start(self) -> dict[str, bytes]:
-        """See `SecAggServer`."""
-        return self._timed("start")
+    def __init__(self, *, parameters: SessionParameters, roster: Roster) -> None:
+        super().__init__(parameters=parameters, roster=roster)
+        self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
 
     def receive(self, client_id: str, message: bytes) -> None:
         """See `SecAggServer`."""
-        self._timed("receive", client_id, message)
+        with self._timed("receive"):
+            super().receive(client_id, message)
 
     def advance(self) -> dict[str, bytes]:
         """See `SecAggServer`."""
-        return self._timed("advance")
+        with self._timed("advance"):
+            return super().advance()
 
-    def result(self) -> SecAggResult:
-        """See `SecAggServer`."""
-        return self._server.result()
-
-    def _timed(self, method: str, *arguments: str | bytes) -> dict[str, bytes]:
-        """Call a method of the server and count its time."""
-        phase, began = self._server.phase, time.process_time()
-        try:
-            return cast(dict[str, bytes], getattr(self._server, method)(*arguments))
-        finally:
-            self.seconds[method, phase] += time.process_time() - began
+    @contextmanager
+    def _timed(self, method: str) -> Iterator[None]:
+        """Count the time of what is done inside for the phase that is open now."""
+        phase, began = self.phase, time.process_time()
+        yield
+        self.seconds[method, phase] += time.process_time() - began
 
 
 @dataclass
@@ -84,15 +79,13 @@ class Simulation:
             )
             for name in self.names
         }  # fmt: skip
-        self.server = TimedServer(SecAggServer(parameters=self.parameters, roster=roster))
+        self.server = TimedServer(parameters=self.parameters, roster=roster)
 
     def run(self) -> SecAggResult:
         """Run the session; every client's vector is all ones, and one array serves them all."""
         ones = np.ones(self.d, np.uint32)
         vectors = dict.fromkeys(self.names, ones)
-        result = run_session(
-            self.clients, cast(SecAggServer, self.server), vectors, self.dropouts, log=self.log
-        )
+        result = run_session(self.clients, self.server, vectors, self.dropouts, log=self.log)
         if not (result.sum == len(result.survivors)).all():
             raise AssertionError("the sum is wrong")
         return result
