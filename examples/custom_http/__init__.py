@@ -1,0 +1,1 @@
+"""A federation of plain vectors behind an ASGI framework, over HTTP."""

@@ -1,0 +1,67 @@
+"""One client over HTTP: ``python -m examples.custom_http.client FOLDER PORT``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import httpx2
+
+from examples.custom_system.agreement import MAX_MESSAGE
+from examples.custom_system.participant import Participant
+from protocols.errors import ProtocolError
+
+SERVER_S = 60.0
+"""Seconds of silence after which a client gives the server up."""
+
+
+def ask(http: httpx2.Client, name: str) -> tuple[int, bytes]:
+    """Return the status of a request for work, and the work, which is read up to a limit only.
+
+    Raises:
+        httpx2.HTTPError: the server is gone, or sends more than anybody may.
+    """
+    with http.stream("GET", f"/clients/{name}/request") as response:
+        content = b""
+        for chunk in response.iter_bytes():
+            content += chunk
+            if len(content) > MAX_MESSAGE:
+                raise httpx2.RequestError("the server sends more than anybody may")
+        return response.status_code, content
+
+
+def take_part(participant: Participant, http: httpx2.Client, step: bool) -> None:
+    """Ask for work and answer, until there is none; with `step`, each answer waits for a line of input."""
+    while True:
+        status, request = ask(http, participant.name)
+        if status == 410 and participant.phase != "done":
+            raise SystemExit(f"{participant.name}: the session went on without it")
+        if status == 410:
+            return
+        if status != 200:
+            continue
+        if step:
+            print(participant.phase, flush=True)
+            sys.stdin.readline()
+        http.post(f"/clients/{participant.name}/answer", content=participant.answer(request))
+
+
+def main() -> None:
+    """Take part in one session."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--step", action="store_true", help="wait for a line of input before each answer")
+    options = parser.parse_args()
+    participant = Participant(options.folder)
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{options.port}", timeout=SERVER_S) as http:
+            take_part(participant, http, options.step)
+    except (ProtocolError, httpx2.HTTPError) as error:
+        if participant.phase != "done":
+            raise SystemExit(f"{participant.name}: {type(error).__name__}: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A federation of plain vectors over TCP, in separate processes."""

@@ -1,0 +1,199 @@
+"""The two example federations run in processes of their own on the loopback interface, with clients killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.custom_system.agreement import CLIENTS, MAX_MESSAGE
+from examples.custom_system.frames import FrameError, read_frame, write_frame
+from examples.custom_system.launch import prepare
+from examples.custom_system.participant import Participant
+from examples.custom_system.server import Transport
+from protocols.errors import GuardViolation, ProtocolError
+from protocols.secagg.identity import Roster
+from protocols.secagg.server import SecAggServer
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 240
+
+
+def run(system: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run an example to its end; whatever it started ends with it."""
+    command = [sys.executable, "-m", f"examples.{system}.run", str(folder), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """What the server wrote."""
+    written: dict[str, object] = json.loads((folder / "server" / "outcome.json").read_text(encoding="utf-8"))
+    return written
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("system", "wait_s"), [("custom_system", "0.5"), ("custom_http", "8")])
+def test_a_killed_client_is_lost_and_the_sum_is_that_of_the_others(
+    system: str, wait_s: str, tmp_path: Path
+) -> None:
+    if system == "custom_http":
+        pytest.importorskip("starlette", reason="the extra [examples] is not installed")
+        pytest.importorskip("uvicorn", reason="the extra [examples] is not installed")
+    folder = tmp_path / "federation"
+    done = run(system, folder, "--kill", "client-2:mask", "--restart", "", "--wait-s", wait_s)
+    assert done.returncode == 0, done.stderr
+    assert "killed client-2 when it was about to mask" in done.stdout
+    assert "exact" in done.stdout
+    assert outcome(folder)["survivors"] == [name for name in CLIENTS if name != "client-2"]
+    assert outcome(folder)["lost"] == {"client-2": "mask"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("system", "phase"), [("custom_system", "confirm"), ("custom_http", "mask")])
+def test_a_restarted_client_goes_on_where_it_was(system: str, phase: str, tmp_path: Path) -> None:
+    if system == "custom_http":
+        pytest.importorskip("starlette", reason="the extra [examples] is not installed")
+        pytest.importorskip("uvicorn", reason="the extra [examples] is not installed")
+    folder = tmp_path / "federation"
+    done = run(system, folder, "--kill", "", "--restart", f"client-4:{phase}", "--wait-s", "60")
+    assert done.returncode == 0, done.stderr
+    assert outcome(folder)["survivors"] == list(CLIENTS)
+    assert outcome(folder)["lost"] == {}
+
+
+def test_a_run_that_loses_too_many_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "federation"
+    prepare(folder)
+    command = [
+        sys.executable,
+        "-m",
+        "examples.custom_system.server",
+        str(folder / "server"),
+        "--phase-s",
+        "0.1",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 1
+    assert "aborted in phase advertise" in done.stderr
+
+
+# frames and connections
+
+
+def frame(data: bytes, limit: int = MAX_MESSAGE) -> bytes:
+    """What a reader makes of a stream that ends after `data`."""
+
+    async def read() -> bytes:
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        return await read_frame(reader, limit)
+
+    return asyncio.run(read())
+
+
+def test_a_frame_is_a_length_and_so_many_bytes() -> None:
+    assert frame(b"\x00\x00\x00\x03abcdef") == b"abc"
+    assert frame(b"\x00\x00\x00\x00") == b""
+    for cut in (b"", b"\x00\x00", b"\x00\x00\x00\x03ab"):
+        with pytest.raises(asyncio.IncompleteReadError):
+            frame(cut)
+
+
+@pytest.mark.parametrize("length", [MAX_MESSAGE + 1, 2**31, 2**32 - 1])
+def test_a_frame_that_claims_too_much_is_not_read(length: int) -> None:
+    with pytest.raises(FrameError):
+        frame(length.to_bytes(4, "big") + bytes(10))
+
+
+def test_strangers_and_liars_get_nowhere_and_a_later_connection_counts() -> None:
+    async def scenario() -> None:
+        transport = Transport(phase_s=20.0, grace_s=0.2)
+        listener = await asyncio.start_server(transport.join, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+
+        async def connect(hello: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(hello)
+            await writer.drain()
+            return reader, writer
+
+        for hello in (b"\x00\x00\x00\x07mallory", b"\xff\xff\xff\xff", b"\x00\x00\x00\x02\xff\xfe"):
+            reader, writer = await connect(hello)
+            assert await reader.read() == b""  # closed on it
+            writer.close()
+        old_reader, old_writer = await connect(b"\x00\x00\x00\x08client-1")
+        reader, writer = await connect(b"\x00\x00\x00\x08client-1")
+        assert await old_reader.read() == b""  # replaced
+        old_writer.close()
+        asked = asyncio.create_task(transport.ask("client-1", b"question"))
+        assert await read_frame(reader) == b"question"
+        await write_frame(writer, b"answer")
+        assert await asked == b"answer"
+        asked = asyncio.create_task(transport.ask("client-1", b"again"))
+        assert await read_frame(reader) == b"again"
+        writer.write(b"\xff\xff\xff\xff")  # a length that nobody may send
+        assert await asked is None
+        writer.close()
+        assert await transport.ask("client-1", b"too late") is None  # nobody came back in time
+        listener.close()
+        await listener.wait_closed()
+
+    asyncio.run(scenario())
+
+
+# the client that outlives its process
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> tuple[Path, SecAggServer]:
+    """Folders, and a server that has made its proposal."""
+    from examples.custom_system.agreement import parameters
+
+    prepare(tmp_path / "f")
+    roster = Roster.load(tmp_path / "f" / "server" / "roster.json")
+    return tmp_path / "f", SecAggServer(parameters=parameters(bytes(32), 1), roster=roster)
+
+
+def test_the_same_request_is_answered_with_the_same_bytes_after_a_restart(
+    federation: tuple[Path, SecAggServer],
+) -> None:
+    folder, server = federation
+    inbox = server.start()
+    while inbox:
+        for name, request in inbox.items():
+            answer = Participant(folder / name).answer(request)  # a new process for every message
+            assert Participant(folder / name).answer(request) == answer
+            server.receive(name, answer)
+        inbox = server.advance()
+    assert list(server.result().survivors) == list(CLIENTS)
+    assert {Participant(folder / name).phase for name in CLIENTS} == {"done"}
+    state = folder / "client-1" / "state"
+    assert state.stat().st_mode & 0o077 == 0
+
+
+def test_a_refusal_outlives_a_restart(federation: tuple[Path, SecAggServer]) -> None:
+    folder, server = federation
+    proposal = server.start()["client-1"]
+    home = folder / "client-1"
+    with pytest.raises(ProtocolError):
+        Participant(home).answer(proposal[:-1])
+    assert Participant(home).phase == "refused"
+    with pytest.raises(ProtocolError):
+        Participant(home).answer(proposal)
+
+
+def test_a_state_that_was_rolled_back_is_stopped_by_the_guard(
+    federation: tuple[Path, SecAggServer],
+) -> None:
+    folder, server = federation
+    proposal = server.start()["client-1"]
+    home = folder / "client-1"
+    Participant(home).answer(proposal)
+    (home / "state").unlink()  # as if a disk image of earlier had come back, but for the guard
+    with pytest.raises(GuardViolation):
+        Participant(home).answer(proposal)
