@@ -23,7 +23,8 @@ from examples.custom_system.agreement import MAX_MESSAGE, parameters
 from examples.custom_system.outcome import write_outcome
 from protocols.errors import RemoteProtocolError, SessionAborted
 from protocols.secagg.identity import Roster
-from protocols.secagg.server import SecAggResult, SecAggServer
+from protocols.secagg.interface import SecAggResult
+from protocols.secagg.server import SecAggServer
 
 POLL_S = 10.0
 """Seconds that a request for work stays open before it is answered with "nothing yet"."""

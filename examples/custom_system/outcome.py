@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from examples.custom_system.agreement import QUANTISER
-from protocols.secagg.server import SecAggResult
+from protocols.secagg.interface import SecAggResult
 
 
 def write_outcome(folder: Path, result: SecAggResult) -> None:

@@ -13,7 +13,8 @@ from examples.custom_system.frames import FrameError, read_frame, write_frame
 from examples.custom_system.outcome import write_outcome
 from protocols.errors import RemoteProtocolError, SessionAborted
 from protocols.secagg.identity import MAX_ID_BYTES, Roster
-from protocols.secagg.server import SecAggResult, SecAggServer
+from protocols.secagg.interface import SecAggResult
+from protocols.secagg.server import SecAggServer
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

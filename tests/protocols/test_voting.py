@@ -19,8 +19,9 @@ from protocols.quantise import Quantiser
 from protocols.secagg.client import SecAggClient
 from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Identity, Roster
+from protocols.secagg.interface import SecAggResult
 from protocols.secagg.local import SessionLog, run_session
-from protocols.secagg.server import SecAggResult, SecAggServer
+from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
 from protocols.sparsify import Support
 from protocols.voting import BALLOT_BOUND, VoteRules, value_exchange, value_policy
