@@ -52,7 +52,7 @@ class _Phase:
     """How a phase takes an answer, how it closes, and which one follows."""
 
     accept: Callable[[SecAggServer, int, bytes], None]
-    close: Callable[[SecAggServer], Mapping[int, Message]]
+    close: Callable[[SecAggServer], dict[int, Message]]
     following: str
 
 
@@ -191,7 +191,7 @@ class SecAggServer(Redacted):
         server_checks.check_advertisement(message, self._t0, client_id, self._roster)
         self._state.advertisements[index] = message
 
-    def _close_advertise(self) -> Mapping[int, Message]:
+    def _close_advertise(self) -> dict[int, Message]:
         """Fix T1 and the graph, and show every client its neighbours' keys."""
         self._require(len(self._alive()), self._parameters.least, "advertised")
         tree, graph = self._tree, self._graph
@@ -215,7 +215,7 @@ class SecAggServer(Redacted):
         for parcel in message.parcels:
             self._state.parcels.setdefault(parcel.recipient, {})[index] = parcel
 
-    def _close_share(self) -> Mapping[int, Message]:
+    def _close_share(self) -> dict[int, Message]:
         """Fix U2 and deliver the boxes."""
         self._require(len(self._alive()), self._parameters.least, "shared")
         self._sum = np.zeros(self._parameters.vector_length, dtype=np.uint32)
@@ -239,7 +239,7 @@ class SecAggServer(Redacted):
         self._sum += vector  # modulo 2^32; reduced to 2^b at the end
         self._state.masked[index] = MaskStatement(index, masked_digest, message.signature)
 
-    def _close_mask(self) -> Mapping[int, Message]:
+    def _close_mask(self) -> dict[int, Message]:
         """Fix U3 and show every client what its neighbours signed about U2."""
         self._require(len(self._alive()), self._parameters.least, "masked")
         for group in self._parameters.groups:
@@ -261,7 +261,7 @@ class SecAggServer(Redacted):
         )
         self._state.confirmed[index] = message
 
-    def _close_confirm(self) -> Mapping[int, Message]:
+    def _close_confirm(self) -> dict[int, Message]:
         """Show everybody a quorum of confirmations; more would only cost each client their verification."""
         quorum, confirmed = self._parameters.quorum, self._state.confirmed
         self._require(len(self._alive()), quorum, "confirmed")
@@ -287,7 +287,7 @@ class SecAggServer(Redacted):
             return self._state.dealt[owner].seed_digests
         return self._state.dealt[owner].master_digests if owner in self._u2 else {}
 
-    def _close_reveal(self) -> Mapping[int, Message]:
+    def _close_reveal(self) -> dict[int, Message]:
         """Remove the self-masks of U3 and the pair masks of U2 without U3."""
         parameters, state = self._parameters, self._state
         recovery = Recovery(
@@ -381,13 +381,19 @@ class SecAggServer(Redacted):
         """Return client_ids in roster order."""
         return tuple(self._parameters.roster[index] for index in sorted(indices))
 
-    def _addressed(self, messages: Mapping[int, Message]) -> dict[str, bytes]:
-        """Encode messages by client_id; one that goes to many is encoded once."""
+    def _addressed(self, messages: dict[int, Message]) -> dict[str, bytes]:
+        """Encode messages by client_id; one that goes to many is encoded once.
+
+        Each is dropped as soon as it is encoded, so that boxes are not held twice.
+        """
         encoded: dict[int, bytes] = {}
-        for message in messages.values():
-            if id(message) not in encoded:
+        addressed: dict[str, bytes] = {}
+        for index in sorted(messages):
+            message = messages.pop(index)
+            if id(message) not in encoded:  # no message is made here, so no two of them share an id
                 encoded[id(message)] = encode(message)
-        return {self._parameters.roster[i]: encoded[id(messages[i])] for i in sorted(messages)}
+            addressed[self._parameters.roster[index]] = encoded[id(message)]
+        return addressed
 
 
 TRANSITIONS: Mapping[str, _Phase] = {
