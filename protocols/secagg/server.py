@@ -299,8 +299,9 @@ class SecAggServer(Redacted):
             state.dealt,
         )
         masks: list[Mask] = []
+        shares = state.shares_by_owner()
         for owner in sorted(self._u2):
-            held = state.shares_of(owner)
+            held = shares.get(owner, {})
             self._require(len(held), parameters.threshold, f"hold shares of {parameters.roster[owner]}")
             try:
                 if owner in self._u3:

@@ -54,14 +54,13 @@ class ServerState(Redacted):
         closed = ANSWERED_PHASES[: ANSWERED_PHASES.index(phase) + 1]
         return frozenset(index for index in range(n) if self.lost.get(index) not in closed)
 
-    def shares_of(self, owner: int) -> dict[int, bytes]:
-        """Return what was revealed of an owner, by holder."""
-        return {
-            holder: revealed.share
-            for holder, shares in self.revealed.items()
-            for revealed in shares
-            if revealed.owner == owner
-        }
+    def shares_by_owner(self) -> dict[int, dict[int, bytes]]:
+        """Return what was revealed, by owner and holder."""
+        by_owner: dict[int, dict[int, bytes]] = {}
+        for holder, shares in self.revealed.items():
+            for revealed in shares:
+                by_owner.setdefault(revealed.owner, {})[holder] = revealed.share
+        return by_owner
 
     def forget(self) -> None:
         """Drop what only an open session needs."""

@@ -8,6 +8,9 @@ The rules that the numbers must obey, with n clients of which up to c = `max_col
     c < threshold ≤ degree + 1  colluders alone recover nothing; the holders of a secret (its owner's
                                 neighbours and the owner) can
     n·bound < 2^(b-1)           no sum overflows
+
+`recommended` gives the smallest counts; `parameters.choose` also picks the graph, from how many clients may be lost.
+The proofs are in ``docs/parameters.md``.
 """
 
 from __future__ import annotations
@@ -198,7 +201,7 @@ class ClientPolicy:
     max_clients: int = 1000
     max_vector_length: int = 2**26
     max_modulus_bits: int = 32
-    max_proposal_bytes: int = 2**22
+    max_proposal_bytes: int = 2**20
     exact_roster: frozenset[str] | None = None
     exact_round: tuple[int, int] | None = None
     allow_remask: bool = False
