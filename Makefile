@@ -11,7 +11,7 @@ help:
 	@echo "make demo       run a private federation on real text (about five minutes, two cores)"
 	@echo "make test       the whole suite        make test-fast  without the long ones"
 	@echo "make check      ruff, mypy, import contracts, doctests"
-	@echo "make bench      the benchmarks; tables in benchmarks/RESULTS.md"
+	@echo "make bench      the benchmarks, about twenty minutes; tables in benchmarks/RESULTS.md"
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fedlora run examples/quickstart.toml --again
@@ -30,7 +30,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --doctest-modules protocols accounting fedlora_priv
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --write benchmarks/RESULTS.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -1,8 +1,8 @@
 """Measure what this project costs, each figure beside its limit or its baseline in the same run.
 
-``make bench`` runs every section, ``python benchmarks/run.py masks sessions`` those that are named. Machines are
-shared and noisy, so read the ratios; the seconds only say where they come from. Every figure is the best of
-several repetitions.
+``make bench`` runs every section and writes RESULTS.md; ``python benchmarks/run.py masks sessions`` runs those that
+are named and only prints. Machines are shared and noisy, so read the ratios; the seconds only say where they come
+from. They are CPU time, the least of several repetitions unless a section says otherwise.
 """
 
 from __future__ import annotations
@@ -12,42 +12,68 @@ import importlib
 import os
 import platform
 import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
-
-# A module of this folder may be called as a package of the project is; only the project's are to be found first.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 SECTIONS = ("masks", "encoding", "sharing", "sessions", "scaling", "training")
 """The modules of this package that have ``rows()``, in the order in which they run."""
 
 
 def main() -> None:
-    """Print the table of every section, and the machine it is of."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    """Print the tables of every section, and the machine they are of."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all of them unless given")
-    chosen = parser.parse_args().sections or SECTIONS
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables to this file as well")
+    arguments = parser.parse_args()
+    chosen = arguments.sections or SECTIONS
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; CPU time")
-    for name in chosen:
-        _print_section(name)
+    lines = []
+    for line in report(chosen):
+        print(line, flush=True)
+        lines.append(line)
+    if arguments.write:
+        arguments.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _print_section(name: str) -> None:
-    """Run one section; a header is printed wherever the kind of line changes."""
-    section = importlib.import_module(f"benchmarks.{name}")
+def report(sections: tuple[str, ...] | list[str]) -> Iterator[str]:
+    """Yield the report line by line, as Markdown."""
+    began = time.monotonic()
+    yield "# Results"
+    yield f"\n`{' '.join(('python benchmarks/run.py', *sections))}`, one run. {_machine()}\n"
+    yield "Times are CPU time; the machine is shared, so read the ratios."
+    for name in sections:
+        yield from _section(name)
+    yield f"\nThe whole run took {(time.monotonic() - began) / 60:.0f} minutes of wall time."
+
+
+def _machine() -> str:
+    """Return what the figures were measured with."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "cryptography"))
+    return (
+        f"{platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}, {packages}."
+    )
+
+
+def _section(name: str) -> Iterator[str]:
+    """Run one section; a header comes wherever the kind of line changes."""
     from benchmarks.common import markdown
 
-    print(f"\n## {name}\n\n{section.__doc__}")
+    section = importlib.import_module(f"benchmarks.{name}")
+    yield f"\n## {name}\n\n{(section.__doc__ or '').strip()}"
     header = None
     for row in section.rows():
         if header != row.HEADER:
             header = row.HEADER
-            print(f"\n{markdown(header)}\n{markdown(('---',) * len(header))}")
-        print(markdown(row.cells()), flush=True)
+            yield f"\n{markdown(header)}\n{markdown(('---',) * len(header))}"
+        yield markdown(row.cells())
 
 
 if __name__ == "__main__":
+    # As a script, this file's folder comes first: a section may be called as a package of the project is.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
     main()
