@@ -154,7 +154,8 @@ def check_confirmations(received: Confirmations, state: Confirmed, roster: Roste
     """
     parameters = state.parameters
     u2 = _members(state.u2, parameters)
-    u3 = frozenset(parameters.roster.index(client_id) for client_id in state.survivors)
+    survivors = frozenset(state.survivors)
+    u3 = frozenset(i for i, client_id in enumerate(parameters.roster) if client_id in survivors)
     indices = [statement.index for statement in received.statements]
     _require(_increasing(indices) and u3.issuperset(indices), "confirmations of clients that are not in U3")
     _require(len(indices) >= parameters.quorum, "fewer confirmations than the quorum")

@@ -288,9 +288,10 @@ class SecAggClient(Redacted):
         parameters = state.parameters
         received = decode(Confirmations, confirmations, SERVER, most_bytes(Confirmations, parameters))
         checks.check_confirmations(received, state, self._roster)
+        survivors = frozenset(state.survivors)
         shares = [
             RevealedShare(held.owner, held.seed_share, held.seed_salt)
-            if parameters.roster[held.owner] in state.survivors
+            if parameters.roster[held.owner] in survivors
             else RevealedShare(held.owner, held.master_share, held.master_salt)
             for held in state.held  # all of them in U2: their parcels came with it
         ]

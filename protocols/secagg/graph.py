@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols.prg import SecretStream
 from protocols.secagg.transcript import digest
@@ -52,9 +53,24 @@ class MaskGraph:
         width = self.degree // 2
         present = np.array([index in members for index in self._order], dtype=np.int64)
         around = np.concatenate([[0], np.cumsum(np.concatenate([present, present]))])
-        window = around[width : width + self.n] - around[: self.n]
-        gaps = range(width, self.n - width + 1)  # from one window's start to a disjoint one's
-        return min(int((window + np.roll(window, -gap)).min()) for gap in gaps)
+        windows = around[width : width + self.n] - around[: self.n]
+        # A window that starts width to n - width positions later is disjoint.
+        others = _least_of_runs(np.roll(windows, -width), self.n - 2 * width + 1)
+        return int((windows + others).min())
+
+
+def _least_of_runs(values: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Return, at each place of a ring, the least of the `length` values from there on.
+
+    Source: van Herk 1992. Cut into blocks of that length, every run is the end of one block and the start of
+    the next; so minima over blocks' ends and starts suffice.
+    """
+    count = -(-(values.size + length - 1) // length)
+    blocks = np.resize(values, (count, length))  # goes around as often as needed
+    starts = np.minimum.accumulate(blocks, axis=1).reshape(-1)
+    ends = np.minimum.accumulate(blocks[:, ::-1], axis=1)[:, ::-1].reshape(-1)
+    least: NDArray[np.int64] = np.minimum(ends[: values.size], starts[length - 1 :][: values.size])
+    return least
 
 
 def _ring_order(n: int, t1: bytes) -> list[int]:

@@ -39,7 +39,9 @@ def brute_force_cut(graph: MaskGraph, members: set[int]) -> int:
     return min(len(members & (a | b)) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("n", "degree"), [(7, 2), (9, 4), (12, 6), (20, 8)])
+@pytest.mark.parametrize(
+    ("n", "degree"), [(4, 2), (6, 4), (7, 2), (8, 6), (9, 4), (12, 6), (20, 8), (20, 2), (31, 28)]
+)
 def test_the_weakest_cut_agrees_with_brute_force(n: int, degree: int) -> None:
     graph = MaskGraph(n, degree, T1)
     rng = random.Random(n)
