@@ -19,6 +19,8 @@ from protocols.secagg.messages import Advertisements, Confirmations, SharesIn, S
 from protocols.secagg.session import ClientPolicy, SessionParameters
 from protocols.secagg.transcript import from_bitmap, path_root, set_digest
 
+_BLOCK = 64 * 1024  # entries looked at together: they and their temporary stay in the cache
+
 
 def check_proposal(
     parameters: SessionParameters, policy: ClientPolicy, client_id: str, roster: Roster, context: bytes
@@ -76,9 +78,7 @@ def check_vector(vector: NDArray[np.uint32], parameters: SessionParameters, clie
         raise LocalProtocolError("the vector must be a uint32 array of ring elements")
     if vector.shape != (parameters.vector_length,):
         raise LocalProtocolError(f"the vector must have shape ({parameters.vector_length},)")
-    modulus = 2**parameters.modulus_bits
-    magnitude = np.minimum(vector, np.uint32(modulus - 1) - vector + np.uint32(1))  # of the signed integer
-    if int(vector.max()) >= modulus or int(magnitude.max()) > parameters.bound:
+    if not _is_bounded(vector, parameters.modulus_bits, parameters.bound):
         raise LocalProtocolError("the vector has an entry beyond the session's bound: sums could overflow")
     me = parameters.roster.index(client_id)
     for group in parameters.groups:
@@ -86,6 +86,18 @@ def check_vector(vector: NDArray[np.uint32], parameters: SessionParameters, clie
             raise LocalProtocolError(
                 "the vector must be zero in the groups this client does not contribute to"
             )
+
+
+def _is_bounded(vector: NDArray[np.uint32], modulus_bits: int, bound: int) -> bool:
+    """Whether every entry is the residue of an integer in [-bound, bound]; block by block, without copies."""
+    modulus = 2**modulus_bits
+    for start in range(0, vector.size, _BLOCK):
+        block = vector[start : start + _BLOCK]
+        above_least = block + np.uint32(bound)  # 2^b divides 2^32, so wrapping around does no harm
+        above_least &= np.uint32(modulus - 1)
+        if int(block.max()) >= modulus or int(above_least.max()) > 2 * bound:
+            return False
+    return True
 
 
 def check_shares(received: SharesIn, state: Shared, client_id: str) -> frozenset[int]:
