@@ -12,6 +12,7 @@ from . import report as reports
 from .case import Case, Findings, needs_rows
 from .errors import AccountingError, PricingError
 from .events import PoissonGaussian, PrivateEvent
+from .independent import bracket, can_price
 from .pricing import Accountant, compose, epsilon
 
 # Accountants agree to ~1e-9 across platforms; a reported epsilon may have lost digits in printing.
@@ -25,7 +26,7 @@ _LIFETIMES = 10
 
 @needs_rows
 def epsilon_rederived(case: Case, found: Findings) -> None:
-    """Each claim against PLD and our own RDP, from the rows; none may be missing."""
+    """Each claim against PLD and the audit's own accountant, from the rows; none may be missing."""
     claims = {(claim["who"], claim["view"]): claim for claim in case.report["claims"]}
     if len(claims) < len(case.report["claims"]):
         found.problems.append("a claim is made twice")
@@ -92,7 +93,7 @@ def bounded_epsilon(events: tuple[PrivateEvent, ...], delta: float, accountant: 
 
 
 def _derive(case: Case, found: Findings, client_id: str) -> tuple[float, float]:
-    """A client's epsilon in this run and over its lifetime, by PLD, after comparing PLD with RDP."""
+    """A client's epsilon in this run and over its lifetime, by PLD, after holding it against a second method."""
     chain, plan = case.chains.get(client_id), case.plans[client_id]
     if chain is None:
         found.doubts.append(f"{client_id}: no rows, so its claim can at most be held against its plan")
@@ -110,19 +111,29 @@ def _derive(case: Case, found: Findings, client_id: str) -> tuple[float, float]:
 
 
 def _price(found: Findings, client_id: str, events: tuple[PrivateEvent, ...], delta: float) -> float:
-    """PLD's epsilon; RDP, which shares no code with it, must not lie below."""
+    """The first accountant's epsilon, held against a second method that shares no code with it."""
     try:
-        pld, rdp = bounded_epsilon(events, delta), bounded_epsilon(events, delta, "rdp")
+        first = bounded_epsilon(events, delta)
+        if all(map(can_price, events)):
+            bounds = bracket(events, delta)
+            low, high, second = bounds.low, bounds.high, f"own bounds {bounds.low:.6f} to {bounds.high:.6f}"
+        else:
+            low, high = 0.0, bounded_epsilon(events, delta, "rdp")
+            second = f"RDP {high:.6f}"
     except AccountingError as error:
         found.problems.append(f"{client_id}: {error}")
         return float("inf")
-    # PLD rounds each step's loss up to its grid, which can outweigh RDP's slack at tiny epsilons.
-    if pld > 1.02 * rdp + 0.05:
+    if first < low - EPSILON_TOLERANCE:
         found.problems.append(
-            f"{client_id}: PLD gives {pld:.6f}, above RDP's {rdp:.6f}: one of them is wrong"
+            f"{client_id}: PLD gives {first:.6f}, below the certified lower bound {low:.6f}: one is wrong"
         )
-    found.facts.append(f"{client_id}: PLD {pld:.6f}, RDP {rdp:.6f}")
-    return pld
+    if high == float("inf"):
+        found.doubts.append(f"{client_id}: PLD {first:.6f}, beyond the reach of the second method")
+    # PLD rounds each step's loss up to its grid, which weighs most at tiny epsilons.
+    if first > 1.02 * high + 0.05:
+        found.problems.append(f"{client_id}: PLD gives {first:.6f}, {second}: one of them is wrong")
+    found.facts.append(f"{client_id}: PLD {first:.6f}, {second}")
+    return first
 
 
 def _compare(found: Findings, what: str, reported: float, derived: float, *, whole: bool) -> None:
