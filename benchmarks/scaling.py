@@ -16,18 +16,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from benchmarks.simulation import Simulation
+from protocols.secagg.local import Phase
+from protocols.secagg.parameters import COMPLETE_UP_TO, choose
+from protocols.secagg.session import recommended
+
+LOSSES, FAILURE = 0.1, 1e-8
+"""The share of clients that is lost, and the chance of an abort that the neighbours are chosen for."""
+
 CASES = (
-    # n, k, d, colluders withstood
-    (10, 9, 100_000, 1),
-    (10, 9, 1_000_000, 1),
-    (10, 9, 10_000_000, 1),
-    (100, 99, 100_000, 10),
-    (100, 99, 1_000_000, 10),
-    (100, 99, 10_000_000, 10),
-    (1000, 50, 100_000, 20),
-    (1000, 100, 100_000, 60),
-    (1000, 100, 1_000_000, 60),
-    (1000, 50, 10_000_000, 20),
+    # n, colluders withstood, d
+    (10, 1, 100_000),
+    (10, 1, 1_000_000),
+    (10, 1, 10_000_000),
+    (100, 10, 100_000),
+    (100, 10, 1_000_000),
+    (100, 10, 10_000_000),
+    (1000, 10, 100_000),
+    (1000, 60, 100_000),
+    (1000, 60, 1_000_000),
+    (1000, 5, 10_000_000),
 )
 
 
@@ -36,10 +44,11 @@ class Cost:
     """What one session cost."""
 
     HEADER: ClassVar[tuple[str, ...]] = (
-        "n", "k", "d", "bits", "a client", "the server", "all", "up", "down", "peak memory"
+        "n", "colluders", "k", "d", "bits", "a client", "the server", "all", "up", "down", "peak memory"
     )  # fmt: skip
 
     n: int
+    max_colluders: int
     degree: int
     d: int
     modulus_bits: int
@@ -53,7 +62,7 @@ class Cost:
     def cells(self) -> tuple[str, ...]:
         """See `common.Line`."""
         return (
-            f"{self.n}", f"{self.degree}", f"{self.d:,}", f"{self.modulus_bits}",
+            f"{self.n}", f"{self.max_colluders}", f"{self.degree}", f"{self.d:,}", f"{self.modulus_bits}",
             f"{self.client_s * 1000:,.0f} ms", f"{self.server_s:,.2f} s", f"{self.total_s:,.1f} s",
             f"{self.up_bytes / 1e6:,.2f} MB", f"{self.down_bytes / 1e6:,.2f} MB",
             f"{self.peak_bytes / 1e6:,.0f} MB",
@@ -69,12 +78,12 @@ def rows() -> Iterator[Cost]:
         yield Cost(**json.loads(done.stdout))
 
 
-def measure(n: int, degree: int, d: int, max_colluders: int) -> Cost:
+def measure(n: int, max_colluders: int, d: int) -> Cost:
     """Run one session in this process and return what it cost."""
-    from benchmarks.simulation import Simulation
-
-    sparse = degree if degree < n - 1 else None
-    simulation = Simulation(n, d, sparse, max_colluders, dropouts={f"c{i}": "mask" for i in range(0, n, 10)})
+    sparse = n > COMPLETE_UP_TO
+    counts = choose(n, max_colluders, LOSSES, FAILURE) if sparse else recommended(n, max_colluders)
+    lost: dict[str, Phase] = {f"c{i}": "mask" for i in range(0, n, 10)}
+    simulation = Simulation(n, d, max_colluders, counts, lost)
     began = time.process_time()
     survivors = simulation.run().survivors
     total = time.process_time() - began
@@ -83,10 +92,19 @@ def measure(n: int, degree: int, d: int, max_colluders: int) -> Cost:
         way: sum(simulation.log.bytes_by_client(way)[name] for name in survivors) for way in ("up", "down")
     }
     return Cost(
-        n, degree, d, simulation.parameters.modulus_bits, (total - server) / n, server, total,
+        n, max_colluders, counts.degree, d, simulation.parameters.modulus_bits, (total - server) / n, server, total,
         traffic["up"] / len(survivors), traffic["down"] / len(survivors),
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        _peak_bytes(),
     )  # fmt: skip
+
+
+def _peak_bytes() -> int:
+    """Return this process's peak resident memory. Linux's ru_maxrss may be the parent's, from before the exec."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from protocols.secagg.identity import Identity, Roster
 from protocols.secagg.interface import SecAggResult
 from protocols.secagg.local import Phase, SessionLog, run_session
 from protocols.secagg.server import SecAggServer
-from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
+from protocols.secagg.session import ClientPolicy, SessionParameters, Thresholds, recommended
 
 VALUE_BITS = 8
 CONTEXT = bytes(32)
@@ -51,12 +51,12 @@ class TimedServer(SecAggServer):
 
 @dataclass
 class Simulation:
-    """`n` clients with vectors of `d` 8-bit values and, in a sparse graph, `degree` neighbours each."""
+    """`n` clients with vectors of `d` 8-bit values; the counts are the recommended ones unless given."""
 
     n: int
     d: int
-    degree: int | None = None
     max_colluders: int = 1
+    counts: Thresholds | None = None
     dropouts: dict[str, Phase] = field(default_factory=dict)
     log: SessionLog = field(default_factory=SessionLog)
 
@@ -64,7 +64,7 @@ class Simulation:
         self.names = tuple(f"c{i}" for i in range(self.n))
         identities = {name: Identity.generate() for name in self.names}
         roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
-        sizes = recommended(self.n, self.max_colluders, self.degree)
+        sizes = self.counts or recommended(self.n, self.max_colluders)
         self.quantiser = Quantiser(1.0, VALUE_BITS, self.n)
         self.parameters = SessionParameters(
             session_id=os.urandom(32), round=1, exchange=0, roster=self.names,
