@@ -36,7 +36,7 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("system", "wait_s"), [("custom_system", "0.5"), ("custom_http", "8")])
+@pytest.mark.parametrize(("system", "wait_s"), [("custom_system", "0.5"), ("custom_http", "12")])
 def test_a_killed_client_is_lost_and_the_sum_is_that_of_the_others(
     system: str, wait_s: str, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from protocols.secagg.client import SecAggClient
 from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Identity, Roster
 from protocols.secagg.interface import SecAggResult
-from protocols.secagg.local import SessionLog, run_session
+from protocols.secagg.local import PHASES, Phase, SessionLog, run_session
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
 from protocols.sparsify import Support
@@ -286,6 +286,30 @@ def test_values_follow_over_exactly_the_survivors_of_the_vote() -> None:
     assert np.abs(dequantised - plain).max() <= len(kept) * 10.0 / quantiser.levels
     modular = np.sum([vote.rings[name] for name in kept], axis=0, dtype=np.uint64) % 2**quantiser.modulus_bits
     assert result.sum.tolist() == modular.tolist()
+
+
+LOSSES = st.dictionaries(
+    st.sampled_from([f"client-{i + 1}" for i in range(6)]), st.sampled_from(PHASES), max_size=3
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(LOSSES, LOSSES)
+def test_whoever_is_lost_the_sums_are_of_the_same_clients_or_there_is_none(
+    first: dict[str, Phase], second: dict[str, Phase]
+) -> None:
+    vote = Vote()
+    try:
+        cast = vote.cast(first)
+        support = vote.rules.support(cast.sum, len(cast.survivors))
+        here = {name: phase for name, phase in second.items() if vote.confirmed[name]}
+        result = vote.values(vote.second(cast, support), support, here)
+    except SessionAborted:
+        return
+    assert result.survivors == cast.survivors
+    modulus = 2 ** vote.quantiser().modulus_bits
+    plain = sum(vote.rings[name].astype(np.int64) for name in cast.survivors) % modulus
+    assert result.sum.tolist() == plain.tolist()
 
 
 @pytest.mark.parametrize("phase", ["advertise", "share", "mask"])
