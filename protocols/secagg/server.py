@@ -1,8 +1,8 @@
 """The server's side of a session: it routes messages, adds masked vectors, and removes the masks of the sum.
 
-Theory of operation. One phase is open at a time. `receive` takes the answer of one client; a bad answer
-raises and loses that client, nobody else. `advance` closes the phase: whoever has not answered is lost for
-good, and the next messages come out. A masked vector is added on arrival and not kept, so memory is one vector
+Theory of operation. One phase is open at a time (`server_machine`). `receive` takes the answer of one client; a
+bad answer raises and loses that client, nobody else. `advance` closes the phase: whoever has not answered is
+lost for good, and the next messages come out. A masked vector is added on arrival and not kept, so memory is one vector
 plus what is small (`server_state`); late vectors stay out, where their self-mask protects them.
 
 The server is not trusted by anybody: each rule it keeps is also checked by the clients (`checks`), or only
@@ -11,14 +11,12 @@ saves honest parties a session that could not end well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 
-from protocols.errors import LocalProtocolError, RemoteProtocolError, SessionAborted
-from protocols.redaction import Redacted
+from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.secagg import limits, server_checks, statements
 from protocols.secagg.codec import AnyMessage, Message, decode, encode
 from protocols.secagg.graph import MaskGraph
@@ -34,29 +32,20 @@ from protocols.secagg.messages import (
     Leaf,
     MaskedVector,
     MaskStatement,
-    Proposal,
     Reveal,
     SharesIn,
     SharesOut,
     Survivors,
 )
 from protocols.secagg.recovery import Dealt, Recovery
+from protocols.secagg.server_machine import Phase, ServerMachine
 from protocols.secagg.server_state import SavedServer, ServerState
 from protocols.secagg.session import SessionParameters
 from protocols.secagg.snapshot import from_snapshot, to_snapshot
 from protocols.secagg.transcript import MerkleTree, digest, set_digest, to_bitmap
 
 
-@dataclass(frozen=True)
-class _Phase:
-    """How a phase takes an answer, how it closes, and which one follows."""
-
-    accept: Callable[[SecAggServer, int, bytes], None]
-    close: Callable[[SecAggServer], dict[int, Message]]
-    following: str
-
-
-class SecAggServer(Redacted):
+class SecAggServer(ServerMachine[ServerState]):
     """The server of one session.
 
     Args:
@@ -68,29 +57,13 @@ class SecAggServer(Redacted):
     """
 
     def __init__(self, *, parameters: SessionParameters, roster: Roster) -> None:
-        parameters.validate()
+        super().__init__(parameters, ServerState(), TRANSITIONS)
         if unknown := [client_id for client_id in parameters.roster if client_id not in roster]:
             raise LocalProtocolError(f"no identity is known for {', '.join(unknown)}")
-        self._parameters = parameters
         self._roster = roster
-        self._index = {client_id: index for index, client_id in enumerate(parameters.roster)}
         self._t0 = statements.parameters_digest(parameters)
         self._belongs_to = digest(b"server-snapshot", self._t0)  # ties a snapshot to this session
-        self._state = ServerState()
         self._sum = np.zeros(0, dtype=np.uint32)
-
-    def __repr__(self) -> str:
-        return f"SecAggServer(n={self._parameters.n}, phase={self.phase!r}, lost={len(self._state.lost)})"
-
-    @property
-    def phase(self) -> str:
-        """The open phase: "propose", the five that clients answer, "done" or "aborted"."""
-        return self._state.phase
-
-    @property
-    def lost(self) -> Mapping[str, str]:
-        """Every lost client with the phase in which it was lost, also after an abort."""
-        return {self._parameters.roster[index]: phase for index, phase in self._state.lost.items()}
 
     def snapshot(self) -> bytes:
         """Return the whole state as bytes, in any phase and between any two messages.
@@ -117,63 +90,13 @@ class SecAggServer(Redacted):
         server._sum = np.frombuffer(saved.total, dtype="<u4").astype(np.uint32)
         return server
 
-    def start(self) -> dict[str, bytes]:
-        """Return the proposal for every client, and open the phase "advertise"."""
-        if self.phase != "propose":
-            raise LocalProtocolError("a session starts once")
-        self._state.phase = "advertise"
-        return self._addressed(dict.fromkeys(self._alive(), Proposal(self._parameters)))
-
-    def receive(self, client_id: str, message: bytes) -> None:
-        """Take one client's answer in the open phase.
-
-        Raises:
-            RemoteProtocolError: it is not on the roster, was lost before, answered before, or the answer is
-                bad; in the last case it is lost now. Nobody else is affected.
-            LocalProtocolError: no phase is open.
-        """
-        phase = self._open_phase()
-        index = self._index.get(client_id)
-        if index is None:
-            raise RemoteProtocolError(client_id, "it is not on the roster")
-        if index in self._state.lost:
-            raise RemoteProtocolError(client_id, f"it was lost in phase {self._state.lost[index]}, for good")
-        if index in self._state.answered:
-            raise RemoteProtocolError(client_id, f"it already answered in phase {self.phase}")
-        try:
-            phase.accept(self, index, message)
-        except RemoteProtocolError:
-            self._state.lost[index] = self.phase
-            raise
-
-    def advance(self) -> dict[str, bytes]:
-        """Close the open phase and return the next message for each client that is still there.
-
-        Raises:
-            SessionAborted: too few clients are left, or a client's dealing makes the sum unrecoverable.
-            LocalProtocolError: no phase is open.
-        """
-        phase = self._open_phase()
-        for index in self._alive():
-            if index not in self._state.answered:
-                self._state.lost[index] = self.phase
-        try:
-            messages = phase.close(self)
-        except SessionAborted:
-            self._state.phase, self._sum = "aborted", np.zeros(0, dtype=np.uint32)
-            self._state.forget()
-            raise
-        self._state.phase = phase.following
-        return self._addressed(messages)
-
     def result(self) -> SecAggResult:
         """Return the sum, once the reveal phase was closed.
 
         Raises:
             LocalProtocolError: there is no sum yet, or there will be none.
         """
-        if self.phase != "done":
-            raise LocalProtocolError(f"there is no sum: the phase is {self.phase!r}")
+        self._require_sum()
         confirmed = self._state.confirmed.items()
         return SecAggResult(
             sum=self._sum,
@@ -242,9 +165,7 @@ class SecAggServer(Redacted):
     def _close_mask(self) -> dict[int, Message]:
         """Fix U3 and show every client what its neighbours signed about U2."""
         self._require(len(self._alive()), self._parameters.least, "masked")
-        for group in self._parameters.groups:
-            present = len(self._u3.intersection(group.contributors))
-            self._require(present, self._parameters.min_contributors, "masked and contribute to a group")
+        self._require_contributors(self._u3)
         bitmap, masked = to_bitmap(self._u3, self._parameters.n), self._state.masked
         return {
             index: Survivors(bitmap, tuple(masked[i] for i in self._graph.neighbours(index) if i in self._u3))
@@ -319,17 +240,17 @@ class SecAggServer(Redacted):
     @cached_property
     def _u1(self) -> frozenset[int]:
         """Who advertised."""
-        return self._state.left_after("advertise", self._parameters.n)
+        return self._left_after("advertise")
 
     @cached_property
     def _u2(self) -> frozenset[int]:
         """Who shared."""
-        return self._state.left_after("share", self._parameters.n)
+        return self._left_after("share")
 
     @cached_property
     def _u3(self) -> frozenset[int]:
         """Who masked: whose vectors are in the sum."""
-        return self._state.left_after("mask", self._parameters.n)
+        return self._left_after("mask")
 
     @cached_property
     def _u2_digest(self) -> bytes:
@@ -352,56 +273,24 @@ class SecAggServer(Redacted):
         """Who masks with whom."""
         return MaskGraph(self._parameters.n, self._parameters.degree, self._tree.root)
 
-    # all phases
-
-    def _open_phase(self) -> _Phase:
-        """Return the open phase."""
-        if self.phase not in TRANSITIONS:
-            raise LocalProtocolError(f"no phase is open: the session is {self.phase!r}")
-        return TRANSITIONS[self.phase]
+    # both ends of every phase
 
     def _decoded(self, kind: type[AnyMessage], index: int, data: bytes) -> tuple[str, AnyMessage]:
         """Return who sent it, and the message."""
         client_id = self._parameters.roster[index]
         return client_id, decode(kind, data, client_id, limits.most_bytes(kind, self._parameters))
 
-    def _alive(self) -> list[int]:
-        """Return who is still there, increasing."""
-        return [index for index in range(self._parameters.n) if index not in self._state.lost]
-
-    def _require(self, present: int, least: int, what: str) -> None:
-        """Abort unless enough clients did what the phase asks for."""
-        if present < least:
-            raise self._aborted(f"only {present} of at least {least} clients {what}")
-
-    def _aborted(self, reason: str) -> SessionAborted:
-        """Return the error that ends the session in the open phase."""
-        return SessionAborted(self.phase, self._names(self._state.lost), reason)
-
-    def _names(self, indices: Iterable[int]) -> tuple[str, ...]:
-        """Return client_ids in roster order."""
-        return tuple(self._parameters.roster[index] for index in sorted(indices))
-
-    def _addressed(self, messages: dict[int, Message]) -> dict[str, bytes]:
-        """Encode messages by client_id; one that goes to many is encoded once.
-
-        Each is dropped as soon as it is encoded, so that boxes are not held twice.
-        """
-        encoded: dict[int, bytes] = {}
-        addressed: dict[str, bytes] = {}
-        for index in sorted(messages):
-            message = messages.pop(index)
-            if id(message) not in encoded:  # no message is made here, so no two of them share an id
-                encoded[id(message)] = encode(message)
-            addressed[self._parameters.roster[index]] = encoded[id(message)]
-        return addressed
+    def _forget(self) -> None:
+        """Drop the sum and what would unmask it."""
+        self._sum = np.zeros(0, dtype=np.uint32)
+        self._state.forget()
 
 
-TRANSITIONS: Mapping[str, _Phase] = {
-    "advertise": _Phase(SecAggServer._accept_advertisement, SecAggServer._close_advertise, "share"),
-    "share": _Phase(SecAggServer._accept_shares, SecAggServer._close_share, "mask"),
-    "mask": _Phase(SecAggServer._accept_masked_vector, SecAggServer._close_mask, "confirm"),
-    "confirm": _Phase(SecAggServer._accept_confirmation, SecAggServer._close_confirm, "reveal"),
-    "reveal": _Phase(SecAggServer._accept_reveal, SecAggServer._close_reveal, "done"),
+TRANSITIONS: Mapping[str, Phase] = {
+    "advertise": Phase(SecAggServer._accept_advertisement, SecAggServer._close_advertise, "share"),
+    "share": Phase(SecAggServer._accept_shares, SecAggServer._close_share, "mask"),
+    "mask": Phase(SecAggServer._accept_masked_vector, SecAggServer._close_mask, "confirm"),
+    "confirm": Phase(SecAggServer._accept_confirmation, SecAggServer._close_confirm, "reveal"),
+    "reveal": Phase(SecAggServer._accept_reveal, SecAggServer._close_reveal, "done"),
 }
 """Every phase that clients answer. From each, `advance` may also lead to "aborted"."""

@@ -20,10 +20,10 @@ from protocols.secagg.messages import (
     RevealedShare,
 )
 from protocols.secagg.recovery import Dealt
+from protocols.secagg.server_machine import PHASES
 from protocols.secagg.session import Index
 
 Phase = Annotated[str, UpTo(16)]
-ANSWERED_PHASES = ("advertise", "share", "mask", "confirm", "reveal")
 
 
 @dataclass(repr=False)
@@ -47,12 +47,7 @@ class ServerState(Redacted):
     def answered(self) -> Mapping[int, Any]:
         """What was kept of each good answer in the open phase."""
         answers = (self.advertisements, self.dealt, self.masked, self.confirmed, self.revealed)
-        return answers[ANSWERED_PHASES.index(self.phase)]
-
-    def left_after(self, phase: str, n: int) -> frozenset[int]:
-        """Return who was not lost up to the end of a phase: U1 after "advertise", U2 after "share", and so on."""
-        closed = ANSWERED_PHASES[: ANSWERED_PHASES.index(phase) + 1]
-        return frozenset(index for index in range(n) if self.lost.get(index) not in closed)
+        return answers[PHASES.index(self.phase)]
 
     def shares_by_owner(self) -> dict[int, dict[int, bytes]]:
         """Return what was revealed, by owner and holder."""

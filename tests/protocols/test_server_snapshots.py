@@ -13,7 +13,7 @@ from protocols.errors import LocalProtocolError, RemoteProtocolError, SessionAbo
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.local import PHASES
 from protocols.secagg.server import SecAggServer
-from protocols.secagg.server_state import SavedServer, ServerState
+from protocols.secagg.server_state import SavedServer
 
 
 def restored(federation: Any, snapshot: bytes) -> SecAggServer:
@@ -153,4 +153,3 @@ def test_the_state_is_its_own_encoding(federation: Any) -> None:
     federation.drive(until="reveal")
     saved = SavedServer(federation.server._state, b"")
     assert encode(decode(SavedServer, encode(saved), "test")) == encode(saved)
-    assert ServerState().left_after("reveal", 3) == {0, 1, 2}
