@@ -8,9 +8,11 @@ client that holds T1 and a path knows that everybody with the same T1 was shown 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 _DOMAIN = b"fedlora-priv/v1/"
+_length = struct.Struct("<I").pack  # thousands of statements are made in a session
 
 
 def digest(label: bytes, *parts: bytes) -> bytes:
@@ -20,7 +22,7 @@ def digest(label: bytes, *parts: bytes) -> bytes:
 
 def statement(*parts: bytes) -> bytes:
     """Return the parts, each preceded by its length in 4 bytes: the payload of every signature."""
-    return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+    return b"".join([_length(len(part)) + part for part in parts])
 
 
 def to_bitmap(members: Iterable[int], n: int) -> bytes:
