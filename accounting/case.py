@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .chain import Chain, Charge
+from .private_audit import AttemptRecord
+from .rows import Partition
+
+if TYPE_CHECKING:
+    from .empirical import EmpiricalResult  # scipy takes a while to import
 
 Status = Literal["PASS", "FAIL", "UNVERIFIABLE"]
 _SHOWN = 3
@@ -14,7 +19,10 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one check found: its number and name, the status, the evidence, and what would help."""
+    """What one check found: its number and name, the status, the evidence, and what would help.
+
+    `remedy` says what to do about a FAIL, what would make an UNVERIFIABLE verifiable, and nothing for a PASS.
+    """
 
     check: int
     name: str
@@ -28,13 +36,29 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """What an auditor has besides report and ledgers, all of it optional.
+
+    Attributes:
+        private: records of clients' private audit files, by client. Verdicts that rest on them are private too.
+        empirical: what an attack on this run achieved.
+        partition: which public rows each client of a simulation holds.
+    """
+
+    private: Mapping[str, tuple[AttemptRecord, ...]] = field(default_factory=dict)
+    empirical: EmpiricalResult | None = None
+    partition: Partition | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
-    """What an audit has before it: the report, the chains by client, what broke them, and the pinned keys."""
+    """What an audit has before it: the report, the chains by client, what broke them, pinned keys, evidence."""
 
     report: Mapping[str, Any]
     chains: Mapping[str, Chain]
     broken: str | None
     roster: Mapping[str, bytes] | None
+    evidence: Evidence = field(default_factory=Evidence)
 
     @property
     def run(self) -> str:
@@ -47,6 +71,12 @@ class Case:
         plans: Mapping[str, Mapping[str, Any]] = self.report["plan"]
         return plans
 
+    @property
+    def secure_aggregation(self) -> Mapping[str, Any]:
+        """What the report states of its sessions; empty if nothing."""
+        stated: Mapping[str, Any] = self.report.get("secure_aggregation", {})
+        return stated
+
     def rests_on_plan(self, client_id: str) -> bool:
         """Whether the report itself says that a client's claim is its plan's worst case, for want of rows."""
         return any(c["who"] == client_id and c["basis"] == "plan" for c in self.report["claims"])
@@ -55,6 +85,16 @@ class Case:
         """A client's charges in this run."""
         chain = self.chains.get(client_id)
         return [charge for charge in chain.charges.values() if charge.run == self.run] if chain else []
+
+    def all_charges(self) -> Iterator[tuple[str, Charge]]:
+        """Every client's charges in this run, each with a text that says whose and in which row it is."""
+        for client_id in self.chains:
+            for charge in self.charges(client_id):
+                yield f"{client_id}, row {charge.reservation}", charge
+
+    def without_rows(self) -> list[str]:
+        """The planned clients whose ledgers are not here."""
+        return sorted(self.plans.keys() - self.chains.keys())
 
     def recorded(self, client_id: str) -> Iterator[tuple[str, Mapping[str, str]]]:
         """Where, and what, a client's reservations in this run recorded of the code, the noise and the plan."""
@@ -78,14 +118,36 @@ class Findings:
         elif recorded[name] != stated:
             self.problems.append(f"{where}: {name} {recorded[name]}, where the report has {stated}")
 
-    def verdict(self, number: int, name: str, remedy: str) -> Verdict:
-        """The verdict that follows: the first few of what weighs most."""
-        status: Status = "FAIL" if self.problems else "UNVERIFIABLE" if self.doubts else "PASS"
-        shown = list(dict.fromkeys(self.problems or self.doubts or self.facts))
-        more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-        return Verdict(
-            number, name, status, "; ".join(shown[:_SHOWN]) + more, "" if status == "PASS" else remedy
-        )
+    @property
+    def status(self) -> Status:
+        """FAIL for any problem, UNVERIFIABLE for any doubt without one, else PASS."""
+        return "FAIL" if self.problems else "UNVERIFIABLE" if self.doubts else "PASS"
+
+    def evidence(self) -> str:
+        """The first few of what weighs most; what could be confirmed follows a doubt."""
+        if self.problems:
+            return _listed(self.problems)
+        if self.doubts and self.facts:
+            return f"{_listed(self.doubts)}. Confirmed: {_listed(self.facts)}"
+        return _listed(self.doubts or self.facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question of an audit: its number and name, what gathers the answer, and what to do about that."""
+
+    number: int
+    name: str
+    body: Callable[[Case, Findings], None]
+    if_fail: str
+    to_verify: str
+
+    def __call__(self, case: Case) -> Verdict:
+        """The verdict on a case."""
+        found = Findings()
+        self.body(case, found)
+        remedy = {"FAIL": self.if_fail, "UNVERIFIABLE": self.to_verify, "PASS": ""}[found.status]
+        return Verdict(self.number, self.name, found.status, found.evidence(), remedy)
 
 
 def needs_rows(check: Callable[[Case, Findings], None]) -> Callable[[Case, Findings], None]:
@@ -98,3 +160,17 @@ def needs_rows(check: Callable[[Case, Findings], None]) -> Callable[[Case, Findi
             check(case, found)
 
     return guarded
+
+
+def names(clients: Iterable[str]) -> str:
+    """A few client ids in one text."""
+    listed = sorted(clients)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more
+
+
+def _listed(texts: list[str]) -> str:
+    """The first few texts, each once."""
+    shown = list(dict.fromkeys(texts))
+    more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return "; ".join(shown[:_SHOWN]) + more

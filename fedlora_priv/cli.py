@@ -143,14 +143,18 @@ def audit(
     roster: Annotated[
         Path | None, typer.Option(help="roster.json with the clients' keys, as *you* know them.")
     ] = None,
+    private: Annotated[
+        list[Path] | None,
+        typer.Option(help="A client's private audit file, or a folder of them; the answer is private too."),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
-    """Re-derive a report and give a verdict on every claim; exit code 1 on any FAIL."""
+    """Re-derive a report and answer sixteen questions about it; exit code 1 on any FAIL."""
     from fedlora_priv.reports.auditing import audit_files
     from fedlora_priv.reports.tables import print_verdicts
 
-    verdicts = audit_files(target, ledger=ledger, roster=roster)
+    verdicts = audit_files(target, ledger=ledger, roster=roster, private=private or ())
     if as_json:
         console.print_json(json.dumps([verdict.to_json() for verdict in verdicts]))
     else:

@@ -15,6 +15,7 @@ from accounting import report as reports
 from accounting.anchor import Anchor
 from accounting.chain import replay
 from accounting.errors import LedgerError
+from accounting.rows import PARTITION_FILE, Partition
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
@@ -67,7 +68,11 @@ def build(
     experiment = parts.experiment
     return reports.build(
         run=folder.run.hex(),
-        experiment={"name": experiment.experiment.name, "config_sha256": experiment.digest()},
+        experiment={
+            "name": experiment.experiment.name,
+            "config_sha256": experiment.digest(),
+            "start_weights": {"base": parts.model_reference, "from_run": None},
+        },
         plans=parts.plans.values(),
         rows=[row for statement in statements.values() for row in statement.ledger.splitlines()],
         anchors=_anchors(history, statements),
@@ -158,6 +163,11 @@ def _outputs(parts: Parts) -> list[dict[str, str]]:
     return [{"what": what, "covered_by": cover} for what, cover in outputs]
 
 
+def partition(parts: Parts) -> Partition | None:
+    """Return which row each client holds, if the rows are public: an auditor sees that none is held twice."""
+    return Partition(parts.dataset_id, parts.row_numbers) if parts.experiment.data.public else None
+
+
 def adapter_notes(report: Mapping[str, Any], label_names: list[str]) -> str:
     """Return what the adapter's card says of the guarantee and the labels."""
     claim = max(report["claims"], key=lambda claim: float(claim["epsilon"]))
@@ -173,9 +183,15 @@ def adapter_notes(report: Mapping[str, Any], label_names: list[str]) -> str:
 
 
 def write(
-    folder: Path, report: dict[str, Any], metrics: list[dict[str, Any]], statements: Mapping[str, Statement]
+    folder: Path,
+    report: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    statements: Mapping[str, Statement],
+    partition: Partition | None,
 ) -> None:
-    """Write ledger.jsonl, report.html and, last of all, report.json: it marks the run as finished."""
+    """Write ledger.jsonl, partition.json, report.html and, last of all, report.json: then the run is finished."""
+    if partition is not None:
+        write_atomically(folder / PARTITION_FILE, partition.to_text().encode())
     ledger = "".join(statement.ledger for statement in statements.values())
     write_atomically(folder / "ledger.jsonl", ledger.encode())
     write_atomically(folder / "report.html", render(report, metrics).encode())

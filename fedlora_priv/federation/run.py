@@ -103,7 +103,7 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress, amend
             client.close()
     report = record.build(parts, folder, history, statements)
     _save_adapter(parts, state, folder, report)
-    record.write(folder.path, report, history.metrics, statements)
+    record.write(folder.path, report, history.metrics, statements, record.partition(parts))
     return Outcome(
         folder.path, report, history.metrics, ended_early(history.records) or _without_sum(history)
     )

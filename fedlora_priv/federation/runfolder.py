@@ -6,6 +6,7 @@ roster.json     the clients' public identity keys
 metrics.jsonl   one line a round
 checkpoints/    the server's public state after the last rounds
 ledger.jsonl, report.json, report.html, adapter/        once the run has finished
+partition.json  public data only: which rows each client held, once the run has finished
 clients/, ledger.sqlite                                 public data only: the simulated clients' own disks
 """
 

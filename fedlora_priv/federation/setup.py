@@ -18,6 +18,7 @@ import numpy as np
 
 from accounting.ledger import Ledger
 from accounting.planning import Plan
+from accounting.rows import RECORDED_AS, rows_digest
 from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.assets import MINILM, fetch
@@ -55,7 +56,8 @@ class Parts:
     Args:
         model_reference: what the adapter's card tells a reader to load the adapter onto.
         credit: licences and authors of data and model, as far as they are known.
-        examples, row_digests: each client's tokenised rows, and a digest of the rows as they are. Private.
+        examples, row_numbers, row_digests: each client's tokenised rows, their positions in the training data,
+            and a digest of the rows as they are. Private.
         evaluation: public held-out rows, or None where no accuracy may be reported.
         observe: told of every training, after it was noised; an empirical audit attacks what it is told.
     """
@@ -67,12 +69,18 @@ class Parts:
     initial: State
     plans: dict[str, Plan]
     examples: dict[str, TokenisedExamples]
+    row_numbers: dict[str, tuple[int, ...]] = field(repr=False)
     row_digests: dict[str, bytes] = field(repr=False)
     evaluation: TokenisedExamples | None
     label_names: list[str]
     model_reference: str
     credit: str
     observe: Observe | None = None
+
+    @property
+    def dataset_id(self) -> str:
+        """The name that the clients' ledgers know the data by."""
+        return self.experiment.data.dataset_id or public_name(self.experiment.data.source)
 
     def evaluator(self) -> Callable[[State], float] | None:
         """Return the accuracy of a state on the public held-out rows, if there are any."""
@@ -116,6 +124,9 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
         initial=read_state(model),
         plans=plans,
         examples={client_id: tokenised(held) for client_id, held in rows.items()},
+        row_numbers={
+            client_id: tuple(part.tolist()) for client_id, part in zip(client_ids, indices, strict=True)
+        },
         row_digests={client_id: _digest(held) for client_id, held in rows.items()},
         evaluation=None if source.evaluation is None else tokenised(source.evaluation),
         label_names=source.train.label_names,
@@ -200,8 +211,7 @@ def open_ledger(parts: Parts, folder: RunFolder, client_id: str) -> Ledger:
         DataError: the client holds other rows than those the ledger is about.
         RunFolderError: the ledger of known rows is gone.
     """
-    experiment, path = parts.experiment, folder.ledger_path(client_id)
-    dataset_id = experiment.data.dataset_id or public_name(experiment.data.source)
+    experiment, path, dataset_id = parts.experiment, folder.ledger_path(client_id), parts.dataset_id
     if not experiment.data.public:
         home = folder.client_home(client_id)
         home.require_same_rows(dataset_id, parts.row_digests[client_id], path)
@@ -215,8 +225,16 @@ def open_ledger(parts: Parts, folder: RunFolder, client_id: str) -> Ledger:
             **versions(),
             "noise_source": noise_source(experiment),
             "plan_sha256": parts.plans[client_id].digest(),
+            **_recorded_rows(parts, client_id),
         },
     )
+
+
+def _recorded_rows(parts: Parts, client_id: str) -> dict[str, str]:
+    """Return what reservations say of which rows a client holds: of private rows, nothing."""
+    if not parts.experiment.data.public:
+        return {}
+    return {RECORDED_AS: rows_digest(parts.dataset_id, parts.row_numbers[client_id])}
 
 
 def _digest(rows: Dataset) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from accounting import audit as auditor
@@ -13,19 +14,22 @@ from protocols.errors import ProtocolError
 from protocols.secagg.identity import Roster
 
 
-def audit_files(target: Path, *, ledger: Path | None = None, roster: Path | None = None) -> list[Verdict]:
-    """Return the verdicts on a run folder or a report.json.
+def audit_files(
+    target: Path, *, ledger: Path | None = None, roster: Path | None = None, private: Sequence[Path] = ()
+) -> list[Verdict]:
+    """Return the verdicts on a run folder or a report.json, with what lies beside it.
 
     Args:
         target: a run folder, or a report.json.
         ledger: the export to audit with; by default the ledger.jsonl beside the report. Where the clients of
             a simulation keep their ledger.sqlite there too, it must say the same.
         roster: a roster.json that pins the clients' keys.
+        private: clients' private audit files, or folders to search for those of the report's run.
 
     Raises:
-        RunFolderError: there is no report or no ledger, or export and ledger differ.
+        RunFolderError: there is no report, no ledger or no private file where one is named.
         ConfigError: the roster cannot be read.
-        ReportError: the report breaks its schema.
+        AccountingError: the report breaks its schema, or a file of evidence is damaged.
     """
     report = target / "report.json" if target.is_dir() else target
     if not report.is_file():
@@ -35,12 +39,29 @@ def audit_files(target: Path, *, ledger: Path | None = None, roster: Path | None
     if not export.is_file():
         raise RunFolderError(f"there is no {export}", "name the ledger export with --ledger")
     pinned = _pinned(roster)
-    verdicts = auditor.audit_files(report, export, pinned)
+    files = _private_files(private, report)
+    verdicts = auditor.audit_files(report, export, pinned, files)
     database = report.with_name("ledger.sqlite")
     if ledger is None and database.is_file():
-        stored = auditor.audit(reports.load(report), stored_lines(database), pinned)
+        evidence = auditor.evidence_beside(report, files)
+        stored = auditor.audit(reports.load(report), stored_lines(database), pinned, evidence)
         verdicts = _worse(verdicts, stored)
     return verdicts
+
+
+def _private_files(named: Sequence[Path], report: Path) -> list[Path]:
+    """Return the private audit files that are named, of a folder those of the report's run."""
+    found: list[Path] = []
+    for path in named:
+        if path.is_dir():
+            name = f"private-audit-{reports.load(report)['run']}.jsonl"
+            files = sorted(path.rglob(name))
+        else:
+            files = [path] if path.is_file() else []
+        if not files:
+            raise RunFolderError(f"there is no private audit file of this run at {path}", "check the path")
+        found += files
+    return found
 
 
 def _pinned(path: Path | None) -> dict[str, bytes] | None:

@@ -1,0 +1,94 @@
+"""Checks 12 and 14: what was chosen by looking at data, and whether looking was charged."""
+
+from __future__ import annotations
+
+import math
+
+from ..case import Case, Findings, needs_rows
+from ..events import AdaptiveClipPoissonGaussian, RepeatedTrials, Tuning
+
+_RELATIVE = 1e-9
+
+
+# --- 12 -----------------------------------------------------------------------------------------------------
+
+
+@needs_rows
+def tuning_charged(case: Case, found: Findings) -> None:
+    """Start weights and other runs that the report or the ledgers name are charged.
+
+    Never PASS: whoever tuned on the same rows without these ledgers left no trace in them.
+    """
+    _check_start(case, found)
+    for client_id, chain in case.chains.items():
+        others = {charge.run for charge in chain.charges.values()} - {case.run}
+        if others:
+            found.facts.append(
+                f"{client_id}: {len(others)} other runs on the same data are in its lifetime epsilon, which is the "
+                "claim if this run was chosen among them"
+            )
+    for where, charge in case.all_charges():
+        if isinstance(charge.reserved, Tuning | RepeatedTrials):
+            found.facts.append(f"{where} charges a search ({charge.reserved.kind})")
+    found.doubts.append("runs and choices that never touched these ledgers leave no trace in them")
+
+
+def _check_start(case: Case, found: Findings) -> None:
+    """Weights that an earlier run on the same data left are charged in the lifetime of who trained them."""
+    start = case.report["experiment"].get("start_weights")
+    if not isinstance(start, dict) or not isinstance(start.get("base"), str):
+        found.doubts.append("the report does not state which weights training began with")
+        return
+    origin = start.get("from_run")
+    if origin is None:
+        found.facts.append(f"begun from {start['base']!r}, taken as public, on the report's word")
+    elif not any(origin == charge.run for chain in case.chains.values() for charge in chain.charges.values()):
+        found.problems.append(
+            f"begun from the result of run {str(origin)[:16]}, which no ledger here has charged"
+        )
+    else:
+        found.facts.append(f"begun from run {str(origin)[:16]}, charged in the lifetime epsilon")
+
+
+# --- 14 -----------------------------------------------------------------------------------------------------
+
+
+@needs_rows
+def adaptive_clipping_charged(case: Case, found: Findings) -> None:
+    """Clip norms are the plan's constant; where they follow counts, the counts' noise is part of the price."""
+    constant = 0
+    for client_id, plan in case.plans.items():
+        if client_id not in case.chains:
+            found.doubts.append(f"no rows of {client_id}")
+        for charge in case.charges(client_id):
+            event = charge.reserved
+            where = f"{client_id}, row {charge.reservation}"
+            if isinstance(event, AdaptiveClipPoissonGaussian):
+                _check_adaptive(found, where, event, plan["noise_multiplier"])
+            elif isinstance(event, Tuning | RepeatedTrials):
+                found.doubts.append(f"{where}: the clip norms within a search are not recorded one by one")
+            elif event.clip_norm != plan["clip_norm"]:
+                found.problems.append(
+                    f"{where}: clip norm {event.clip_norm:g} where the plan has the constant {plan['clip_norm']:g}, "
+                    "and no noised count is charged that it could follow"
+                )
+            else:
+                constant += 1
+    if constant:
+        found.facts.append(f"{constant} charges clip to their plan's constant: there are no counts to charge")
+
+
+def _check_adaptive(
+    found: Findings, where: str, event: AdaptiveClipPoissonGaussian, planned_noise_multiplier: float
+) -> None:
+    """Vectors and counts together have at least the planned noise.
+
+    Source: Andrew et al. 2021, Theorem 1: z = (z_vectors^-2 + (2 stddev_counts)^-2)^(-1/2).
+    """
+    together = 1 / math.hypot(1 / event.noise_multiplier, 1 / (2 * event.count_noise_stddev))
+    if together < planned_noise_multiplier * (1 - _RELATIVE):
+        found.problems.append(
+            f"{where}: with its counts the noise multiplier is {together:.4g}, below the "
+            f"{planned_noise_multiplier:.4g} that was planned"
+        )
+    found.facts.append(f"{where}: vectors and counts together have noise multiplier {together:.4g}")
