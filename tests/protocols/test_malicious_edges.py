@@ -1,0 +1,233 @@
+"""What the other suites of malicious peers leave out: sizes, counts, and what every derivation is bound to."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protocols.errors import LocalProtocolError, RemoteProtocolError, SessionAborted, SignatureError
+from protocols.secagg import dealing, keys, limits, shamir, statements
+from protocols.secagg.codec import decode, encode
+from protocols.secagg.graph import MaskGraph
+from protocols.secagg.identity import Identity, Roster, verify
+from protocols.secagg.local import PHASES
+from protocols.secagg.messages import (
+    Advertisement,
+    Advertisements,
+    Confirmation,
+    Confirmations,
+    ConfirmStatement,
+    MaskedVector,
+    Proposal,
+    Reveal,
+    SharesIn,
+    SharesOut,
+    Survivors,
+)
+from protocols.secagg.session import CoordinateGroup
+from protocols.secagg.transcript import set_digest, to_bitmap
+
+VICTIM = "client-1"
+REQUESTS = dict(zip(PHASES[1:], (Advertisements, SharesIn, Survivors, Confirmations), strict=True))
+ANSWERS = dict(zip(PHASES, (Advertisement, SharesOut, MaskedVector, Confirmation, Reveal), strict=True))
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_client_reads_no_message_beyond_its_limit(federation: Any, phase: str) -> None:
+    if phase == "advertise":
+        most = 100
+        policy = replace(federation.policy, max_proposal_bytes=most)
+        federation.clients[VICTIM] = federation.client(VICTIM, policy=policy)
+    else:
+        federation.drive(until=phase)
+        most = limits.most_bytes(REQUESTS[phase], federation.parameters)
+    federation.refuses(phase, bytes(most + 1), f"here it has at most {most}")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_server_reads_no_message_beyond_its_limit(federation: Any, phase: str) -> None:
+    federation.drive(until=phase)
+    most = limits.most_bytes(ANSWERS[phase], federation.parameters)
+    with pytest.raises(RemoteProtocolError, match=f"client-1: .* here it has at most {most}"):
+        federation.server.receive(VICTIM, bytes(most + 1))
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_honest_message_is_within_its_limit(make_federation: Any, phase: str) -> None:
+    for federation in (make_federation(), make_federation(n=15, degree=6)):
+        inbox = federation.drive(until=phase)
+        longest = limits.longest(ANSWERS[phase], federation.parameters)
+        assert len(federation.answer(VICTIM, phase, inbox[VICTIM])) <= longest
+        if phase != "advertise":
+            assert len(inbox[VICTIM]) <= limits.longest(REQUESTS[phase], federation.parameters)
+
+
+def test_a_count_is_refused_before_its_items(federation: Any) -> None:
+    message = federation.drive(until="confirm")[VICTIM]
+    count_at = 2 + 4 + 1  # after version and kind, and the bitmap
+    lying = message[:count_at] + (2**32 - 1).to_bytes(4, "little") + message[count_at + 4 :]
+    federation.refuses("confirm", lying, "a claimed length exceeds")
+
+
+# Who is there.
+
+
+def test_u2_of_one_neighbourhood_alone_is_refused(make_federation: Any) -> None:
+    # Every holder of the victim's secrets is there, and nobody else: its masks would do, the quorum does not.
+    federation = make_federation(n=15, max_colluders=1, degree=6)
+    message = federation.drive(until="mask")[VICTIM]
+    holders = MaskGraph(15, 6, federation.clients[VICTIM].transcript).holders(0)
+    federation.refuses(
+        "mask", federation.edited(message, SharesIn, u2=to_bitmap(holders, 15)), "smaller than the quorum"
+    )
+
+
+def test_a_degree_beyond_the_roster_is_refused(federation: Any) -> None:
+    parameters = replace(federation.parameters, degree=6)
+    federation.refuses("advertise", encode(Proposal(parameters)), "degree")
+
+
+def test_a_second_exchange_has_exactly_the_survivors(federation: Any) -> None:
+    everybody = frozenset(federation.names)
+    for exact, changes in (
+        (everybody - {"client-5"}, {"quorum": 5, "min_survivors": 5}),
+        (everybody | {"client-6"}, {"quorum": 5, "min_survivors": 5}),
+        (everybody, {}),  # four of five would do: one could be lost
+    ):
+        policy = replace(federation.policy, exact_roster=exact)
+        federation.clients[VICTIM] = federation.client(VICTIM, policy=policy)
+        proposal = encode(Proposal(replace(federation.parameters, **changes)))
+        federation.refuses("advertise", proposal, "exactly the earlier survivors")
+    exact = replace(federation.policy, exact_roster=everybody)
+    proposal = encode(Proposal(replace(federation.parameters, quorum=5, min_survivors=5)))
+    assert federation.client(VICTIM, policy=exact).advertise(proposal)
+
+
+def test_a_vector_is_zero_where_its_client_does_not_contribute(make_federation: Any) -> None:
+    groups = (CoordinateGroup(0, 3, (0, 1, 2, 3, 4)), CoordinateGroup(3, 7, (0, 1, 2)))
+    federation = make_federation(groups=groups, min_contributors=3)
+    message = federation.drive(until="mask")["client-4"]
+    vector = np.zeros(7, dtype=np.uint32)
+    vector[5] = 1
+    client = federation.clients["client-4"]
+    with pytest.raises(LocalProtocolError, match="must be zero in the groups"):
+        client.mask(message, vector)
+    assert client.phase == "mask"
+
+
+@pytest.mark.parametrize(
+    ("phase", "did"), [("mask", "masked"), ("confirm", "confirmed"), ("reveal", "hold shares of client-1")]
+)
+def test_too_few_in_a_phase_abort_in_it_and_blame_nobody(federation: Any, phase: str, did: str) -> None:
+    inbox = federation.drive(until=phase)
+    for name in federation.names[:3]:
+        federation.server.receive(name, federation.answer(name, phase, inbox[name]))
+    with pytest.raises(SessionAborted, match=f"only 3 of at least 4 clients {did} [(]lost") as caught:
+        federation.server.advance()
+    assert caught.value.phase == phase
+    assert caught.value.lost == ("client-4", "client-5")
+    # Nothing of the three vectors, or of the shares, is kept.
+    assert federation.server._sum.size == 0
+    assert not federation.server._state.revealed
+
+
+def test_who_is_not_pinned_is_said_to_be(federation: Any) -> None:
+    identity = Identity.generate()
+    roster = Roster({"ada": identity.public_bytes})
+    with pytest.raises(RemoteProtocolError, match="eve: its identity is not pinned"):
+        roster.verify("eve", b"label", b"payload", identity.sign(b"label", b"payload"))
+
+
+# What is bound to what.
+
+
+def test_t1_enters_every_derivation() -> None:
+    secret, content = bytes(range(32)), b"content"
+
+    def box(t1: bytes) -> bytes:
+        """A box without the associated data, so that only its key can depend on T1."""
+        return keys.BoxAddress(t1, "a", "b", b"").key(secret, secret, b"c").encrypt(bytes(12), content, None)
+
+    derivations = {
+        "self-mask": lambda t1: keys.self_mask_key(secret, t1, "a"),
+        "pair mask": lambda t1: keys.pair_mask_key(secret, secret, t1, "a", "b", b"c"),
+        "seed commitment": lambda t1: keys.commitment(secret, b"seed", t1, "a"),
+        "master commitment": lambda t1: keys.commitment(secret, b"master", t1, "a"),
+        "escrow": lambda t1: keys.seal_escrow(content, secret, t1, "a"),
+        "box": box,
+    }
+    for name, derived in derivations.items():
+        assert derived(bytes(32)) != derived(b"\x01" * 32), name
+        assert derived(bytes(32)) == derived(bytes(32)), name
+
+
+def test_a_box_says_where_it_goes() -> None:
+    fields = {"t1": bytes(32), "sender": "a", "recipient": "b", "bound": b"c"}
+    others = {"t1": b"\x01" * 32, "sender": "x", "recipient": "x", "bound": b"x"}
+    said = {keys.BoxAddress(**fields).associated_data}
+    for name, other in others.items():
+        said.add(keys.BoxAddress(**{**fields, name: other}).associated_data)
+    assert len(said) == 5
+    assert all(b"share" in data for data in said)  # the phase
+
+
+def test_a_confirmation_is_for_one_u2(federation: Any) -> None:
+    # Two U2 with the same U3: a client that counted confirmations of the other would reveal master shares of
+    # clients that the others hold to be outside of the session.
+    inbox = federation.drive(until="reveal", lost=[("client-5", "mask")])
+    t1, u3 = federation.server._tree.root, set_digest(range(4), 5)
+    attached = statements.attachment_digest(b"")
+    votes = []
+    for index, name in enumerate(federation.names[:4]):
+        other = statements.confirm(t1, set_digest(range(4), 5), u3, name, attached)
+        votes.append(ConfirmStatement(index, attached, federation.clients[name]._identity.sign(*other)))
+    federation.refuses("reveal", encode(Confirmations(tuple(votes))), "client-1: the signature for 'confirm'")
+    assert federation.answer("client-2", "reveal", inbox["client-2"])
+
+
+def test_a_reveal_is_for_one_transcript(federation: Any) -> None:
+    inbox = federation.drive(until="reveal")
+    honest = decode(Reveal, federation.answer(VICTIM, "reveal", inbox[VICTIM]), "test")
+    identity = federation.clients[VICTIM]._identity
+    elsewhere = identity.sign(*statements.reveal(bytes(32), VICTIM, honest))
+    with pytest.raises(RemoteProtocolError, match="client-1: the signature for 'reveal'"):
+        federation.server.receive(VICTIM, encode(replace(honest, signature=elsewhere)))
+
+
+def test_a_signature_of_one_phase_is_none_of_another() -> None:
+    identity = Identity.generate()
+    for label, other in itertools.permutations([phase.encode() for phase in PHASES], 2):
+        with pytest.raises(SignatureError):
+            verify(identity.public_bytes, other, b"payload", identity.sign(label, b"payload"))
+
+
+def test_fewer_shares_than_the_threshold_say_nothing(federation: Any) -> None:
+    federation.drive(until="share")
+    state = federation.clients[VICTIM]._state
+    dealt = dealing._split(state, list(range(5)), 0, os.urandom)
+    shares = {holder + 1: held.seed_share for holder, held in dealt.items()}
+    for some in itertools.combinations(shares, 4):
+        assert shamir.combine({point: shares[point] for point in some}, 4, 32) == state.seed
+    for size in (1, 2, 3):  # of a polynomial of degree 3: a word out of range, but for a chance of 2^-256
+        for some in itertools.combinations(shares, size):
+            with pytest.raises(LocalProtocolError, match="do not determine a secret"):
+                shamir.combine({point: shares[point] for point in some}, size, 32)
+
+
+def test_salts_and_coefficients_are_fresh_for_every_holder(federation: Any) -> None:
+    message = federation.drive(until="share")[VICTIM]
+    state = federation.clients[VICTIM]._state
+    dealt = dealing._split(state, list(range(5)), 0, os.urandom)
+    salts = [salt for held in dealt.values() for salt in (held.seed_salt, held.master_salt)]
+    assert len(set(salts)) == 10
+    once = decode(SharesOut, federation.answer(VICTIM, "share", message), "test")
+    digests = [digest for p in once.parcels for digest in (p.seed_digest, p.master_digest)]
+    assert len({*digests, once.seed_digest, once.master_digest}) == 10
