@@ -13,6 +13,7 @@ from .case import Case, Findings, needs_rows
 from .errors import AccountingError, PricingError
 from .events import PoissonGaussian, PrivateEvent
 from .independent import bracket, can_price
+from .merge import DISJOINT, OVERLAPPING
 from .pricing import Accountant, compose, epsilon
 
 # Accountants agree to ~1e-9 across platforms; a reported epsilon may have lost digits in printing.
@@ -33,10 +34,7 @@ def epsilon_rederived(case: Case, found: Findings) -> None:
     if reports.FEDERATION in case.plans:
         found.problems.append(f"a client is called {reports.FEDERATION!r}, so its claim cannot be told apart")
     derived = {client_id: _derive(case, found, client_id) for client_id in case.plans}
-    derived[reports.FEDERATION] = (
-        max(run for run, _ in derived.values()),
-        max(lifetime for _, lifetime in derived.values()),
-    )
+    derived[reports.FEDERATION] = _derive_federation(case, found, derived)
     if set(claims) != {(who, view) for who in derived for view in reports.VIEWS}:
         found.problems.append(
             "the claims do not cover every client and the federation in every view, once each"
@@ -57,8 +55,13 @@ def epsilon_rederived(case: Case, found: Findings) -> None:
 
 def planned_cost(plan: Mapping[str, Any]) -> float:
     """PLD's epsilon of all the steps of a reported plan. Raises PricingError, as `bounded_epsilon` does."""
+    return bounded_epsilon((_planned_event(plan),), plan["delta"])
+
+
+def _planned_event(plan: Mapping[str, Any]) -> PoissonGaussian:
+    """All the steps of a reported plan. Raises PricingError if it is none."""
     try:
-        event = PoissonGaussian(
+        return PoissonGaussian(
             plan["noise_multiplier"],
             plan["sample_rate"],
             plan["planned_steps"],
@@ -67,7 +70,6 @@ def planned_cost(plan: Mapping[str, Any]) -> float:
         )
     except AccountingError as error:
         raise PricingError(f"the plan is none: {error}") from error
-    return bounded_epsilon((event,), plan["delta"])
 
 
 def bounded_epsilon(events: tuple[PrivateEvent, ...], delta: float, accountant: Accountant = "pld") -> float:
@@ -82,7 +84,7 @@ def bounded_epsilon(events: tuple[PrivateEvent, ...], delta: float, accountant: 
         for mechanism, _ in parts:
             for name in ("noise_multiplier", "sample_rate"):
                 least, most = bounds[name]["minimum"], bounds[name]["maximum"]
-                if not least <= getattr(mechanism, name) <= most:
+                if not least <= (value := getattr(mechanism, name, most)) <= most:
                     value = getattr(mechanism, name)
                     raise PricingError(f"{name} {value:g} is outside {least:g} to {most:g}: not priced")
         if (steps := sum(count for _, count in parts)) > _LIFETIMES * bounds["planned_steps"]["maximum"]:
@@ -107,6 +109,31 @@ def _derive(case: Case, found: Findings, client_id: str) -> tuple[float, float]:
     return (
         _price(found, client_id, chain.spent(case.run), plan["delta"]),
         _price(found, client_id, chain.spent(), plan["delta"]),
+    )
+
+
+def _derive_federation(
+    case: Case, found: Findings, clients: Mapping[str, tuple[float, float]]
+) -> tuple[float, float]:
+    """The federation's epsilon as its claim says it follows: the largest, or all clients' events composed."""
+    largest = (max(run for run, _ in clients.values()), max(lifetime for _, lifetime in clients.values()))
+    bases = {claim["basis"] for claim in case.report["claims"] if claim["who"] == reports.FEDERATION}
+    if bases == {DISJOINT}:
+        return largest
+    if bases != {OVERLAPPING}:
+        found.problems.append(f"the federation's claims rest on {', '.join(sorted(bases)) or 'nothing'}")
+        return largest
+    delta = next(iter(case.plans.values()))["delta"]
+    try:
+        lifetimes = [event for chain in case.chains.values() for event in chain.spent()]
+        this_run = [event for chain in case.chains.values() for event in chain.spent(case.run)]
+        this_run += [_planned_event(plan) for who, plan in case.plans.items() if who not in case.chains]
+    except PricingError as error:
+        found.problems.append(str(error))
+        return float("inf"), float("inf")
+    return (
+        _price(found, "all clients", tuple(this_run), delta),
+        _price(found, "all clients", tuple(lifetimes), delta),
     )
 
 

@@ -5,6 +5,7 @@ AccountingError
 ├── PricingError    events that this package will not put a price on
 ├── PlanningError   an epsilon target that cannot be planned for
 ├── LedgerError     a ledger that is not whole, or a row that its rules forbid (names the row)
+├── MergeError      ledgers that do not add up to one claim
 ├── BudgetExceeded  the next release would overspend
 ├── ReportError     a report that does not follow the published schema or its own ledger
 ├── EmpiricalError  outcomes of an attack that contradict themselves, or a damaged record of them
@@ -39,6 +40,10 @@ class LedgerError(AccountingError):
     def __init__(self, message: str, *, row: int | None = None) -> None:
         self.row = row
         super().__init__(message if row is None else f"ledger row {row}: {message}")
+
+
+class MergeError(AccountingError):
+    """Ledgers that do not add up to one claim: other units or adjacencies, or rows shared under shared noise."""
 
 
 class BudgetExceeded(AccountingError):  # noqa: N818  (reads as what happened)

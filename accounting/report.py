@@ -20,6 +20,7 @@ from .anchor import Anchor, ledger_head
 from .chain import Chain, Row, replay
 from .errors import ReportError
 from .events import PrivateEvent
+from .merge import DISJOINT, OVERLAPPING, federation_epsilon
 from .planning import Plan
 from .pricing import epsilon
 
@@ -46,12 +47,14 @@ def build(
     outputs: Sequence[Mapping[str, str]],
     versions: Mapping[str, str],
     secure_aggregation: Mapping[str, Any] | None = None,
+    overlapping: bool = False,
 ) -> Report:
     """The report of one run, its claims computed from the clients' ledger rows, valid under the schema.
 
     `run` is the run's id (hex) in the ledgers; `rows` are the clients' exported ledgers, one after the other,
     and `anchors` their signed heads. The other arguments are the sections of those names. A planned client
-    whose rows are missing is claimed at the worst case of its plan.
+    whose rows are missing is claimed at the worst case of its plan. `overlapping` declares that a row of data may
+    be held by several clients.
 
     Raises:
         LedgerError: the rows are not whole.
@@ -66,7 +69,7 @@ def build(
         "run": run,
         "mode": "local",
         "simulation": is_simulation(chains.values()),
-        "claims": make_claims(by_client, chains, run),
+        "claims": make_claims(by_client, chains, run, overlapping=overlapping),
         "plan": {client_id: plan.to_json() for client_id, plan in by_client.items()},
         "metrics": dict(metrics),
         "bytes": dict(bytes),
@@ -84,44 +87,60 @@ def build(
     return report
 
 
-def make_claims(plans: Mapping[str, Plan], chains: Mapping[str, Chain], run: str) -> list[dict[str, Any]]:
+def make_claims(
+    plans: Mapping[str, Plan], chains: Mapping[str, Chain], run: str, *, overlapping: bool = False
+) -> list[dict[str, Any]]:
     """Every client's claim in every view, then the federation's, from what the chains charge.
 
     In mode `local` the views do not differ: each client's noise protects it by itself, so nothing is gained
-    from masks, from others' noise or from who took part. Clients' data are disjoint, so the federation's
-    epsilon is the largest client's, at the one delta.
+    from masks, from others' noise or from who took part. The federation's epsilon is the largest client's, at the
+    one delta, or, where rows may be shared, that of all clients' events composed.
 
     Raises:
         ReportError: no plan, or plans that disagree about delta or adjacency.
     """
     if len({(plan.delta, plan.adjacency) for plan in plans.values()}) != 1:
         raise ReportError("a federation claim needs one delta and one adjacency in all plans")
+    delta = next(iter(plans.values())).delta
+    charged = {who: _charged(plan, chains.get(who), run) for who, plan in plans.items()}
+    lifetimes = {who: chains[who].spent() if who in chains else None for who in plans}
     clients = {
-        client_id: _client_claim(plan, chains.get(client_id), run) for client_id, plan in plans.items()
+        client_id: _client_claim(
+            plan, charged[client_id], lifetimes[client_id], "ledger" if client_id in chains else "plan"
+        )
+        for client_id, plan in plans.items()
     }
-    lifetimes = [claim["lifetime_epsilon"] for claim in clients.values()]
+    known = [events for events in lifetimes.values() if events is not None]
     clients[FEDERATION] = {
         **next(iter(clients.values())),
-        "epsilon": max(claim["epsilon"] for claim in clients.values()),
-        "lifetime_epsilon": None if None in lifetimes else max(lifetimes),
+        "epsilon": federation_epsilon(charged.values(), delta, overlapping=overlapping),
+        "lifetime_epsilon": None
+        if len(known) < len(plans)
+        else federation_epsilon(known, delta, overlapping=overlapping),
         "n": sum(plan.declared_examples for plan in plans.values()),
-        "basis": "maximum over disjoint clients",
+        "basis": OVERLAPPING if overlapping else DISJOINT,
     }
     return [{"who": who, "view": view, **claim} for who, claim in clients.items() for view in VIEWS]
 
 
-def _client_claim(plan: Plan, chain: Chain | None, run: str) -> dict[str, Any]:
-    """What one client's rows amount to: in this run, and over the data set's lifetime."""
-    charged = chain.spent(run) if chain else planned_events(plan)
+def _charged(plan: Plan, chain: Chain | None, run: str) -> tuple[PrivateEvent, ...]:
+    """What a client's rows charge in this run or, without rows, the worst case of its plan."""
+    return chain.spent(run) if chain else planned_events(plan)
+
+
+def _client_claim(
+    plan: Plan, charged: tuple[PrivateEvent, ...], lifetime: tuple[PrivateEvent, ...] | None, basis: str
+) -> dict[str, Any]:
+    """What one client's events amount to: in this run, and over the data set's lifetime."""
     return {
         "unit": "example",
         "adjacency": plan.adjacency,
         "epsilon": epsilon(charged, plan.delta),
         "delta": plan.delta,
         "accountant": "pld",
-        "lifetime_epsilon": epsilon(chain.spent(), plan.delta) if chain else None,
+        "lifetime_epsilon": None if lifetime is None else epsilon(lifetime, plan.delta),
         "n": plan.declared_examples,
-        "basis": "ledger" if chain else "plan",
+        "basis": basis,
     }
 
 
