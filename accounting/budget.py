@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .errors import BudgetExceeded
 from .events import PrivateEvent
 from .ledger import Ledger
-from .pricing import check_delta, compose, epsilon, mechanism_of, step_curve
+from .pricing import check_delta, compose, counted, epsilon, step_curve, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,17 @@ class Budget:
     def require_events(self, spent: Iterable[PrivateEvent], event: PrivateEvent) -> None:
         """As `require`, for a history given as events."""
         spent = tuple(spent)
-        mechanism = mechanism_of(event)
+        mechanism, count = counted(event)
         steps = dict(compose((*spent, event)))
         total = steps.pop(mechanism, 0)
-        curve = step_curve(tuple(sorted(steps.items())), mechanism, self.delta)
+        curve = step_curve(together(steps), mechanism, self.delta)
         if curve.within(total, self.epsilon):
             return
-        left = max(0, curve.affordable_steps(self.epsilon) - (total - event.steps))
+        left = max(0, curve.affordable_steps(self.epsilon) - (total - count))
         needed = curve.epsilon(total)
         raise BudgetExceeded(
             f"this release would bring epsilon to {needed:.4f} at delta {self.delta:g}, above the budget of "
-            f"{self.epsilon:g}: {epsilon(spent, self.delta):.4f} is spent and {left} of {event.steps} steps "
+            f"{self.epsilon:g}: {epsilon(spent, self.delta):.4f} is spent and {left} of {count} steps "
             "still fit; stop here, or raise the budget knowingly",
             epsilon=needed,
             limit=self.epsilon,

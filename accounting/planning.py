@@ -13,15 +13,17 @@ from dataclasses import asdict, dataclass
 from functools import cache, lru_cache, partial
 from typing import Any
 
-from . import canonical, rdp
+from . import canonical, losses, rdp
 from .errors import PlanningError
 from .events import Adjacency, PoissonGaussian, PrivateEvent
-from .pricing import DISCRETISATION, check_delta, compose, pld_epsilon, step_curve
-from .rdp import Mechanism, Parts
+from .mechanisms import Mechanism, Parts
+from .pricing import DISCRETISATION, certified_epsilon, check_delta, compose, interval, step_curve
 
 # Of the target, at most this much (times the target, where that is below 1) is left unspent by calibration.
 WINDOW = 0.005
 SMALLEST_NOISE, LARGEST_NOISE = 0.05, 1e5
+# Orders enough to come near.
+_SCREEN = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0, 512.0)
 
 
 def calibrate(
@@ -58,45 +60,74 @@ def calibrate(
 def _calibrate(
     target: float, delta: float, sample_rate: float, steps: int, base: Parts, adjacency: Adjacency
 ) -> float:
-    """RDP brackets, a coarse PLD narrows, the certifying PLD decides."""
+    """RDP comes near, our own losses on a coarse grid narrow, dp-accounting's PLD decides, once or seldom more."""
+    gaussian = _gaussian_only(base)
     window = WINDOW * min(1.0, target)
-    if base and pld_epsilon(base, delta) > target - window:
-        raise PlanningError(f"epsilon {pld_epsilon(base, delta):.4f} is spent: no room below {target:g}")
+    if base and certified_epsilon(base, delta) > target - window:
+        raise PlanningError(
+            f"epsilon {certified_epsilon(base, delta):.4f} is spent: no room below {target:g}"
+        )
 
-    def mechanism(noise_multiplier: float) -> Mechanism:
-        return Mechanism(noise_multiplier, sample_rate, adjacency)
+    def parts(noise_multiplier: float) -> Parts:
+        return (*base, (Mechanism(noise_multiplier, sample_rate, adjacency), steps))
 
     def screened(noise_multiplier: float) -> float:
-        return rdp.epsilon((*base, (mechanism(noise_multiplier), steps)), delta)
+        return rdp.epsilon(parts(noise_multiplier), delta, _SCREEN if gaussian else rdp.ORDERS)
 
-    @cache
-    def narrowed(noise_multiplier: float, coarseness: int) -> float:
-        return pld_epsilon((*base, (mechanism(noise_multiplier), steps)), delta, coarseness)
-
-    noise, shift = 0.95 * _search(screened, target, window=0.02 * target, guess=1.0), 0.0
-    # Where RDP is loose its guess is far off, and so is the grid that suits it: approach, then choose again.
-    for share in (0.4, 0.1):
-        price = partial(narrowed, coarseness=_coarseness(mechanism(noise)))
-        noise = _search(price, (1 + share / 2) * target, window=share * target, guess=noise)
-    price = partial(narrowed, coarseness=_coarseness(mechanism(noise)))
+    noise = _search(screened, target, window=0.02 * target if gaussian else window, guess=1.0)
+    if not gaussian:
+        return noise
+    noise, narrowed = _narrow(parts, target, delta, noise)
+    shift = losses.fast_epsilon(_all_gaussian(parts(noise)), delta, interval(parts(noise), delta)) - narrowed(
+        noise
+    )
     for _ in range(8):
-        noise = _search(price, target + shift - 0.2 * window, window=0.4 * window, guess=noise)
-        certified = step_curve(base, mechanism(noise), delta).epsilon(steps)
+        # The certifying grid rounds up less than the coarse one, by nearly as much everywhere near here.
+        noise = _search(narrowed, target - shift - 0.2 * window, window=0.4 * window, guess=noise)
+        certified = step_curve(base, Mechanism(noise, sample_rate, adjacency), delta).epsilon(steps)
         if target - window <= certified <= target:
             return noise
-        shift = price(noise) - certified  # the wider grid rounds up more: let it aim higher by that much
+        shift = certified - narrowed(noise)
     raise PlanningError(f"no noise multiplier was found for epsilon {target:g}: change target or steps")
 
 
-def _coarseness(mechanism: Mechanism) -> int:
-    """How much wider the search's grid may be than the certifying one.
+def _narrow(
+    parts: Callable[[float], Parts], target: float, delta: float, guess: float
+) -> tuple[float, Callable[[float], float]]:
+    """A noise multiplier priced a few percent above the target, and the price on a coarse grid that suits it."""
+
+    @cache
+    def price(noise_multiplier: float, grid: float) -> float:
+        return losses.fast_epsilon(_all_gaussian(parts(noise_multiplier)), delta, grid)
+
+    noise = 0.95 * guess
+    # Where RDP is loose its guess is far off, and so is the grid that suits it: approach, then choose again.
+    for share in (0.4, 0.1):
+        on_grid = partial(price, grid=_coarse_grid(parts(noise)))
+        noise = _search(on_grid, (1 + share / 2) * target, window=share * target, guess=noise)
+    return noise, partial(price, grid=_coarse_grid(parts(noise)))
+
+
+def _coarse_grid(parts: Parts) -> float:
+    """The grid to search on, not below the certifying one.
 
     An eighth of one step's typical loss, or ten thousand points over the losses up to ten standard deviations.
     """
+    mechanism, _ = _all_gaussian(parts)[-1]
     noise, sample_rate, _ = mechanism
     typical_loss = sample_rate * math.sqrt(math.expm1(min(noise**-2, 2.0)))
     largest_loss = math.log(sample_rate) + (0.5 + 10 * noise) / noise**2
-    return max(1, int(max(typical_loss / 8, largest_loss / 10_000) / DISCRETISATION))
+    return DISCRETISATION * max(1, int(max(typical_loss / 8, largest_loss / 10_000) / DISCRETISATION))
+
+
+def _gaussian_only(parts: Parts) -> bool:
+    """Whether PLD can price all that is spent, and so the whole."""
+    return all(isinstance(mechanism, Mechanism) for mechanism, _ in parts)
+
+
+def _all_gaussian(parts: Parts) -> list[tuple[Mechanism, int]]:
+    """The parts that PLD can price."""
+    return [(mechanism, steps) for mechanism, steps in parts if isinstance(mechanism, Mechanism)]
 
 
 def _search(price: Callable[[float], float], target: float, *, window: float, guess: float) -> float:

@@ -2,32 +2,58 @@
 
 Two accountants, both upper bounds:
 
-- `pld` certifies: privacy loss distributions (dp-accounting, pessimistic, discretisation 1e-4);
-- `rdp` screens: our own formulas (`rdp.py`), looser and far cheaper. `audit` uses it as the second method.
+- `pld` certifies: privacy loss distributions (dp-accounting, pessimistic, discretisation 1e-4). It prices
+  Gaussians on the whole data set and on Poisson samples, and nothing else;
+- `rdp` screens: our own formulas (`rdp.py`), looser and far cheaper, for every mechanism.
+
+Unless one is asked for, `pld` prices where it can price all of the events, else `rdp` all of them: one figure
+has one accountant, and `accountant_for` names it.
 
 Central-limit ("GDP") approximations are absent on purpose: they under-report.
 
-Composition is order-free and additive in steps, so any list of events reduces to `Parts`: how many steps of
-which mechanisms. Per-step distributions are cached, and k steps are one power in Fourier space, not k
-convolutions. Epsilon grows with steps, so one certified point covers every smaller number of steps: that is
-what `StepCurve` remembers, and why a running check costs next to nothing.
+Any list of events reduces to `Parts`: how many steps of which mechanisms (`mechanisms.py`). Per-step
+distributions are cached, and k steps are one power in Fourier space, not k convolutions. Epsilon grows with
+steps, so one certified point covers every smaller number of steps: that is what `StepCurve` remembers, and why
+a running check costs next to nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Literal
 
 from . import rdp
 from .errors import PricingError
-from .events import Event, Gaussian, NonPrivate, PoissonGaussian
-from .rdp import Mechanism, Parts
+from .events import Event
+from .losses import largest_loss
+from .mechanisms import AnyMechanism, Mechanism, Parts, compose, counted, mechanism_of, together
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
+__all__ = [
+    "DISCRETISATION",
+    "Accountant",
+    "Mechanism",
+    "RunningBound",
+    "StepCurve",
+    "accountant_for",
+    "certified_epsilon",
+    "check_delta",
+    "compose",
+    "counted",
+    "delta_of",
+    "distribution",
+    "epsilon",
+    "interval",
+    "mechanism_of",
+    "pld_epsilon",
+    "running_bound",
+    "step_curve",
+    "together",
+]
 
 Accountant = Literal["pld", "rdp"]
 DISCRETISATION = 1e-4
@@ -35,59 +61,51 @@ DISCRETISATION = 1e-4
 SMALLEST_PLD_DELTA = 1e-9
 
 
-def compose(events: Iterable[Event]) -> Parts:
-    """How many steps of which mechanisms a list of events amounts to, in canonical order.
-
-    Raises:
-        PricingError: a `NonPrivate` event (it has no price), an unknown kind, or mixed adjacencies.
-    """
-    steps: Counter[Mechanism] = Counter()
-    for event in events:
-        steps[mechanism_of(event)] += event.steps if not isinstance(event, NonPrivate) else 0
-    if len({mechanism.adjacency for mechanism in steps}) > 1:
-        raise PricingError("events under different adjacencies do not compose: price each by itself")
-    return tuple(sorted((mechanism, count) for mechanism, count in steps.items() if count))
+def accountant_for(events: Iterable[Event]) -> Accountant:
+    """The accountant that prices these events where none is asked for."""
+    return _accountant(compose(events))
 
 
-def mechanism_of(event: Event) -> Mechanism:
-    """The mechanism whose steps an event counts. Raises PricingError where there is none."""
-    if isinstance(event, PoissonGaussian):
-        return Mechanism(event.noise_multiplier, event.sample_rate, event.adjacency)
-    if isinstance(event, Gaussian):
-        return Mechanism(event.noise_multiplier, 1.0, event.adjacency)
-    if isinstance(event, NonPrivate):
-        raise PricingError(f"{event.what!r} was released outside the guarantee: list it, it has no price")
-    raise PricingError(f"no price is known for {type(event).__name__}")
+def _accountant(parts: Parts) -> Accountant:
+    """PLD if it can price every part."""
+    return "pld" if all(isinstance(mechanism, Mechanism) for mechanism, _ in parts) else "rdp"
 
 
-def epsilon(events: Iterable[Event], delta: float, accountant: Accountant = "pld") -> float:
+def epsilon(events: Iterable[Event], delta: float, accountant: Accountant | None = None) -> float:
     """Epsilon at `delta` of all the events together; 0.0 for none.
 
-    Guarantee: never below the true epsilon, under the adjacency that the events state, for mechanisms that
-    may be chosen from earlier results as long as their parameters are not.
+    Guarantee: never below the true epsilon, under the adjacency, unit and views that the events state, for
+    mechanisms that may be chosen from earlier results as long as their parameters are not.
 
     Raises:
-        PricingError: see `compose`; delta outside (0, 1), or too small for PLD.
+        PricingError: see `compose`; delta outside (0, 1), too small for PLD, or used up by rounding bounds; or
+            PLD was asked for and cannot price one of the events.
 
+    >>> from accounting.events import Gaussian
     >>> round(epsilon([Gaussian(noise_multiplier=10.0, steps=100, clip_norm=1.0)], delta=1e-5), 3)
     4.377
     """
     parts = compose(events)
+    accountant = accountant or _accountant(parts)
     check_delta(delta, accountant)
-    if not parts:
-        return 0.0
     if accountant == "rdp":
         return rdp.epsilon(parts, delta)
+    if _accountant(parts) == "rdp":
+        raise PricingError("PLD prices Gaussians on all data or on Poisson samples only: use 'rdp'")
+    if not parts:
+        return 0.0
     *base, (mechanism, steps) = parts
     return step_curve(tuple(base), mechanism, delta).epsilon(steps)
 
 
 def delta_of(events: Iterable[Event], epsilon: float) -> float:
-    """Delta at `epsilon` of all the events together, by PLD; 0.0 for none."""
+    """Delta at `epsilon` of all the events together, by the accountant that prices them; 0.0 for none."""
     parts = compose(events)
     if not parts:
         return 0.0
-    return float(_distribution(parts, _interval(parts, SMALLEST_PLD_DELTA)).get_delta_for_epsilon(epsilon))
+    if _accountant(parts) == "rdp":
+        return rdp.delta(parts, epsilon)
+    return float(distribution(parts).get_delta_for_epsilon(epsilon))
 
 
 def running_bound(events: Iterable[Event], delta: float) -> float:
@@ -95,12 +113,36 @@ def running_bound(events: Iterable[Event], delta: float) -> float:
 
     The smaller of RDP and the PLD points this process has certified at as many steps or more.
     """
-    parts = compose(events)
-    check_delta(delta, "rdp")
-    if not parts:
-        return 0.0
-    *base, (mechanism, steps) = parts
-    return min(rdp.epsilon(parts, delta), step_curve(tuple(base), mechanism, delta).known_bound(steps))
+    running = RunningBound(delta)
+    for event in events:
+        running.add(event)
+    return running.epsilon
+
+
+class RunningBound:
+    """As `running_bound`, for a history that grows: an event is added in microseconds."""
+
+    def __init__(self, delta: float) -> None:
+        check_delta(delta, "rdp")
+        self._delta = delta
+        self._steps: dict[AnyMechanism, int] = {}
+
+    def add(self, event: Event) -> None:
+        """Take in one more event."""
+        mechanism, steps = counted(event)
+        self._steps[mechanism] = self._steps.get(mechanism, 0) + steps
+
+    @property
+    def epsilon(self) -> float:
+        """The bound for all events so far. Raises PricingError where they do not compose."""
+        parts = together(self._steps)
+        if not parts:
+            return 0.0
+        bound = rdp.epsilon(parts, self._delta)
+        if _accountant(parts) == "rdp":
+            return bound
+        *base, (mechanism, steps) = parts
+        return min(bound, step_curve(tuple(base), mechanism, self._delta).known_bound(steps))
 
 
 def check_delta(delta: float, accountant: Accountant = "pld") -> None:
@@ -119,15 +161,15 @@ class StepCurve:
     Points are computed when first asked for and kept; `within` answers most questions from monotonicity.
     """
 
-    def __init__(self, base: Parts, mechanism: Mechanism, delta: float) -> None:
-        check_delta(delta)
+    def __init__(self, base: Parts, mechanism: AnyMechanism, delta: float) -> None:
+        check_delta(delta, _accountant((*base, (mechanism, 1))))
         self.base, self.mechanism, self.delta = base, mechanism, delta
         self._points: dict[int, float] = {}
 
     def epsilon(self, steps: int) -> float:
-        """PLD epsilon at `steps` steps."""
+        """Certified epsilon at `steps` steps."""
         if steps not in self._points:
-            self._points[steps] = pld_epsilon(self._parts(steps), self.delta)
+            self._points[steps] = certified_epsilon(self._parts(steps), self.delta)
         return self._points[steps]
 
     def known_bound(self, steps: int) -> float:
@@ -195,37 +237,47 @@ class StepCurve:
 
 
 @lru_cache(maxsize=4096)
-def step_curve(base: Parts, mechanism: Mechanism, delta: float) -> StepCurve:
+def step_curve(base: Parts, mechanism: AnyMechanism, delta: float) -> StepCurve:
     """The process-wide curve of a mechanism on a base at delta, so that planning warms up the budget."""
     return StepCurve(base, mechanism, delta)
 
 
-def pld_epsilon(parts: Parts, delta: float, coarseness: int = 1) -> float:
-    """PLD epsilon at delta; `coarseness` above 1 widens the discretisation: faster, still an upper bound."""
-    if not parts:
-        return 0.0
-    distribution = _distribution(parts, _interval(parts, delta) * coarseness)
-    return float(distribution.get_epsilon_for_delta(delta))
+def certified_epsilon(parts: Parts, delta: float) -> float:
+    """Epsilon at delta by PLD if it can price all parts, else by RDP."""
+    return pld_epsilon(parts, delta) if _accountant(parts) == "pld" else rdp.epsilon(parts, delta)
 
 
-def _interval(parts: Parts, delta: float) -> float:
-    """The discretisation: 1e-4, coarser by tens from epsilon 100 on, where memory would explode."""
-    magnitude = rdp.epsilon(parts, delta) / 100
-    return DISCRETISATION * float(10 ** max(0, math.ceil(math.log10(magnitude)) if magnitude > 1 else 0))
+def pld_epsilon(parts: Parts, delta: float) -> float:
+    """PLD epsilon at delta of parts that are all Gaussian."""
+    return float(_composed(parts, interval(parts, delta)).get_epsilon_for_delta(delta)) if parts else 0.0
 
 
-def _distribution(parts: Parts, interval: float) -> PrivacyLossDistribution:
-    """The privacy loss distribution of all the parts together."""
-    (mechanism, steps), *rest = parts
-    composed = _single_step(mechanism, interval).self_compose(steps)
-    for mechanism, steps in rest:
-        composed = composed.compose(_single_step(mechanism, interval).self_compose(steps))
-    return composed
+def distribution(parts: Parts) -> PrivacyLossDistribution:
+    """The privacy loss distribution of all the parts together, which must be Gaussian and not empty."""
+    return _composed(parts, interval(parts, SMALLEST_PLD_DELTA))
+
+
+def interval(parts: Parts, delta: float) -> float:
+    """The discretisation: 1e-4, coarser by tens where memory and time would explode.
+
+    That is from epsilon 100 on, and where one step's losses reach beyond 35 (with a noise multiplier below .35).
+    """
+    reach = max(largest_loss(mechanism) for mechanism, _ in parts if isinstance(mechanism, Mechanism))
+    size = max(rdp.epsilon(parts, delta) / 100, reach / 35)
+    return DISCRETISATION * float(10 ** max(0, math.ceil(math.log10(size)) if size > 1 else 0))
+
+
+def _composed(parts: Parts, grid: float) -> PrivacyLossDistribution:
+    """The distribution on a grid: every mechanism to the power of its steps, convolved."""
+    powers = [_single_step(mechanism, grid).self_compose(steps) for mechanism, steps in parts]
+    return reduce(lambda one, other: one.compose(other), powers)
 
 
 @lru_cache(maxsize=32)
-def _single_step(mechanism: Mechanism, interval: float) -> PrivacyLossDistribution:
-    """The privacy loss distribution of one step, rounded up on a grid of `interval`."""
+def _single_step(mechanism: AnyMechanism, grid: float) -> PrivacyLossDistribution:
+    """The privacy loss distribution of one step, rounded up on a grid."""
+    if not isinstance(mechanism, Mechanism):
+        raise PricingError(f"PLD has no price for {mechanism.kind}: use 'rdp'")
     # dp-accounting takes seconds to import: only those who price by PLD pay for it.
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import privacy_loss_distribution
@@ -235,6 +287,6 @@ def _single_step(mechanism: Mechanism, interval: float) -> PrivacyLossDistributi
     return build(
         standard_deviation=mechanism.noise_multiplier,
         sampling_prob=mechanism.sample_rate,
-        value_discretization_interval=interval,
+        value_discretization_interval=grid,
         neighboring_relation=relation or NeighboringRelation.ADD_OR_REMOVE_ONE,
     )

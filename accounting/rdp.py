@@ -1,7 +1,9 @@
-"""Rényi differential privacy of Poisson-sampled Gaussians, from the formulas alone.
+"""Rényi differential privacy of every mechanism, from the formulas alone.
 
 This is the second, independent way to a price: it shares nothing with the PLD path but the events. It is an
-upper bound, looser than PLD, and costs microseconds once a mechanism's curve is known.
+upper bound, looser than PLD where both have a price, and costs microseconds once a mechanism's curve is known.
+It is the only way to a price for shares of integer noise (`shares.py`), for batches of fixed size and for
+tuning (`amplification.py`); those have theorems at whole orders only, so their curves are infinite elsewhere.
 
 Source: Mironov, Talwar, Zhang 2019, "Rényi differential privacy of the sampled Gaussian mechanism"
 (Theorem 5, and section 3.3 for whole orders); Canonne, Kamath, Steinke 2020, Proposition 12, for the
@@ -11,14 +13,18 @@ conversion to (epsilon, delta).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .events import Adjacency
+from . import amplification, shares
+from .errors import PricingError
+from .events import DistributedDiscreteGaussian, DistributedSkellam, FixedSizeGaussian, Tuning
+from .mechanisms import AnyMechanism, Mechanism, Parts, charged_delta, counted
+
+__all__ = ["ORDERS", "Mechanism", "Parts", "delta", "epsilon", "rdp_curve", "step_rdp", "total_curve"]
 
 Floats = NDArray[np.float64]
 
@@ -27,39 +33,99 @@ ORDERS: tuple[float, ...] = (
     *(1 + k / 100 for k in range(1, 10)),
     *(1 + k / 20 for k in range(2, 80)),
     *(5 + k / 4 for k in range(24)),
-    *(float(order) for order in (*range(11, 65), 80, 96, 128, 192, 256, 512, 1024)),
+    *(float(order) for order in (*range(11, 65), *range(66, 128, 2), 128, 192, 256, 512, 1024)),
 )
-
-
-class Mechanism(NamedTuple):
-    """One step of a Poisson-sampled Gaussian (sample_rate 1: the plain Gaussian)."""
-
-    noise_multiplier: float
-    sample_rate: float
-    adjacency: Adjacency = "add-remove"
-
-
-Parts = tuple[tuple[Mechanism, int], ...]  # distinct mechanisms, sorted, with the number of steps of each
 
 
 def epsilon(parts: Parts, delta: float, orders: Sequence[float] = ORDERS) -> float:
     """Epsilon at `delta` of all the steps together, by RDP.
 
     Guarantee: an upper bound under the mechanisms' adjacency, at every order, hence at the best one.
+
+    Raises:
+        PricingError: unchecked rounding bounds (`rounding_beta`) alone use up delta.
     """
     if not parts:
         return 0.0
+    return _epsilon(total_curve(parts, orders), _left(parts, delta), orders)
+
+
+def delta(parts: Parts, epsilon: float, orders: Sequence[float] = ORDERS) -> float:
+    """Delta at `epsilon` of all the steps together, by RDP: at most 1."""
+    if not parts:
+        return 0.0
     alpha = np.asarray(orders, dtype=np.float64)
-    total = np.zeros(len(alpha))
+    excess = total_curve(parts, orders) - epsilon + np.log1p(-1 / alpha)
+    log_delta = float(((alpha - 1) * excess - np.log(alpha)).min())
+    return min(1.0, math.exp(min(log_delta, 0.0)) + charged_delta(parts))
+
+
+def total_curve(parts: Parts, orders: Sequence[float] = ORDERS) -> Floats:
+    """RDP of all the steps together at every order, float64 (len(orders),)."""
+    total = np.zeros(len(orders))
     for mechanism, steps in parts:
         total += steps * rdp_curve(mechanism, tuple(orders))
-    bound = total - (math.log(delta) + np.log(alpha)) / (alpha - 1) + np.log1p(-1 / alpha)
+    return total
+
+
+def _epsilon(curve: Floats, delta: float, orders: Sequence[float]) -> float:
+    """The best order's epsilon."""
+    alpha = np.asarray(orders, dtype=np.float64)
+    bound = curve - (math.log(delta) + np.log(alpha)) / (alpha - 1) + np.log1p(-1 / alpha)
     return max(0.0, float(bound.min()))
 
 
-@lru_cache(maxsize=256)
-def rdp_curve(mechanism: Mechanism, orders: tuple[float, ...] = ORDERS) -> Floats:
-    """RDP of one step at every order, float64 (len(orders),).
+def _left(parts: Parts, delta: float) -> float:
+    """What unchecked rounding bounds leave of delta."""
+    charged = charged_delta(parts)
+    if charged >= delta:
+        raise PricingError(
+            f"rounding bounds that may fail (rounding_beta) take {charged:.3g} of delta {delta:g}, and so all of "
+            "it: take rounding_beta = 0, fewer steps or a larger delta"
+        )
+    return delta - charged
+
+
+@lru_cache(maxsize=4096)
+def rdp_curve(mechanism: AnyMechanism, orders: tuple[float, ...] = ORDERS) -> Floats:
+    """RDP of one step at every order, float64 (len(orders),); infinite where no theorem bounds it."""
+    match mechanism:
+        case Mechanism():
+            curve = _gaussian_curve(mechanism, orders)
+        case FixedSizeGaussian():
+            # twice the clip norm lies between the two sums
+            at = partial(
+                amplification.fixed_size_gaussian, mechanism.noise_multiplier / 2, mechanism.sample_rate
+            )
+            curve = _at_whole_orders(at, orders)
+        case DistributedDiscreteGaussian() | DistributedSkellam():
+            # The amplification of Poisson samples is known for add/remove only: none under replace-one.
+            rate = mechanism.sample_rate if mechanism.adjacency == "add-remove" else 1.0
+            base = partial(shares.sum_rdp, mechanism)
+            curve = _at_whole_orders(partial(amplification.poisson, base, rate), orders)
+        case Tuning():
+            one_run = total_curve((counted(mechanism.candidate),), orders)
+            curve = amplification.best_of_random_many(
+                one_run, np.asarray(orders), mechanism.shape, mechanism.gamma, mechanism.mean_trials
+            )
+    curve.flags.writeable = False
+    return curve
+
+
+def _at_whole_orders(bound: Callable[[int], float], orders: tuple[float, ...]) -> Floats:
+    """A bound that holds at whole orders from 2 on; infinity at the others, and at those too large to sum."""
+    return np.array(
+        [
+            bound(int(order))
+            if order >= 2 and order == int(order) <= amplification.LARGEST_ORDER
+            else math.inf
+            for order in orders
+        ]
+    )
+
+
+def _gaussian_curve(mechanism: Mechanism, orders: tuple[float, ...]) -> Floats:
+    """RDP of a Gaussian step.
 
     Under replace-one the two data sets differ by a clipped vector and its opposite, 2 clip norms apart. That
     is priced as add/remove at half the noise multiplier: exact at sample rate 1, an upper bound below it.
@@ -67,9 +133,7 @@ def rdp_curve(mechanism: Mechanism, orders: tuple[float, ...] = ORDERS) -> Float
     noise_multiplier, sample_rate, adjacency = mechanism
     if adjacency == "replace-one":
         noise_multiplier /= 2
-    curve = np.array([step_rdp(order, noise_multiplier, sample_rate) for order in orders])
-    curve.flags.writeable = False
-    return curve
+    return np.array([step_rdp(order, noise_multiplier, sample_rate) for order in orders])
 
 
 def step_rdp(order: float, noise_multiplier: float, sample_rate: float) -> float:

@@ -53,14 +53,26 @@ def test_golden_replace_one(event: Gaussian | PoissonGaussian, certified: float)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("noise", "rate", "steps"), [(1.0, 0.01, 10_000), (0.8, 0.004, 15_000)])
+@pytest.mark.parametrize(("noise", "rate", "steps"), [(1.0, 0.01, 1000), (2.0, 0.05, 300)])
 def test_pld_lies_within_the_brackets_of_prv(noise: float, rate: float, steps: int) -> None:
     prv = pytest.importorskip("prv_accountant", reason="an oracle outside the [dev] extra")
     mechanism = prv.PoissonSubsampledGaussianMechanism(noise_multiplier=noise, sampling_probability=rate)
     accountant = prv.PRVAccountant(
-        prvs=[mechanism], max_self_compositions=[steps], eps_error=0.001, delta_error=1e-10
+        prvs=[mechanism], max_self_compositions=[steps], eps_error=0.01, delta_error=1e-9
     )
     low, _, high = accountant.compute_epsilon(delta=DELTA, num_self_compositions=[steps])
+    assert low <= pricing.epsilon([dp_sgd(noise, rate, steps)], DELTA) <= high
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("noise", "rate", "steps", "low", "high"),
+    [(1.0, 0.01, 10_000, 6.186385, 6.189040), (0.8, 0.004, 15_000, 4.378217, 4.380733)],
+)
+def test_pld_lies_within_the_recorded_brackets_of_prv(
+    noise: float, rate: float, steps: int, low: float, high: float
+) -> None:
+    """prv-accountant 0.2.0 at an error of .001, which takes it minutes."""
     assert low <= pricing.epsilon([dp_sgd(noise, rate, steps)], DELTA) <= high
 
 
