@@ -12,9 +12,10 @@ feedback takes only updates that are private at the client (`PrivateAtClient`), 
 that follows is then post-processing. Where clients add *shares* of the noise it must not be used: a raw update
 minus a sent one is not private, and there is no way to declare it so.
 
-Source: Seide et al. 2014; Karimireddy et al. 2019 ("Error feedback fixes SignSGD"), lemma 3: if compression keeps
-a fraction q of the squared norm of what it is given, and updates are at most G long, no residual is ever longer
-than G·s/(1-s), s = sqrt(1-q).
+Source: Seide et al. 2014; Karimireddy et al. 2019 ("Error feedback fixes SignSGD"), whose lemma 3 bounds the residual.
+In the form used here: if compression leaves out at most a fraction s < 1 of the norm of what it is given, and no update
+is longer than G, a residual e is followed by one of norm at most s·(|e| + G). So none is ever longer than G·s/(1-s);
+top-k of d leaves out s = sqrt(1 - k/d).
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ class ChannelScales:
         Raises:
             QuantisationError: no array, an empty one or one that is not finite, or a bad headroom or floor.
 
-        Source: per-channel affine quantisation as in FLoCoRA (Grativol et al. 2024); there each client scales
+        Source: per-channel affine quantisation as in FLoCoRA (Grativol Ribeiro et al. 2024); there each client scales
             by its own range, which cannot be summed.
         """
         if not (1.0 <= headroom < np.inf and 0.0 < floor < np.inf):

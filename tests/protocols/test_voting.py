@@ -418,3 +418,13 @@ def test_a_ring_lattice_is_kept_while_it_fits() -> None:
             context=bytes(32),
         )
         assert (second.degree, second.min_survivors) == (degree, kept)
+    high = value_exchange(
+        replace(first, threshold=20),  # more than are left
+        names[:17],
+        session_id=bytes(32),
+        vector_length=4,
+        modulus_bits=16,
+        bound=9,
+        context=bytes(32),
+    )
+    assert high.threshold == 17
