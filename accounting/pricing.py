@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DISCRETISATION",
+    "SMALLEST_PLD_DELTA",
     "Accountant",
     "Mechanism",
     "RunningBound",
@@ -252,6 +253,7 @@ def pld_epsilon(parts: Parts, delta: float) -> float:
     return float(_composed(parts, interval(parts, delta)).get_epsilon_for_delta(delta)) if parts else 0.0
 
 
+@lru_cache(maxsize=8)
 def distribution(parts: Parts) -> PrivacyLossDistribution:
     """The privacy loss distribution of all the parts together, which must be Gaussian and not empty."""
     return _composed(parts, interval(parts, SMALLEST_PLD_DELTA))
