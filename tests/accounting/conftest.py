@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -17,9 +18,12 @@ from accounting.chain import Chain, Entry, Row
 from accounting.events import NonPrivate
 from accounting.ledger import Ledger
 from accounting.planning import Plan, plan
+from accounting.private_audit import AttemptRecord, StepRecord
+from accounting.rows import RECORDED_AS, Partition
 from accounting.versions import library_versions
 
 RUN = "ab" * 16
+DIMENSION = 3000  # noised coordinates in a private audit file
 CODE = {"code_sha256": "c0de" * 16, "fedlora_priv": "0.1.0"}
 
 
@@ -41,6 +45,8 @@ class Federation:
     report: dict[str, Any]
     rows: dict[str, list[Row]]
     signers: dict[str, Signer] = field(repr=False)
+    private: dict[str, tuple[AttemptRecord, ...]] = field(repr=False)
+    partition: Partition = field(repr=False)
 
     @property
     def roster(self) -> dict[str, bytes]:
@@ -90,11 +96,41 @@ def make_plans(clients: int = 3) -> dict[str, Plan]:
     return {f"client-{k}": plan(client_id=f"client-{k}", **PLAN) for k in range(1, clients + 1)}
 
 
-def play_round(ledger: Ledger, client_plan: Plan, number: int, *, session: str) -> None:
-    """What a client's ledger sees of a round that works."""
+def play_round(
+    ledger: Ledger, client_plan: Plan, number: int, generator: np.random.Generator, *, session: str
+) -> AttemptRecord:
+    """What a client's ledger sees of a round that works; returns what its private audit file does."""
     reservation = ledger.reserve(client_plan.round_event(), round=number, run=RUN)
-    ledger.commit(reservation)
+    record = honest_record(client_plan, number, reservation, generator)
+    ledger.commit(reservation, private_audit=record.digest)
     ledger.release(reservation, session=session)
+    return record
+
+
+def honest_record(
+    client_plan: Plan, number: int, reservation: int, generator: np.random.Generator
+) -> AttemptRecord:
+    """What a trainer that does as it says would note, drawn by numpy rather than by this package."""
+    steps = []
+    for _ in range(client_plan.steps_per_round):
+        size = int(generator.binomial(client_plan.declared_examples, client_plan.sample_rate))
+        stddev = client_plan.noise_multiplier * client_plan.clip_norm
+        noise = generator.normal(scale=stddev, size=DIMENSION)
+        longest = client_plan.clip_norm * (1 - 1e-6) if size else 0.0
+        steps.append(
+            StepRecord(
+                size, size, 0, longest, 0.3 * size * longest, float(noise @ noise), float(abs(noise).max())
+            )
+        )
+    return AttemptRecord(
+        client_plan.client_id,
+        RUN,
+        number,
+        reservation,
+        client_plan.declared_examples,
+        DIMENSION,
+        tuple(steps),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +143,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 def finished(original: Federation) -> Federation:
     """Three clients, three rounds: client-2 is lost in round 2, client-3 re-masks in round 3."""
     rows = {client_id: list(rows) for client_id, rows in original.rows.items()}
-    return Federation(copy.deepcopy(original.report), rows, original.signers)
+    return replace(original, report=copy.deepcopy(original.report), rows=rows, private=dict(original.private))
 
 
 @pytest.fixture
@@ -133,6 +169,9 @@ def open_ledger(tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
 
 def make_federation(folder: Path) -> Federation:
     plans, rounds, rows, anchors = make_plans(), [], {}, []
+    private: dict[str, tuple[AttemptRecord, ...]] = {}
+    held = {client_id: tuple(range(1000 * k, 1000 * (k + 1))) for k, client_id in enumerate(plans)}
+    partition, generator = Partition("reviews", held), np.random.default_rng(4)
     signers = {client_id: Signer(k) for k, client_id in enumerate(plans, start=1)}
     for number in (1, 2, 3):
         survivors = [client_id for client_id in plans if (client_id, number) != ("client-2", 2)]
@@ -159,22 +198,31 @@ def make_federation(folder: Path) -> Federation:
                 **CODE,
                 "noise_source": reports.OS_KEYED_AES_CTR,
                 "plan_sha256": client_plan.digest(),
+                RECORDED_AS: partition.digest(client_id),
             },
         ) as ledger:
+            records = []
             for entry in rounds:
                 if client_id in entry["survivors"]:
-                    play_round(ledger, client_plan, entry["round"], session=entry["session_id"])
+                    session = entry["session_id"]
+                    records.append(
+                        play_round(ledger, client_plan, entry["round"], generator, session=session)
+                    )
                 else:
                     ledger.reserve(client_plan.round_event(), round=entry["round"], run=RUN)
             if client_id == "client-3":
                 ledger.release(ledger.charges(run=RUN, round=3)[0].reservation, session="f" * 32)
                 ledger.note(NonPrivate("its number of rows", "weights"), run=RUN)
-            rows[client_id] = list(ledger.rows())
+            rows[client_id], private[client_id] = list(ledger.rows()), tuple(records)
             signer = signers[client_id]
             anchors.append(ledger.anchor(sign=signer.sign, public_key=signer.public_key))
     document = reports.build(
         run=RUN,
-        experiment={"name": "test", "config_sha256": "0" * 64},
+        experiment={
+            "name": "test",
+            "config_sha256": "0" * 64,
+            "start_weights": {"base": "a public model", "from_run": None},
+        },
         plans=plans.values(),
         rows=[row for chain in rows.values() for row in chain],
         anchors=anchors,
@@ -194,4 +242,4 @@ def make_federation(folder: Path) -> Federation:
         versions={**library_versions(), **CODE},
         secure_aggregation={"mode": "secure", "min_survivors": 2},
     )
-    return Federation(document, rows, signers)
+    return Federation(document, rows, signers, private, partition)
