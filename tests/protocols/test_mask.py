@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from protocols.prg import CHUNK_BYTES, SecretStream
-from protocols.secagg.mask import Mask, add_masks
+from protocols.errors import LocalProtocolError
+from protocols.secagg.mask import CHUNK_BYTES, Mask, add_masks
 
 KEYS = [bytes([i]) * 32 for i in range(3)]
 
 
 def expansion(key: bytes, d: int, width: int) -> list[int]:
     """The mask's words of `width` bytes, read one at a time."""
-    data = SecretStream(key).bytes(width * d)
+    counter = modes.CTR((2).to_bytes(16, "big"))
+    data = Cipher(algorithms.AES(key), counter).encryptor().update(bytes(width * d))
     return [int.from_bytes(data[i : i + width], "little") for i in range(0, width * d, width)]
 
 
@@ -29,6 +32,22 @@ def test_against_python_integers(bits: int, width: int, extra: int) -> None:
     words = zip(*(expansion(key, d, width) for key in KEYS), strict=True)
     expected = [(value + a - b + c) % 2**bits for value, (a, b, c) in zip(before, words, strict=True)]
     assert ring.tolist() == expected
+
+
+def test_the_keystream_is_counter_mode_from_block_2_and_that_of_gcm() -> None:
+    d = 3 * CHUNK_BYTES // 4 + 5
+    ring = np.zeros(d, dtype=np.uint32)
+    add_masks(ring, [Mask(KEYS[1])], 32)
+    blocks = b"".join(counter.to_bytes(16, "big") for counter in range(2, 2 + -(-4 * d // 16)))
+    single = Cipher(algorithms.AES(KEYS[1]), modes.ECB()).encryptor()
+    assert ring.astype("<u4").tobytes() == single.update(blocks)[: 4 * d]
+    assert ring.astype("<u4").tobytes() == AESGCM(KEYS[1]).encrypt(bytes(12), bytes(4 * d), None)[:-16]
+
+
+@pytest.mark.parametrize("key", [b"", bytes(16), bytes(31), bytes(33)])
+def test_a_key_of_another_length_is_refused(key: bytes) -> None:
+    with pytest.raises(LocalProtocolError, match="32 bytes"):
+        Mask(key)
 
 
 @pytest.mark.parametrize("bits", [5, 11, 20, 32])

@@ -37,7 +37,8 @@ def KDF(secret: bytes, *context: bytes, size: int = 32) -> bytes:
 
 
 def keystream_words(key: bytes, n: int, w: int) -> list[int]:
-    data = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(w * n))
+    counter = modes.CTR((2).to_bytes(16, "big"))
+    data = Cipher(algorithms.AES(key), counter).encryptor().update(bytes(w * n))
     return [int.from_bytes(data[w * k : w * k + w], "little") for k in range(n)]
 
 
