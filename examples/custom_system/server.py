@@ -81,15 +81,19 @@ async def run_session(server: SecAggServer, transport: Transport) -> SecAggResul
     Raises:
         SessionAborted: too few did.
     """
+
+    async def ask(name: str, message: bytes) -> None:
+        """Hand a client's answer on as it comes, so that no vector waits for the others."""
+        answer = await transport.ask(name, message)
+        try:
+            if answer is not None:
+                server.receive(name, answer)
+        except RemoteProtocolError as error:
+            print(f"lost {error}", flush=True)
+
     inbox = server.start()
     while inbox:
-        answers = await asyncio.gather(*(transport.ask(name, message) for name, message in inbox.items()))
-        for name, answer in zip(inbox, answers, strict=True):
-            try:
-                if answer is not None:
-                    server.receive(name, answer)
-            except RemoteProtocolError as error:
-                print(f"lost {error}", flush=True)
+        await asyncio.gather(*(ask(name, message) for name, message in inbox.items()))
         inbox = server.advance()
     return server.result()
 

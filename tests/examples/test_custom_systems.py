@@ -15,7 +15,7 @@ from examples.custom_system.frames import FrameError, read_frame, write_frame
 from examples.custom_system.launch import prepare
 from examples.custom_system.participant import Participant
 from examples.custom_system.server import Transport
-from protocols.errors import GuardViolation, ProtocolError
+from protocols.errors import GuardViolation, ProtocolError, SessionAborted
 from protocols.secagg.identity import Roster
 from protocols.secagg.server import SecAggServer
 
@@ -197,3 +197,44 @@ def test_a_state_that_was_rolled_back_is_stopped_by_the_guard(
     (home / "state").unlink()  # as if a disk image of earlier had come back, but for the guard
     with pytest.raises(GuardViolation):
         Participant(home).answer(proposal)
+
+
+def test_http_says_what_became_of_an_answer(federation: tuple[Path, SecAggServer]) -> None:
+    pytest.importorskip("starlette", reason="the extra [examples] is not installed")
+    pytest.importorskip("uvicorn", reason="the extra [examples] is not installed")
+    import httpx2
+
+    from examples.custom_http.server import SessionOverHttp
+
+    folder, server = federation
+
+    async def scenario() -> None:
+        session = SessionOverHttp(server, start_s=60.0, phase_s=0.1)
+        running = asyncio.create_task(session.run())
+        await asyncio.sleep(0)
+        transport = httpx2.ASGITransport(app=session.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://session") as http:
+            asked = await http.get("/clients/client-1/request")
+            assert asked.status_code == 200
+            answer = Participant(folder / "client-1").answer(asked.content)
+            answered = "/clients/client-1/answer"
+            assert (await http.post(answered, content=bytes(MAX_MESSAGE + 1))).status_code == 413
+            assert (await http.post(answered, content=answer)).status_code == 204
+            assert (await http.post(answered, content=answer)).status_code == 409
+            bad = await http.post("/clients/client-2/answer", content=answer)
+            assert (bad.status_code, bad.text[:9]) == (400, "client-2:")
+            assert (await http.get("/clients/client-2/request")).status_code == 410
+            assert (await http.get("/clients/mallory/request")).status_code == 410
+            assert (await http.post("/clients/mallory/answer", content=b"x")).status_code == 409
+            for name in CLIENTS[2:5]:
+                proposal = (await http.get(f"/clients/{name}/request")).content
+                await http.post(
+                    f"/clients/{name}/answer", content=Participant(folder / name).answer(proposal)
+                )
+            garbage = await http.post("/clients/client-6/answer", content=b"")
+            assert garbage.status_code == 400
+            with pytest.raises(SessionAborted, match="aborted in phase share"):
+                await running  # four are left, and nobody shares within 0.1 s
+            assert (await http.get("/clients/client-1/request")).status_code == 410
+
+    asyncio.run(scenario())
