@@ -84,12 +84,12 @@ def decode(kind: type[AnyMessage], data: bytes, sender: str, most: int | None = 
         raise RemoteProtocolError(
             sender, f"a {kind.__name__} of {len(data)} bytes; here it has at most {most}"
         )
-    reader = _Reader(memoryview(data), sender)
+    reader = _Reader(data, sender)
     if reader.take(2) != bytes((VERSION, kind.KIND)):
         raise RemoteProtocolError(sender, f"not a {kind.__name__} message of version {VERSION}")
     message: AnyMessage = _wire(kind).read(reader)
-    if reader.rest:
-        raise RemoteProtocolError(sender, f"{len(reader.rest)} bytes are left over after the message")
+    if reader.left:
+        raise RemoteProtocolError(sender, f"{reader.left} bytes are left over after the message")
     return message
 
 
@@ -99,23 +99,30 @@ def least_size(kind: type) -> int:
 
 
 class _Reader:
-    """The bytes of a message not read yet."""
+    """The bytes of a message, read up to a position."""
 
-    def __init__(self, data: memoryview, sender: str) -> None:
-        self.rest = data
+    def __init__(self, data: bytes, sender: str) -> None:
+        self.data = data
+        self.at = 0
         self.sender = sender
+
+    @property
+    def left(self) -> int:
+        """How many bytes were not read yet."""
+        return len(self.data) - self.at
 
     def take(self, size: int) -> bytes:
         """Return the next bytes; slicing allocates no more than is there."""
-        if size > len(self.rest):
+        end = self.at + size
+        if end > len(self.data):
             raise self.error("the message ends too early")
-        taken, self.rest = self.rest[:size], self.rest[size:]
-        return bytes(taken)
+        taken, self.at = self.data[self.at : end], end
+        return taken
 
     def take_length(self, most: int, least_each: int = 1) -> int:
         """Return a claimed length or count that the rest of the message can hold."""
         length = int.from_bytes(self.take(_LENGTH_BYTES), "little")
-        if length > most or length * least_each > len(self.rest):
+        if length > most or length * least_each > self.left:
             raise self.error("a claimed length exceeds its limit or the message")
         return length
 

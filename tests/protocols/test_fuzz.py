@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import itertools
 import random
+import runpy
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from protocols.errors import ProtocolError, RemoteProtocolError
+from protocols.secagg.codec import encode
 from protocols.secagg.guard import MemoryGuard
+from protocols.secagg.identity import Roster
+from protocols.secagg.limits import longest
 from protocols.secagg.local import PHASES
+from protocols.secagg.messages import (
+    Advertisement,
+    Advertisements,
+    Confirmation,
+    Confirmations,
+    MaskedVector,
+    Proposal,
+    Reveal,
+    SharesIn,
+    SharesOut,
+    Survivors,
+)
+from protocols.secagg.session import CoordinateGroup
 
 MUTATIONS_PER_PHASE = 150
 
@@ -110,3 +131,100 @@ def test_messages_of_another_session_are_refused(make_federation: Any, phase: st
     replayed = other.answer("client-1", phase, other.drive(until=phase)["client-1"])
     with pytest.raises(RemoteProtocolError, match="client-1"):
         federation.server.receive("client-1", replayed)
+
+
+CASES_IN_CI = 4_000
+
+
+@pytest.mark.long
+def test_the_fuzzer_finds_nothing(make_federation: Any) -> None:
+    # The same as `python tests/protocols/fuzz.py --cases 4000 --seed 7`; docs/fuzzing.md says what was run before.
+    fuzz = runpy.run_path(str(Path(__file__).with_name("fuzz.py")))
+    fuzzer = fuzz["Fuzzer"](make_federation, seed=7)
+    fuzzer.run(CASES_IN_CI)
+    seen = fuzzer.outcomes
+    for phase in PHASES:
+        assert seen[f"client, {phase}: RemoteProtocolError"] > 50
+        assert seen[f"server, {phase}: RemoteProtocolError"] > 50
+        assert seen[f"server, {phase}: taken"] > 0
+    assert seen["client, advertise: PolicyViolation"] > 50
+    assert fuzzer.weighed > 0
+
+
+def test_the_fuzzer_would_notice(make_federation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fuzz = runpy.run_path(str(Path(__file__).with_name("fuzz.py")))
+    monkeypatch.setattr(Roster, "verify", lambda *arguments: None)
+    with pytest.raises(fuzz["Finding"]):
+        fuzz["Fuzzer"](make_federation, seed=7).run(2_000)
+
+
+def dense_proposal(federation: Any, size: int) -> bytes:
+    """The proposal of that many bytes that unfolds into the most objects: roster indices of two bytes each."""
+    crowd = tuple(1000 + i % 60_000 for i in range(size // 2 - 300))
+    return encode(Proposal(replace(federation.parameters, groups=(CoordinateGroup(0, 7, crowd),))))
+
+
+def peak_of(refused: Callable[[], object]) -> int:
+    """The peak of what a call allocates before it raises."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError):
+            refused()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_densest_proposal_costs_what_the_policy_allows(federation: Any) -> None:
+    limit = federation.policy.max_proposal_bytes
+    within, beyond = dense_proposal(federation, limit), dense_proposal(federation, 4 * limit)
+    assert len(within) <= limit < len(beyond)
+    client = federation.clients["client-1"]
+    peak = peak_of(lambda: client.advertise(within))
+    assert (
+        peak < 40 * limit
+    )  # measured: 34 bytes for each byte, which are a roster index's 28 and pointers to it
+    other = federation.clients["client-2"]
+    assert peak_of(lambda: other.advertise(beyond)) < 10_000
+    assert other.phase == "refused"
+
+
+@pytest.mark.parametrize("phase", PHASES[1:])
+def test_messages_beyond_the_limit_are_not_read(federation: Any, phase: str) -> None:
+    inbox = federation.drive(until=phase)
+    good = federation.answer("client-2", phase, inbox["client-2"])
+    huge = 2 * max(len(inbox["client-1"]), len(good)) + 100_000
+    client, server = federation.clients["client-1"], federation.server
+    to_client, to_server = inbox["client-1"] + bytes(huge), good + bytes(huge)
+    assert peak_of(lambda: federation.answer("client-1", phase, to_client)) < 20_000
+    assert client.phase == "refused"
+    assert peak_of(lambda: server.receive("client-2", to_server)) < 20_000
+
+
+@pytest.mark.parametrize("shape", [{"n": 5}, {"n": 9, "degree": 6}, {"n": 2, "max_colluders": 0}])
+def test_the_longest_messages_are_as_long_as_computed(make_federation: Any, shape: dict[str, Any]) -> None:
+    federation = make_federation(**shape)
+    inbox = federation.server.start()
+    kinds = {
+        "advertise": (None, Advertisement),
+        "share": (Advertisements, SharesOut),
+        "mask": (SharesIn, MaskedVector),
+        "confirm": (Survivors, Confirmation),
+        "reveal": (Confirmations, Reveal),
+    }
+    for phase, (asked, answered) in kinds.items():
+        sizes = []
+        for name in federation.names:
+            attached = (bytes(1024),) if phase == "confirm" else ()
+            given = (federation.vectors[name],) if phase == "mask" else attached
+            answer = getattr(federation.clients[name], phase)(inbox[name], *given)
+            sizes.append(len(answer))
+            federation.server.receive(name, answer)
+        assert max(sizes) == longest(answered, federation.parameters)
+        if asked is not None and asked is not SharesIn and asked is not Confirmations:
+            assert max(map(len, inbox.values())) == longest(asked, federation.parameters)
+        elif (
+            asked is not None
+        ):  # a client with none but lower neighbours, and a quorum of everybody, are rare
+            assert max(map(len, inbox.values())) <= longest(asked, federation.parameters)
+        inbox = federation.server.advance()
