@@ -4,15 +4,15 @@ Attack: the server tries all seeds that a mask could have been made from.
 Gain:   Flower's SecAgg+ (flwr 1.41) seeds a Mersenne Twister with at most 28 effective bits: 2^28 tries take
         a pair's mask off. And 624 whole words of such a generator's output give all later ones.
 Source: measured on Flower; Matsumoto and Nishimura 1998 warn that the generator is not for cryptography.
-Check:  `SecAggClient.advertise` draws 32 + 32 + 96 bytes from `os.urandom`; `SecretStream` is AES-256 in counter mode
+Check:  `SecAggClient.advertise` draws 32 + 32 + 96 bytes from `os.urandom`; a `Mask` is AES-256 in counter mode
         and takes a full key or none.
 """
 
 from stage import VICTIM, Stage, in_vain, refused
 
-from protocols.prg import SecretStream
 from protocols.secagg.codec import encode
 from protocols.secagg.guard import MemoryGuard
+from protocols.secagg.mask import Mask
 from protocols.secagg.messages import Proposal
 
 SESSIONS = (
@@ -36,6 +36,6 @@ in_vain(
 for size in (0, 4, 16, 31):
     refused(
         f"have a mask made from {8 * size} bits",
-        lambda size=size: SecretStream(bytes(size)),
-        "a stream key is 32 bytes",
+        lambda size=size: Mask(bytes(size)),
+        "a mask's key is 32 bytes",
     )

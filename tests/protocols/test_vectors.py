@@ -1,8 +1,4 @@
-"""A recorded session (vectors/session.json) is replayed at both machines; its bad variants are refused as stated.
-
-An edit of a bad variant: ``flip`` the lowest bit of a byte, ``cut`` bytes off the end, ``append`` bytes, send the
-answer of another phase ``instead``, or ``replace`` the whole message.
-"""
+"""Recorded sessions (vectors/session*.json) are replayed at both machines; bad messages are refused as stated."""
 
 from __future__ import annotations
 
@@ -24,96 +20,110 @@ from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy
 
 FOLDER = Path(__file__).parent / "vectors"
-SESSION = json.loads((FOLDER / "session.json").read_text(encoding="utf-8"))
+POLICY = ClientPolicy(max_colluders=0, min_survivors=2, min_quorum=2, min_contributors=2)
+NAMES = ("session", "session_setup", "session_masks", "session_late", "session_ring")
 BAD = json.loads((FOLDER / "session_bad.json").read_text(encoding="utf-8"))
-STEPS = {step["phase"]: step for step in SESSION["steps"]}
-IDENTITIES = {
-    name: Identity.from_private_bytes(bytes.fromhex(key)) for name, key in SESSION["private_keys"].items()
-}
-ROSTER = Roster({name: identity.public_bytes for name, identity in IDENTITIES.items()})
 
 
-def message(phase: str, way: str, name: str) -> bytes:
-    """A recorded message."""
-    return b64decode(STEPS[phase][way][name])
+class Replay:
+    """A recorded session, at our machines."""
+
+    def __init__(self, name: str) -> None:
+        self.recorded = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        self.steps = {step["phase"]: step for step in self.recorded["steps"]}
+        public_keys = {name: bytes.fromhex(key) for name, key in self.recorded["public_keys"].items()}
+        self.roster = Roster(public_keys)
+
+    def message(self, phase: str, way: str, name: str) -> bytes:
+        """A recorded message."""
+        return b64decode(self.steps[phase][way][name])
+
+    def client_before(self, phase: str) -> SecAggClient:
+        """client-1 as it was before a phase."""
+        return SecAggClient.restore(
+            b64decode(self.steps[phase]["snapshot_of_client_1"]),
+            client_id="client-1",
+            identity=Identity.from_private_bytes(bytes.fromhex(self.recorded["private_keys"]["client-1"])),
+            roster=self.roster,
+            policy=POLICY,
+            guard=MemoryGuard(),
+            context=bytes.fromhex(self.recorded["context"]),
+        )
+
+    def answer(self, phase: str, request: bytes) -> bytes:
+        """What client-1 answers."""
+        client = self.client_before(phase)
+        if phase == "mask":
+            return client.mask(request, np.array(self.recorded["vectors"]["client-1"], dtype=np.uint32))
+        if phase == "confirm":
+            return client.confirm(request, bytes.fromhex(self.recorded["attachments"].get("client-1", "")))
+        return bytes(getattr(client, phase)(request))
+
+    def server_before(self, phase: str) -> SecAggServer:
+        """A server that was given the recorded answers of all earlier phases, and asks as recorded."""
+        proposal = decode(Proposal, self.message("advertise", "requests", "client-1"), "test")
+        server = SecAggServer(parameters=proposal.parameters, roster=self.roster)
+        inbox = server.start()
+        for step in self.recorded["steps"]:
+            for name, request in step["requests"].items():
+                assert inbox[name] == b64decode(request)
+            if step["phase"] == phase:
+                break
+            for name, recorded in step["answers"].items():
+                server.receive(name, b64decode(recorded))
+            inbox = server.advance()
+        return server
 
 
-def client_before(phase: str, name: str) -> SecAggClient:
-    """A client as it was before a phase."""
-    return SecAggClient.restore(
-        message(phase, "snapshots", name),
-        client_id=name,
-        identity=IDENTITIES[name],
-        roster=ROSTER,
-        policy=ClientPolicy(max_colluders=0, min_survivors=2, min_quorum=2, min_contributors=2),
-        guard=MemoryGuard(),
-        context=bytes.fromhex(SESSION["context"]),
-    )
+@pytest.mark.parametrize("name", NAMES)
+def test_the_server_gives_the_recorded_messages_and_sum(name: str) -> None:
+    replay = Replay(name)
+    result = replay.server_before("done").result()
+    assert result.sum.tolist() == replay.recorded["sum"]
+    assert list(result.survivors) == replay.recorded["survivors"]
+    assert result.transcript.hex() == replay.recorded["t1"]
+    assert dict(result.lost) == replay.recorded["lost"]
 
 
-def answer(client: SecAggClient, phase: str, name: str, request: bytes) -> bytes:
-    """What a client answers."""
-    if phase == "mask":
-        return client.mask(request, np.array(SESSION["vectors"][name], dtype=np.uint32))
-    return bytes(getattr(client, phase)(request))
-
-
-def server_before(phase: str) -> SecAggServer:
-    """A server that was given the recorded answers of all earlier phases, and asks as recorded."""
-    parameters = decode(Proposal, message("advertise", "requests", "client-1"), "test").parameters
-    server = SecAggServer(parameters=parameters, roster=ROSTER)
-    inbox = server.start()
-    for step in SESSION["steps"]:
-        for name, request in step["requests"].items():
-            assert inbox[name] == b64decode(request)
-        if step["phase"] == phase:
-            break
-        for name, recorded in step["answers"].items():
-            server.receive(name, b64decode(recorded))
-        inbox = server.advance()
-    return server
-
-
-def test_the_server_gives_the_recorded_messages_and_sum() -> None:
-    server = server_before("done")
-    result = server.result()
-    assert result.sum.tolist() == SESSION["sum"]
-    assert list(result.survivors) == SESSION["survivors"] == ["client-1", "client-3"]
-    assert result.transcript.hex() == SESSION["transcript"]
-    clear = [sum(SESSION["vectors"][name][k] for name in result.survivors) % 2**11 for k in range(4)]
-    assert SESSION["sum"] == clear
+def test_clients_are_lost_in_every_phase() -> None:
+    lost = {phase for name in NAMES for phase in Replay(name).recorded["lost"].values()}
+    assert lost == {"advertise", "share", "mask", "confirm", "reveal"}
+    assert Replay("session_masks").recorded["lost"] == {"client-1": "mask", "client-5": "mask"}
 
 
 @pytest.mark.parametrize("phase", ["mask", "confirm", "reveal"])
-def test_the_clients_give_the_recorded_answers(phase: str) -> None:
-    for name, request in STEPS[phase]["requests"].items():
-        given = answer(client_before(phase, name), phase, name, b64decode(request))
-        assert given == message(phase, "answers", name)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "session_masks"])
+def test_client_1_gives_the_recorded_answers(name: str, phase: str) -> None:
+    replay = Replay(name)
+    given = replay.answer(phase, replay.message(phase, "requests", "client-1"))
+    assert given == replay.message(phase, "answers", "client-1")
 
 
-def edited(case: dict[str, Any], way: str) -> bytes:
-    """The recorded message of client-1 in a phase, made bad."""
-    if "instead" in case:
-        return message(case["instead"], way, "client-1")
-    if "replace" in case:
-        return bytes.fromhex(case["replace"])
-    data = bytearray(message(case["phase"], way, "client-1"))
-    if "flip" in case:
-        data[case["flip"]] ^= 1
-    if "cut" in case:
-        del data[-case["cut"] :]
-    return bytes(data) + bytes.fromhex(case.get("append", ""))
+WAYS = {"server": "answers", "client-1": "requests"}
+
+
+def edited(good: bytes, case: dict[str, Any]) -> bytes:
+    """The recorded message, made bad."""
+    bad = good[: case["start"]] + bytes.fromhex(case["insert"]) + good[case["stop"] :]
+    return bad[:-64] + bytes.fromhex(case["signature"]) if "signature" in case else bad
 
 
 @pytest.mark.parametrize("case", BAD, ids=[case["name"].replace(" ", "-") for case in BAD])
-def test_bad_variants_are_refused_as_stated(case: dict[str, Any]) -> None:
-    phase = case["phase"]
+def test_bad_messages_are_refused_as_stated(case: dict[str, Any]) -> None:
+    replay = Replay(case["session"])
+    bad = edited(replay.message(case["phase"], WAYS[case["to"]], "client-1"), case)
     if case["to"] == "server":
-        bad = edited(case, "answers")
         with pytest.raises(RemoteProtocolError) as refused:
-            server_before(phase).receive("client-1", bad)
+            replay.server_before(case["phase"]).receive("client-1", bad)
+        assert refused.value.client_id == "client-1"
     else:
-        bad = edited(case, "requests")
         with pytest.raises((RemoteProtocolError, PolicyViolation)) as refused:
-            answer(client_before(phase, "client-1"), phase, "client-1", bad)
+            replay.answer(case["phase"], bad)
     assert case["error"] in str(refused.value)
+
+
+def test_there_are_bad_cases_for_both_machines_in_every_phase() -> None:
+    covered = {(case["to"], case["phase"]) for case in BAD}
+    phases = ("advertise", "share", "mask", "confirm", "reveal")
+    assert covered == {(to, phase) for to in ("server", "client-1") for phase in phases}
+    assert len({case["name"] for case in BAD}) == len(BAD)
