@@ -7,7 +7,7 @@ pinned the client's key can tell which rows the client stood by.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from . import canonical
+from .chain import Row
 from .errors import LedgerError
 
 LABEL = b"fedlora-priv/ledger-anchor/1"
@@ -46,6 +47,15 @@ class Anchor:
             key.verify(bytes.fromhex(self.signature), signed_bytes(LABEL, self._payload()))
         except (InvalidSignature, ValueError) as error:
             raise LedgerError(f"the anchor of {self.client_id} has no valid signature") from error
+
+    def require_in(self, rows: Sequence[Row]) -> None:
+        """Raise LedgerError, naming the row, unless the rows of this anchor's chain contain what was signed."""
+        if rows and (self.client_id, self.dataset_id) != (rows[0].client_id, rows[0].dataset_id):
+            raise LedgerError(f"the anchor belongs to {self.client_id!r}, {self.dataset_id!r}")
+        if len(rows) < self.rows:
+            raise LedgerError(f"is missing: the anchor has {self.rows} rows; restore it", row=len(rows))
+        if self.rows < 1 or rows[self.rows - 1].digest != self.head:
+            raise LedgerError("differs from what the anchor signed; restore the ledger", row=self.rows - 1)
 
     def to_json(self) -> dict[str, Any]:
         """The anchor as a JSON object."""

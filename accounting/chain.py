@@ -142,7 +142,11 @@ def parse_row(line: str, *, position: int | None = None) -> Row:
     """
     try:
         value = canonical.loads(line)
-        if not isinstance(value, dict) or set(value) != _ROW_KEYS or value["schema"] != SCHEMA:
+        if isinstance(value, dict) and value.get("schema", SCHEMA) != SCHEMA:
+            raise ValueError(
+                f"it is of schema {value['schema']!r}, this version reads schema {SCHEMA}: upgrade"
+            )
+        if not isinstance(value, dict) or set(value) != _ROW_KEYS:
             raise ValueError(f"a row of schema {SCHEMA} has exactly the fields {sorted(_ROW_KEYS)}")
         row = Row(
             client_id=value["client_id"],

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from .anchor import Anchor, Sign, make_anchor
 from .chain import Chain, Charge, Commit, Entry, Note, Open, Release, Reserve, Row, parse_row
@@ -22,6 +23,7 @@ from .events import NonPrivate, PrivateEvent
 from .versions import library_versions
 
 _TABLES = """
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS rows (
     client_id TEXT NOT NULL, dataset_id TEXT NOT NULL, position INTEGER NOT NULL, line TEXT NOT NULL,
     PRIMARY KEY (client_id, dataset_id, position)
@@ -30,7 +32,12 @@ CREATE TABLE IF NOT EXISTS heads (
     client_id TEXT NOT NULL, dataset_id TEXT NOT NULL, rows INTEGER NOT NULL, head TEXT NOT NULL,
     PRIMARY KEY (client_id, dataset_id)
 ) WITHOUT ROWID;
+COMMIT;
 """
+_COLUMNS = {
+    "rows": ["client_id", "dataset_id", "position", "line"],
+    "heads": ["client_id", "dataset_id", "rows", "head"],
+}
 _BUSY_TIMEOUT_S = 30.0
 
 
@@ -67,7 +74,7 @@ class Ledger:
             LedgerError: edited, truncated or reordered (names the row); another partition or public flag;
                 rolled back behind `expect`; not a ledger at all.
         """
-        connection = _connect(Path(path))
+        connection = prepare(Path(path))
         try:
             ledger = cls(connection, Chain(client_id, dataset_id), versions or library_versions())
             ledger._open_chain(Open(partition_id=partition_id, public=public))
@@ -194,13 +201,7 @@ class Ledger:
             LedgerError: another chain's anchor, a bad signature, or rows it covers are gone or changed.
         """
         anchor.verify()
-        if (anchor.client_id, anchor.dataset_id) != (self.client_id, self.dataset_id):
-            raise LedgerError(f"the anchor belongs to {anchor.client_id!r}, {anchor.dataset_id!r}")
-        rows = self.rows()
-        if len(rows) < anchor.rows:
-            raise LedgerError(f"is missing: the anchor has {anchor.rows} rows; restore it", row=len(rows))
-        if anchor.rows < 1 or rows[anchor.rows - 1].digest != anchor.head:
-            raise LedgerError("differs from what the anchor signed; restore the ledger", row=anchor.rows - 1)
+        anchor.require_in(self.rows())
 
     def verify(self) -> None:
         """Read every row from disk again. Raises LedgerError naming the first that is wrong."""
@@ -294,12 +295,17 @@ class Ledger:
         """Extend chain and file by one row, within the open transaction."""
         row = self._chain.next_row(entry)
         self._chain.extend(row)
-        key = (row.client_id, row.dataset_id)
-        self._connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (*key, row.position, row.to_line()))
-        self._connection.execute(
-            "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)", (*key, row.position + 1, row.digest)
-        )
+        insert(self._connection, row)
         return row
+
+
+def insert(connection: sqlite3.Connection, row: Row) -> None:
+    """Write a row that follows the last one of its chain, within an open transaction."""
+    key = (row.client_id, row.dataset_id)
+    connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (*key, row.position, row.to_line()))
+    connection.execute(
+        "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)", (*key, row.position + 1, row.digest)
+    )
 
 
 def stored_lines(path: str | Path) -> list[str]:
@@ -308,19 +314,50 @@ def stored_lines(path: str | Path) -> list[str]:
     Raises:
         LedgerError: the file is no ledger.
     """
+    return stored(path)[0]
+
+
+def stored(path: str | Path) -> tuple[list[str], dict[tuple[str, str], tuple[int, str]]]:
+    """As `stored_lines`, and at that same moment how many rows each chain should have, and its last digest.
+
+    The chains' ends are by client and data set.
+
+    Raises:
+        LedgerError: the file is no ledger.
+    """
+    with _reading(Path(path)) as connection:
+        connection.execute("BEGIN")  # both queries see one state, whoever writes meanwhile
+        rows = connection.execute("SELECT line FROM rows ORDER BY client_id, dataset_id, position").fetchall()
+        ends = connection.execute("SELECT client_id, dataset_id, rows, head FROM heads").fetchall()
+    return [str(line) for (line,) in rows], {
+        (client, dataset): (count, head) for client, dataset, count, head in ends
+    }
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that cannot write. Raises LedgerError where the file is no database, or another one."""
     try:
-        with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            cursor = connection.execute("SELECT line FROM rows ORDER BY client_id, dataset_id, position")
-            return [str(line) for (line,) in cursor]
+        uri = f"{path.resolve().as_uri()}?mode=ro"
+        with closing(
+            sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+        ) as connection:
+            yield connection
     except sqlite3.Error as error:
         raise LedgerError(f"{path} cannot be read as a ledger: {error}") from error
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that makes every commit durable."""
+def prepare(path: Path) -> sqlite3.Connection:
+    """A connection that makes every commit durable, to a ledger file or to a new one.
+
+    Raises:
+        LedgerError: the file is something else, and was left as it is; or it cannot be used.
+    """
     connection: sqlite3.Connection | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size:
+            _require_ledger(path)
         connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -330,3 +367,16 @@ def _connect(path: Path) -> sqlite3.Connection:
             connection.close()
         raise LedgerError(f"{path} cannot be used as a ledger: {error}") from error
     return connection
+
+
+def _require_ledger(path: Path) -> None:
+    """Raise LedgerError if another program's tables are in a database that holds none of ours."""
+    columns = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c ORDER BY m.name, c.cid"
+    found: dict[str, list[str]] = {}
+    with _reading(path) as connection:
+        for table, column in connection.execute(columns):
+            found.setdefault(table, []).append(column)
+    if found and found != _COLUMNS:
+        raise LedgerError(
+            f"{path} holds {', '.join(sorted(found))}, no ledger that this version knows: it was left as it is"
+        )
