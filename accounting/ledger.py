@@ -10,11 +10,11 @@ The ledger belongs to (client, data set) and lives outside run folders: a new ru
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from .anchor import Anchor, Sign, make_anchor
 from .chain import Chain, Charge, Commit, Entry, Note, Open, Release, Reserve, Row, parse_row
@@ -22,18 +22,16 @@ from .errors import LedgerError
 from .events import NonPrivate, PrivateEvent
 from .versions import library_versions
 
-_TABLES = """
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS rows (
-    client_id TEXT NOT NULL, dataset_id TEXT NOT NULL, position INTEGER NOT NULL, line TEXT NOT NULL,
-    PRIMARY KEY (client_id, dataset_id, position)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS heads (
-    client_id TEXT NOT NULL, dataset_id TEXT NOT NULL, rows INTEGER NOT NULL, head TEXT NOT NULL,
-    PRIMARY KEY (client_id, dataset_id)
-) WITHOUT ROWID;
-COMMIT;
-"""
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS rows (
+        client_id TEXT NOT NULL, dataset_id TEXT NOT NULL, position INTEGER NOT NULL, line TEXT NOT NULL,
+        PRIMARY KEY (client_id, dataset_id, position)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS heads (
+        client_id TEXT NOT NULL, dataset_id TEXT NOT NULL, rows INTEGER NOT NULL, head TEXT NOT NULL,
+        PRIMARY KEY (client_id, dataset_id)
+    ) WITHOUT ROWID""",
+)
 _COLUMNS = {
     "rows": ["client_id", "dataset_id", "position", "line"],
     "heads": ["client_id", "dataset_id", "rows", "head"],
@@ -356,27 +354,45 @@ def prepare(path: Path) -> sqlite3.Connection:
     connection: sqlite3.Connection | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size:
-            _require_ledger(path)
         connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.executescript(_TABLES)
-    except (sqlite3.Error, OSError) as error:
+        _patiently(lambda: _begin(connection, path))
+    except BaseException as error:
         if connection is not None:
             connection.close()
-        raise LedgerError(f"{path} cannot be used as a ledger: {error}") from error
+        if isinstance(error, sqlite3.Error | OSError):
+            raise LedgerError(f"{path} cannot be used as a ledger: {error}") from error
+        raise
     return connection
 
 
-def _require_ledger(path: Path) -> None:
-    """Raise LedgerError if another program's tables are in a database that holds none of ours."""
-    columns = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c ORDER BY m.name, c.cid"
+def _begin(connection: sqlite3.Connection, path: Path) -> None:
+    """Make the tables where there are none. Raises LedgerError where there are others, before any change."""
     found: dict[str, list[str]] = {}
-    with _reading(path) as connection:
-        for table, column in connection.execute(columns):
-            found.setdefault(table, []).append(column)
+    for table, column in connection.execute(
+        "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c ORDER BY m.name, c.cid"
+    ):
+        found.setdefault(table, []).append(column)
     if found and found != _COLUMNS:
         raise LedgerError(
             f"{path} holds {', '.join(sorted(found))}, no ledger that this version knows: it was left as it is"
         )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    if not found:
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in _TABLES:
+            connection.execute(statement)
+        connection.execute("COMMIT")
+
+
+def _patiently(action: Callable[[], None]) -> None:
+    """Try again while another process holds the file: changing the journal's mode waits for nobody by itself."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            busy = (error.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not busy or time.monotonic() > deadline:
+                raise
+        time.sleep(0.005)

@@ -289,7 +289,7 @@ def test_verify_reads_what_opening_had_read(open_ledger: OpenLedger, tmp_path: P
 
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, open_ledger: OpenLedger) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(LedgerError, match="cannot be read as a ledger"):
+    with pytest.raises(LedgerError, match="cannot be used as a ledger"):
         open_ledger()
 
 
