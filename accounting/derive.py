@@ -14,7 +14,7 @@ from .errors import AccountingError, PricingError
 from .events import PoissonGaussian, PrivateEvent
 from .independent import bracket, can_price
 from .merge import DISJOINT, OVERLAPPING
-from .pricing import Accountant, compose, epsilon
+from .pricing import Accountant, accountant_for, compose, epsilon
 
 # Accountants agree to ~1e-9 across platforms; a reported epsilon may have lost digits in printing.
 EPSILON_TOLERANCE = 1e-6
@@ -72,7 +72,9 @@ def _planned_event(plan: Mapping[str, Any]) -> PoissonGaussian:
         raise PricingError(f"the plan is none: {error}") from error
 
 
-def bounded_epsilon(events: tuple[PrivateEvent, ...], delta: float, accountant: Accountant = "pld") -> float:
+def bounded_epsilon(
+    events: tuple[PrivateEvent, ...], delta: float, accountant: Accountant | None = None
+) -> float:
     """`epsilon`, within the bounds that the report's schema sets to a plan, so that it ends.
 
     Raises:
@@ -85,7 +87,6 @@ def bounded_epsilon(events: tuple[PrivateEvent, ...], delta: float, accountant: 
             for name in ("noise_multiplier", "sample_rate"):
                 least, most = bounds[name]["minimum"], bounds[name]["maximum"]
                 if not least <= (value := getattr(mechanism, name, most)) <= most:
-                    value = getattr(mechanism, name)
                     raise PricingError(f"{name} {value:g} is outside {least:g} to {most:g}: not priced")
         if (steps := sum(count for _, count in parts)) > _LIFETIMES * bounds["planned_steps"]["maximum"]:
             raise PricingError(f"{steps:.3g} steps are more than this audit prices")
@@ -140,26 +141,20 @@ def _derive_federation(
 def _price(found: Findings, client_id: str, events: tuple[PrivateEvent, ...], delta: float) -> float:
     """The first accountant's epsilon, held against a second method that shares no code with it."""
     try:
-        first = bounded_epsilon(events, delta)
-        if all(map(can_price, events)):
-            bounds = bracket(events, delta)
-            low, high, second = bounds.low, bounds.high, f"own bounds {bounds.low:.6f} to {bounds.high:.6f}"
-        else:
-            low, high = 0.0, bounded_epsilon(events, delta, "rdp")
-            second = f"RDP {high:.6f}"
+        first, by = bounded_epsilon(events, delta), accountant_for(events).upper()
+        bounds = bracket(events, delta) if all(map(can_price, events)) else None
     except AccountingError as error:
         found.problems.append(f"{client_id}: {error}")
         return float("inf")
-    if first < low - EPSILON_TOLERANCE:
-        found.problems.append(
-            f"{client_id}: PLD gives {first:.6f}, below the certified lower bound {low:.6f}: one is wrong"
-        )
-    if high == float("inf"):
-        found.doubts.append(f"{client_id}: PLD {first:.6f}, beyond the reach of the second method")
+    if bounds is None or bounds.high == float("inf"):
+        kinds = ", ".join(sorted({event.kind for event in events if not can_price(event)})) or "so much"
+        found.doubts.append(f"{client_id}: {by} {first:.6f}; there is no second method for {kinds}")
+        return first
+    second = f"own bounds {bounds.low:.6f} to {bounds.high:.6f}"
     # PLD rounds each step's loss up to its grid, which weighs most at tiny epsilons.
-    if first > 1.02 * high + 0.05:
-        found.problems.append(f"{client_id}: PLD gives {first:.6f}, {second}: one of them is wrong")
-    found.facts.append(f"{client_id}: PLD {first:.6f}, {second}")
+    if not bounds.low - EPSILON_TOLERANCE <= first <= 1.02 * bounds.high + 0.05:
+        found.problems.append(f"{client_id}: {by} gives {first:.6f}, {second}: one of them is wrong")
+    found.facts.append(f"{client_id}: {by} {first:.6f}, {second}")
     return first
 
 

@@ -22,7 +22,7 @@ from .errors import ReportError
 from .events import PrivateEvent
 from .merge import DISJOINT, OVERLAPPING, federation_epsilon
 from .planning import Plan
-from .pricing import epsilon
+from .pricing import accountant_for, epsilon
 
 SCHEMA_VERSION = 1
 FEDERATION = "federation"
@@ -117,6 +117,7 @@ def make_claims(
         "lifetime_epsilon": None
         if len(known) < len(plans)
         else federation_epsilon(known, delta, overlapping=overlapping),
+        "accountant": max(claim["accountant"] for claim in clients.values()),  # "rdp" if any is
         "n": sum(plan.declared_examples for plan in plans.values()),
         "basis": OVERLAPPING if overlapping else DISJOINT,
     }
@@ -137,7 +138,7 @@ def _client_claim(
         "adjacency": plan.adjacency,
         "epsilon": epsilon(charged, plan.delta),
         "delta": plan.delta,
-        "accountant": "pld",
+        "accountant": accountant_for((*charged, *(lifetime or ()))),
         "lifetime_epsilon": None if lifetime is None else epsilon(lifetime, plan.delta),
         "n": plan.declared_examples,
         "basis": basis,

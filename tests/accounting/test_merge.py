@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, norm
 
 from accounting import report as reports
+from accounting.anchor import Anchor
 from accounting.audit import audit
 from accounting.chain import Chain, Commit, Open, Reserve, replay
 from accounting.errors import LedgerError, MergeError, PricingError
@@ -30,6 +31,7 @@ from accounting.events import (
 from accounting.groups import as_group
 from accounting.independent import bracket
 from accounting.merge import DISJOINT, OVERLAPPING, Merged, federation_epsilon
+from accounting.planning import Plan
 from accounting.pricing import epsilon
 
 DELTA = 1e-5
@@ -153,6 +155,9 @@ def test_an_uncommitted_reservation_counts_in_full() -> None:
 
 
 def test_each_view_is_claimed_only_as_far_as_events_promise_it() -> None:
+    merged = Merged.of([chain_of("client-1", [skellam(max_colluders=2)]), chain_of("client-2", [STEP])])
+    assert merged.claim(DELTA, "colluding-clients").max_colluders == 2
+    assert merged.claim(DELTA, "server").epsilon == max(merged.claim(DELTA).clients.values())
     trusting = Merged.of([chain_of("client-1", [skellam(max_colluders=0)])])
     assert trusting.views() == ("server", "released-model")
     with pytest.raises(MergeError, match="promises nothing against 'colluding-clients'"):
@@ -183,7 +188,8 @@ def test_rows_shared_under_shared_noise_are_refused() -> None:
     """Twice in one sum is twice the sensitivity: composing the two ledgers' events would be too cheap."""
     merged = Merged.of([chain_of("a", [skellam()]), chain_of("b", [skellam()])])
     with pytest.raises(MergeError, match="share noise and rows"):
-        federation_epsilon(merged.spent().values(), DELTA, overlapping=True)
+        merged.claim(DELTA, overlapping=True)
+    assert merged.claim(DELTA).basis == DISJOINT
     twice = Gaussian(2.0 / 2, 1, 1.0)  # what really happens to one Gaussian sum
     assert epsilon([twice], DELTA) > epsilon([Gaussian(2.0, 1, 1.0)] * 2, DELTA)
 
@@ -245,15 +251,14 @@ def test_a_number_of_rows_that_is_none_is_refused(rows: Any) -> None:
 # --- in the report ---
 
 
-def rebuilt(original: Any, *, overlapping: bool) -> dict[str, Any]:
-    from accounting.anchor import Anchor
-    from accounting.planning import Plan
+def _plan_of(original: Any, client_id: str) -> Plan:
+    fields = original.report["plan"][client_id]
+    return Plan(**{name: value for name, value in fields.items() if name != "planned_steps"})
 
+
+def rebuilt(original: Any, *, overlapping: bool) -> dict[str, Any]:
     old = original.report
-    plans = [
-        Plan(**{name: value for name, value in fields.items() if name != "planned_steps"})
-        for fields in old["plan"].values()
-    ]
+    plans = [_plan_of(original, client_id) for client_id in old["plan"]]
     kept = (
         "run",
         "experiment",
@@ -283,6 +288,19 @@ def test_a_report_may_declare_that_rows_are_shared(original: Any) -> None:
     assert claims["client-1"] == {claim["who"]: claim for claim in original.report["claims"]}["client-1"]
     verdict = audit(report, original.lines, original.roster)[1]
     assert (verdict.check, verdict.status) == (2, "PASS"), verdict
+
+
+def test_a_lifetime_that_only_rdp_can_price_is_claimed_so(original: Any) -> None:
+    """A tuning before the run: PLD has no price for the best of a random number of trials."""
+    plans = {"client-1": _plan_of(original, "client-1")}
+    chain = chain_of("client-1", [Tuning(Gaussian(40.0, 2, 1.0), 1.0, 0.5)], run="cd")
+    for row in original.rows["client-1"][1:]:
+        if isinstance(row.entry, Reserve):
+            chain.extend(chain.next_row(row.entry))
+    claims = reports.make_claims(plans, {"client-1": chain}, RUN)
+    assert {claim["accountant"] for claim in claims} == {"rdp"}
+    assert claims[0]["epsilon"] == epsilon(chain.spent(RUN), DELTA, "pld")
+    assert claims[0]["lifetime_epsilon"] == epsilon(chain.spent(), DELTA, "rdp") > claims[0]["epsilon"]
 
 
 def test_a_maximum_passed_off_as_a_composition_fails(original: Any) -> None:
