@@ -25,6 +25,7 @@ from fedlora_priv.errors import (
     UNEXPECTED_EXIT_CODE,
     AuditFailed,
     BudgetError,
+    ConfigError,
     EnvironmentProblem,
     FedloraError,
     RunFolderError,
@@ -136,7 +137,12 @@ def plan(
 @app.command()
 @one_line_errors
 def audit(
-    target: Annotated[Path, typer.Argument(help="A run folder, or a report.json with its ledger.jsonl.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="A run folder, or a report.json with its ledger.jsonl; with --empirical an experiment's TOML file."
+        ),
+    ],
     ledger: Annotated[
         Path | None, typer.Option(help="Ledger export, if it is not beside the report.")
     ] = None,
@@ -147,10 +153,41 @@ def audit(
         list[Path] | None,
         typer.Option(help="A client's private audit file, or a folder of them; the answer is private too."),
     ] = None,
+    empirical: Annotated[
+        bool,
+        typer.Option("--empirical", help="Train once more with canaries and attack: a lower bound on ε."),
+    ] = False,
+    canaries: Annotated[
+        int | None,
+        typer.Option(help="With --empirical: random rows, each in by a coin.", show_default="500"),
+    ] = None,
+    client: Annotated[
+        str | None, typer.Option(help="With --empirical: who holds them.", show_default="the first")
+    ] = None,
+    overrides: Overrides = None,
+    members: Annotated[
+        Path | None,
+        typer.Option(help="Public rows that the run was trained on: attack its adapter, with --non-members."),
+    ] = None,
+    non_members: Annotated[Path | None, typer.Option(help="Public rows that it was not trained on.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Re-derive a report and answer sixteen questions about it; exit code 1 on any FAIL."""
+    if empirical:
+        from fedlora_priv.reports.empirical import audit_empirically
+
+        audit_empirically(
+            console, target, overrides or [], canaries=canaries, client_id=client, as_json=as_json
+        )
+        return
+    if canaries is not None or client is not None or overrides:
+        raise ConfigError("--canaries, --client and --set go with --empirical", "add it")
+    if members or non_members:
+        from fedlora_priv.reports.empirical import audit_membership
+
+        audit_membership(console, target, members, non_members, as_json=as_json)
+        return
     from fedlora_priv.reports.auditing import audit_files
     from fedlora_priv.reports.tables import print_verdicts
 

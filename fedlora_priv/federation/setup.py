@@ -102,7 +102,7 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
     sizes = {client_id: declared or len(held) for client_id, held in rows.items()}
     say("calibrating the noise")
     plans = plan_clients(experiment, sizes)
-    folder, reference, credit = _model_source(experiment, say)
+    folder, reference, credit = model_source(experiment, say)
     model = load_model(
         folder,
         pooling=experiment.model.pooling,
@@ -135,7 +135,7 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
     )
 
 
-def _model_source(experiment: Experiment, say: Say) -> tuple[str, str, str]:
+def model_source(experiment: Experiment, say: Say) -> tuple[str, str, str]:
     """Return (folder or hub name to load, name for the adapter's card, licence and credit)."""
     source = experiment.model.source
     if source == "demo:minilm":
@@ -196,7 +196,7 @@ def _client(
             home=home,
             lock=lock,
             accept=accept,
-            stream=_stream_factory(experiment, client_id),
+            stream=stream_factory(experiment, client_id),
             train=_training(parts, client_id),
         )
         opened.pop_all()
@@ -273,7 +273,7 @@ class StateCheck:
         self._accepted = digest
 
 
-def _stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
+def stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
     """Return the client's source of randomness: the operating system, unless a test asked otherwise."""
     if not experiment.training.deterministic_noise:
         return lambda purpose, number: SecretStream()

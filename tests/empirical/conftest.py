@@ -1,0 +1,129 @@
+"""A tiny encoder with many unlike tokens, so that canaries have unlike gradients, and an experiment on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+VOCABULARY = 400
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def diverse_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer BERT of width 32 whose 400 tokens are far apart."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("diverse-bert")
+    words = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(VOCABULARY - 2))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=64, max_position_embeddings=32, pad_token_id=0, initializer_range=0.3,
+        )  # fmt: skip
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: int, seed: int) -> None:
+    """Random words with random labels: nothing to learn but the rows themselves."""
+    rng = np.random.default_rng(seed)
+    lines = ["sentence\tlabel"]
+    for _ in range(rows):
+        words = " ".join(f"w{i}" for i in rng.integers(0, VOCABULARY - 2, rng.integers(2, 6)))
+        lines.append(f"{words}\t{rng.integers(2)}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def random_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.tsv (300 rows) and dev.tsv (100 rows)."""
+    folder = tmp_path_factory.mktemp("random-data")
+    for seed, (name, rows) in enumerate((("train", 300), ("dev", 100))):
+        write_rows(folder / f"{name}.tsv", rows, seed)
+    return folder
+
+
+@pytest.fixture
+def audit_file(tmp_path: Path, diverse_model: Path, random_data: Path) -> Callable[..., Path]:
+    """Return a function that writes an experiment of three clients; reproducible, so no test fails by chance."""
+
+    def write(**sections: dict[str, Any]) -> Path:
+        import tomli_w
+
+        values: dict[str, dict[str, Any]] = {
+            "experiment": {"name": "audited", "seed": 3, "output": str(tmp_path / "run")},
+            "model": {"source": str(diverse_model), "max_length": 16},
+            "lora": {"rank": 16, "alpha": 32.0},
+            "data": {"source": str(random_data), "public": True},
+            "federation": {"clients": 3, "rounds": 3},
+            "training": {
+                "batch_size": 60, "learning_rate": 0.5, "clip_norm": 0.05, "deterministic_noise": True,
+            },
+            "privacy": {"epsilon": 1.0, "delta": 1e-4, "retry_rounds": 1},
+            "communication": {"value_bits": 12},
+        }  # fmt: skip
+        for name, section in sections.items():
+            values[name] = {**values.get(name, {}), **section}
+        path = tmp_path / "audited.toml"
+        path.write_text(tomli_w.dumps(values), encoding="utf-8")
+        return path
+
+    return write
+
+
+class Silent:
+    """A progress that shows nothing."""
+
+    def say(self, line: str) -> None: ...
+    def round_started(self, number: int, rounds: int) -> None: ...
+    def round_finished(self, row: dict[str, Any]) -> None: ...
+    def answered(self, client_id: str, step: object) -> None: ...
+
+
+@pytest.fixture
+def silent() -> Silent:
+    return Silent()
+
+
+@pytest.fixture
+def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The production trainer, but its noise is zero."""
+    monkeypatch.setattr(
+        "fedlora_priv.training.dpsgd.gaussian_noise", lambda stream, n, noise_stddev: np.zeros(n)
+    )
+
+
+@pytest.fixture
+def without_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The production trainer with its noise, but it adds gradients up as they are."""
+    from fedlora_priv.training.dpsgd import SecretNoiseOptimizer
+
+    clipping = SecretNoiseOptimizer.clip_and_accumulate
+
+    def unbounded(self: Any) -> Any:
+        own, self.max_grad_norm = self.max_grad_norm, float("inf")
+        try:
+            return clipping(self)
+        finally:
+            self.max_grad_norm = own
+
+    monkeypatch.setattr(SecretNoiseOptimizer, "clip_and_accumulate", unbounded)
