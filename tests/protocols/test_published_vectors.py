@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from protocols import prg
 from protocols.errors import RemoteProtocolError, SignatureError
-from protocols.secagg import identity, keys
+from protocols.secagg import identity, keys, mask
 
 WYCHEPROOF = json.loads((Path(__file__).parent / "vectors" / "wycheproof.json").read_text(encoding="utf-8"))
 OTHER = keys.KeyPair.from_secret(bytes(range(96)))
@@ -272,6 +272,25 @@ def test_a_stream_masks_as_rfc_3686_says(monkeypatch: pytest.MonkeyPatch) -> Non
             stream = prg.SecretStream(key)
         keystream = np.frombuffer(stream.bytes(len(plain)), dtype=np.uint8)
         assert (np.frombuffer(plain, dtype=np.uint8) ^ keystream).tobytes() == masked
+
+
+# AES-256-GCM's keystream: add_masks
+
+
+def test_masks_are_the_keystream_of_wycheproof_s_encryptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = 0
+    for case in WYCHEPROOF["aes_256_gcm"]:
+        key, nonce, content, text = values(case, "key", "iv", "msg", "ct")
+        if case["result"] != "valid" or not content:
+            continue
+        with monkeypatch.context() as patch:
+            patch.setattr(mask, "modes", SimpleNamespace(GCM=lambda _, nonce=nonce: modes.GCM(nonce)))
+            ring = np.zeros(len(content), dtype=np.uint32)
+            mask.add_masks(ring, [mask.Mask(key)], modulus_bits=8)
+        keystream = np.frombuffer(content, dtype=np.uint8) ^ np.frombuffer(text, dtype=np.uint8)
+        assert ring.tolist() == keystream.tolist(), case["tcId"]
+        checked += 1
+    assert checked > 20
 
 
 # Ed25519: Identity.sign, verify
