@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from . import canonical
 from .errors import EventError, LedgerError
-from .events import NonPrivate, PrivateEvent, from_json, to_json
+from .events import DistributedNoise, NonPrivate, PrivateEvent, from_json, to_json
 
 SCHEMA = 1
 GENESIS = "0" * 64
@@ -340,8 +340,21 @@ def _check_release(charge: Charge, entry: Release) -> None:
     for name in ("session", "transcript"):
         if getattr(entry, name) is not None:
             _check_hex(name, getattr(entry, name))
+    if isinstance(charge.reserved, DistributedNoise):
+        _check_share_release(charge, entry)
     if any(entry.session == old.session and old.transcript is not None for old in charge.releases):
         raise ValueError(f"session {entry.session} already has its transcript")
+
+
+def _check_share_release(charge: Charge, entry: Release) -> None:
+    """A vector with a share of the noise leaves once, and masked; alone, it is not private."""
+    if entry.session is None:
+        raise ValueError(f"releases a share of noise, row {charge.reservation}, unmasked")
+    if any(old.session != entry.session for old in charge.releases):
+        raise ValueError(
+            f"puts a share of noise, row {charge.reservation}, into a second sum: the difference of the two sums "
+            "would show a vector under one share only"
+        )
 
 
 def _check_note(entry: Note) -> None:

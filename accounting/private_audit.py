@@ -28,6 +28,7 @@ from .errors import PrivateAuditError
 SCHEMA = 1
 _LABEL = b"fedlora-priv/private-audit/1\0"
 _HEX = re.compile(r"[0-9a-f]+")
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class StepRecord:
         sum_norm: L2 norm of the sum of the clipped gradients.
         noise_squares: squared L2 norm of the noise, measured on the result of the step: result minus sum.
         largest_noise: its largest absolute coordinate.
+        noise_digest: 16 hex digits of SHA-256 over the noise as it was drawn; equal ones are the same noise.
     """
 
     batch_size: int = field(repr=False)
@@ -50,6 +52,7 @@ class StepRecord:
     sum_norm: float = field(repr=False)
     noise_squares: float = field(repr=False)
     largest_noise: float = field(repr=False)
+    noise_digest: str = field(repr=False)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "clipped", "non_finite"):
@@ -59,6 +62,8 @@ class StepRecord:
             value = getattr(self, name)
             if type(value) is not float or not math.isfinite(value) or value < 0:
                 raise PrivateAuditError(f"{name} must be a finite number, 0 or more")
+        if not isinstance(self.noise_digest, str) or not _DIGEST.fullmatch(self.noise_digest):
+            raise PrivateAuditError("noise_digest must be 16 hex digits")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,12 +44,15 @@ def batch_sizes_plausible(case: Case, found: Findings) -> None:
 @needs_rows
 def clipping_and_noise_applied(case: Case, found: Findings) -> None:
     """No recorded norm is above the clip norm, and the noise that was measured has the size that is charged."""
+    repeated = list(_repeated_noise(case))
+    if repeated:
+        found.problems.append(
+            f"{repeated[0]}: the same noise was added twice, so a difference removes it ({len(repeated)} times in all)"
+        )
     groups = _steps(case, found)
     for steps in groups:
         _check_clipping(found, steps)
         _test_noise(found, steps, FALSE_ALARM / 2 / len(groups))
-    for pair in _repeated_noise(case):
-        found.problems.append(f"{pair}: the same noise was added twice, so a difference removes it")
 
 
 # --- the files against the ledgers ------------------------------------------------------------------------------
@@ -181,13 +184,13 @@ def _test_noise(found: Findings, steps: _Steps, level: float) -> None:
 
 
 def _repeated_noise(case: Case) -> Iterator[str]:
-    """Pairs of steps, of any clients, whose noise has the same measurements to the last bit."""
-    seen: dict[tuple[float, float], str] = {}
+    """Pairs of steps, of any clients, that drew the same noise."""
+    seen: dict[str, str] = {}
     for client_id, records in sorted(case.evidence.private.items()):
         for record in records:
             for number, step in enumerate(record.steps, start=1):
                 place = f"{client_id}, row {record.reservation}, step {number}"
-                first = seen.setdefault((step.noise_squares, step.largest_noise), place)
+                first = seen.setdefault(step.noise_digest, place)
                 if first != place:
                     yield f"{first} and {place}"
 

@@ -9,6 +9,7 @@ Source: Abadi et al. 2016, algorithm 1, in Opacus' `DPOptimizer`.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -48,6 +49,9 @@ class SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
         noise_multiplier: noise standard deviation over `clip_norm`.
         clip_norm: largest L2 norm of one example's gradient over all trained parameters together.
         planned_batch_size: the public normaliser. Never the drawn size, which is private.
+
+    Attributes:
+        noise_digest: 16 hex digits by which the last step's noise is known again, should a stream repeat itself.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self._stream = stream
+        self.noise_digest = ""
 
     def clip_and_accumulate(self) -> ClipCounts:
         """Add the clipped gradients of the microbatch to each ``summed_grad`` (float64) and forget them.
@@ -106,10 +111,9 @@ class SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
     def add_noise(self) -> None:
         """Set each ``grad`` to its clipped sum, zero if the batch was empty, plus noise."""
         sizes = [p.numel() for p in self.params]
-        noise = torch.from_numpy(
-            gaussian_noise(self._stream, sum(sizes), self.noise_multiplier * self.max_grad_norm)
-        )
-        for parameter, part in zip(self.params, torch.split(noise, sizes), strict=True):
+        drawn = gaussian_noise(self._stream, sum(sizes), self.noise_multiplier * self.max_grad_norm)
+        self.noise_digest = hashlib.sha256(drawn.data).hexdigest()[:16]
+        for parameter, part in zip(self.params, torch.split(torch.from_numpy(drawn), sizes), strict=True):
             total = part.to(parameter.device).view(parameter.shape)
             if parameter.summed_grad is not None:
                 total = total + parameter.summed_grad

@@ -245,4 +245,5 @@ def _record(
         sum_norm=math.sqrt(sum(float(total.square().sum()) for total in sums)),
         noise_squares=sum(float(part.square().sum()) for part in noise),
         largest_noise=max(float(part.abs().max()) for part in noise),
+        noise_digest=optimizer.noise_digest,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,12 +117,10 @@ def honest_record(
         size = int(generator.binomial(client_plan.declared_examples, client_plan.sample_rate))
         stddev = client_plan.noise_multiplier * client_plan.clip_norm
         noise = generator.normal(scale=stddev, size=DIMENSION)
-        longest = client_plan.clip_norm * (1 - 1e-6) if size else 0.0
-        steps.append(
-            StepRecord(
-                size, size, 0, longest, 0.3 * size * longest, float(noise @ noise), float(abs(noise).max())
-            )
-        )
+        longest, largest = client_plan.clip_norm * (1 - 1e-6) if size else 0.0, float(abs(noise).max())
+        digest = hashlib.sha256(noise).hexdigest()[:16]
+        norms = (longest, 0.3 * size * longest, float(noise @ noise), largest)
+        steps.append(StepRecord(size, size, 0, *norms, digest))
     return AttemptRecord(
         client_plan.client_id,
         RUN,

@@ -17,7 +17,7 @@ import pytest
 from accounting import report as reports
 from accounting.audit import audit
 from accounting.case import Evidence, Verdict
-from accounting.chain import Chain, Commit, Entry, Reserve, replay
+from accounting.chain import Chain, Commit, Entry, Release, Reserve, replay
 from accounting.empirical import EmpiricalResult
 from accounting.events import AdaptiveClipPoissonGaussian, DistributedSkellam
 from accounting.planning import Plan
@@ -255,10 +255,12 @@ def warm_start(federation: Any) -> None:
 # --- shares of noise --------------------------------------------------------------------------------------------
 
 
-def shares(**changes: Any) -> Forge:
+def shares(*, masked_once: bool = True, **changes: Any) -> Forge:
     """Every client's charges priced as shares of Skellam noise, in sums as the report states them."""
 
     def forge(federation: Any) -> None:
+        if masked_once:
+            rewrite(federation, "client-3", lambda e: None if getattr(e, "session", None) == "f" * 32 else e)
         for client_id in federation.rows:
             edit_events(federation, client_id, lambda event: _share(event, **changes))
         federation.report["secure_aggregation"] |= {
@@ -284,7 +286,16 @@ def more_colluders_than_priced(federation: Any) -> None:
 
 def a_share_sent_twice(federation: Any) -> None:
     """client-3 masked its vector of round 3 in a second session; in mode local that is harmless."""
+    shares(masked_once=False)(federation)
+
+
+def a_share_sent_unmasked(federation: Any) -> None:
     shares()(federation)
+    rewrite(
+        federation,
+        "client-1",
+        lambda entry: replace(entry, session=None) if isinstance(entry, Release) else entry,
+    )
 
 
 def one_client_with_a_smaller_share(federation: Any) -> None:
@@ -422,6 +433,8 @@ TABLE: list[tuple[Forge, int, str]] = [
     (reordered_rows, 1, "out of place"),
     (truncated, 1, "is missing, the signed ledger has"),
     (rehashed_without_a_round, 1, "is not the one that was signed"),
+    (a_share_sent_twice, 1, "into a second sum"),
+    (a_share_sent_unmasked, 1, "releases a share of noise, row 1, unmasked"),
     (withheld_ledger, 1, "client-2: row 0 is missing"),
     (omitted_round, 1, "which the report omits"),
     (lower_epsilon, 2, "the rows cost"),
@@ -451,7 +464,6 @@ TABLE: list[tuple[Forge, int, str]] = [
     (shares(survivors=3), 8, "is priced for 3 survivors, sums of 2 are allowed"),
     (shares(survivors=3), 8, "round 2 sums 2 shares of noise, fewer than the 3 that are priced"),
     (more_colluders_than_priced, 8, "reckons with 0 colluders, the report with 1"),
-    (a_share_sent_twice, 8, "whose difference has one share of noise"),
     (one_client_with_a_smaller_share, 8, "the clients' charges differ in local_stddev"),
     (shares(dimension=3000), 9, "no power of two"),
     (shares(dimension=2048), 9, "is priced with dimension 2048, the sums have 4096"),

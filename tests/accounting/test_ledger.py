@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from accounting.anchor import Anchor
 from accounting.chain import Chain, Note, replay
 from accounting.errors import LedgerError
-from accounting.events import NonPrivate, PoissonGaussian
+from accounting.events import DistributedSkellam, NonPrivate, PoissonGaussian
 from accounting.ledger import Ledger
 
 RUN = "ab" * 16
@@ -404,3 +404,19 @@ def test_rows_that_do_not_belong_together_are_refused(open_ledger: OpenLedger) -
     foreign = Chain("client-2", "reviews")
     with pytest.raises(LedgerError, match="belongs to the chain of"):
         foreign.extend(ledger.rows()[0])
+
+
+@pytest.mark.parametrize("second", ["cd" * 16, None])
+def test_a_share_of_noise_is_released_once_and_masked(open_ledger: OpenLedger, second: str | None) -> None:
+    """The difference of two sums that share all other vectors would show one under its own share of noise only."""
+    event = DistributedSkellam(64.0, 256.0, 1.0, 1024, 8, 1, 24, 0.0, "example", 0.01, 4, "add-remove")
+    ledger = open_ledger()
+    reservation = ledger.reserve(event, round=1, run="ab")
+    ledger.commit(reservation)
+    ledger.release(reservation, session="ab" * 16)
+    ledger.release(
+        reservation, session="ab" * 16, transcript="ef" * 32
+    )  # the same session, its transcript known
+    with pytest.raises(LedgerError, match=r"second sum|unmasked"):
+        ledger.release(reservation, session=second)
+    assert len(ledger.charges()[0].releases) == 2

@@ -17,7 +17,7 @@ from accounting.errors import LedgerError, PrivateAuditError
 from accounting.events import PoissonGaussian
 from accounting.private_audit import AttemptRecord, StepRecord
 
-STEP = StepRecord(7331, 3, 0, 0.73317331, 2.5, 1234.56, 4.1)
+STEP = StepRecord(7331, 3, 0, 0.73317331, 2.5, 1234.56, 4.1, "7331" * 4)
 RECORD = AttemptRecord("client-1", "ab" * 16, 1, 1, 913371, 1024, (STEP, STEP))
 EVENT = PoissonGaussian(1.0, 0.02, 2, 1.0)
 
@@ -81,6 +81,10 @@ def _text_for_a_norm(value: dict[str, Any]) -> None:
     value["steps"][0]["sum_norm"] = "7331"
 
 
+def _odd_digest(value: dict[str, Any]) -> None:
+    value["steps"][0]["noise_digest"] = "7331"
+
+
 def _extra_field(value: dict[str, Any]) -> None:
     value["steps"][0]["loss"] = 7331
 
@@ -91,7 +95,16 @@ def _no_steps(value: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "edit",
-    [_other_schema, _no_salt, _short_salt, _negative_batch, _text_for_a_norm, _extra_field, _no_steps],
+    [
+        _other_schema,
+        _no_salt,
+        _short_salt,
+        _negative_batch,
+        _text_for_a_norm,
+        _odd_digest,
+        _extra_field,
+        _no_steps,
+    ],
 )
 def test_a_malformed_line_is_named_and_not_quoted(
     tmp_path: Path, edit: Callable[[dict[str, Any]], None]

@@ -23,7 +23,9 @@ from fedlora_priv.training import trainer
 from .test_client import Lab
 
 # Numbers that nothing else produces: what is found anywhere else has leaked.
-MARKED = StepRecord(73310017, 73310029, 73310031, 0.7331003737, 73310.04141, 7331004343.5, 7.3310047)
+MARKED = StepRecord(
+    73310017, 73310029, 73310031, 0.7331003737, 73310.04141, 7331004343.5, 7.3310047, "7331" * 4
+)
 
 
 class Told:
@@ -84,7 +86,8 @@ def _texts_and_bytes(record: AttemptRecord) -> Iterator[bytes]:
     for name in StepRecord.__dataclass_fields__:
         value = getattr(MARKED, name)
         yield repr(value).encode()
-        yield struct.pack("<q" if isinstance(value, int) else "<d", value)
+        if not isinstance(value, str):
+            yield struct.pack("<q" if isinstance(value, int) else "<d", value)
 
 
 def test_it_is_its_owners_alone_and_tied_to_the_ledger(lab: Lab) -> None:
