@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
-SECTIONS = ("masks", "encoding", "sharing", "sessions", "scaling", "training")
+SECTIONS = ("masks", "encoding", "sharing", "sessions", "scaling", "accounting", "training")
 """The modules of this package that have ``rows()``, in the order in which they run."""
 
 

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -30,6 +30,9 @@ from fedlora_priv.errors import (
     FedloraError,
     RunFolderError,
 )
+
+if TYPE_CHECKING:
+    from fedlora_priv.config import Experiment
 
 app = typer.Typer(
     help="Federated LoRA with DP-SGD and secure aggregation: the server only ever sees a sum.",
@@ -118,12 +121,22 @@ def plan(
     file: ExperimentFile,
     overrides: Overrides = None,
     as_json: AsJson = False,
+    what_if: Annotated[
+        bool,
+        typer.Option(
+            "--what-if", help="Show other rounds, batches, participation and targets, and plot them."
+        ),
+    ] = False,
+    plot: Annotated[Path, typer.Option(help="Where --what-if writes its page.")] = Path("what-if.html"),
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Show noise, rounds, bytes and guarantee, before anything is spent."""
     from fedlora_priv.config import Experiment
 
     experiment = Experiment.load(file, overrides or [])
+    if what_if:
+        _what_if(experiment, plot, as_json)
+        return
     from fedlora_priv.federation.preview import preview
     from fedlora_priv.reports.tables import print_plan
 
@@ -132,6 +145,24 @@ def plan(
         console.print_json(json.dumps(planned))
     else:
         print_plan(console, planned)
+
+
+def _what_if(experiment: Experiment, plot: Path, as_json: bool) -> None:
+    """Print alternatives to the noisiest client's plan, and write them with plots to a page."""
+    from accounting.what_if import around
+    from fedlora_priv.federation.files import write_atomically
+    from fedlora_priv.federation.preview import noisiest
+    from fedlora_priv.reports.what_if import page, print_rows
+
+    plan = noisiest(experiment)
+    rows = around(plan)
+    write_atomically(plot, page(experiment.experiment.name, plan, rows).encode())
+    if as_json:
+        shown = {"client": plan.to_json(), "rows": [row.to_json() for row in rows], "page": str(plot)}
+        console.print_json(json.dumps(shown))
+    else:
+        print_rows(console, plan, rows)
+        console.print(f"\n{plot}", markup=False)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from accounting.planning import Plan
 from accounting.pricing import epsilon
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.plans import whole_run
@@ -61,3 +62,8 @@ def planned_bytes(parts: Parts) -> dict[str, Any]:
         "values_per_client_and_round": -(-len(channel.support) * bits // 8),
         "dense_lora_fp32_per_client_and_round": parts.layout.dense_fp32_bytes,
     }
+
+
+def noisiest(experiment: Experiment, say: Say = lambda line: None) -> Plan:
+    """Return the plan of the client that adds the most noise, which is whom alternatives matter to most."""
+    return max(assemble(experiment, say).plans.values(), key=lambda plan: plan.noise_multiplier)

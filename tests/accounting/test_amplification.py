@@ -178,3 +178,32 @@ def test_grouping_does_not_matter(event: PrivateEvent) -> None:
     split = [replace(event, steps=steps) for steps in (2, 4, 1)]
     assert pricing.epsilon(split, DELTA) == pricing.epsilon([event], DELTA)
     assert pricing.epsilon([replace(event, steps=0)], DELTA) == 0.0
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.sampled_from(["fixed-size", "adaptive", "tuning", "shuffled"]),
+    st.lists(st.floats(1.0, 10.0), min_size=2, max_size=2),
+    st.lists(st.integers(1, 200), min_size=2, max_size=2),
+    st.lists(st.integers(1, 100), min_size=2, max_size=2),
+)
+def test_more_noise_fewer_steps_and_smaller_batches_never_cost_more(
+    kind: str, noises: list[float], steps: list[int], batches: list[int]
+) -> None:
+    def price(noise: float, count: int, batch: int) -> float:
+        rate = batch / 1000
+        events: dict[str, PrivateEvent] = {
+            "fixed-size": FixedSizeGaussian(noise, batch, 1000, count, 1.0),
+            "adaptive": AdaptiveClipPoissonGaussian(noise, 5.0, rate, count, 1.0),
+            "tuning": Tuning(PoissonGaussian(noise, rate, count, 1.0), 1.0, 0.1),
+            "shuffled": ShuffledGaussian(noise, count, 1.0),
+        }
+        return pricing.epsilon([events[kind]], DELTA, "rdp")
+
+    most_private = price(max(noises), min(steps), min(batches))
+    for dearer in (
+        price(min(noises), min(steps), min(batches)),
+        price(max(noises), max(steps), min(batches)),
+        price(max(noises), min(steps), max(batches)),
+    ):
+        assert most_private <= dearer * (1 + 1e-9)

@@ -237,6 +237,23 @@ def test_plan_and_methods_say_what_a_run_would_be(
     assert "ffa" in fedlora("methods").out
 
 
+def test_what_if_is_a_table_and_a_page(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    ran = fedlora("plan", experiment_file(), "--what-if", "--plot", tmp_path / "page.html")
+    assert ran.code == 0, ran.err
+    assert "noise multiplier" in ran.out
+    assert "page.html" in ran.out
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2
+    assert "<script" not in page
+    shown = json.loads(
+        fedlora("plan", experiment_file(), "--what-if", "--json", "--plot", tmp_path / "page.html").out
+    )
+    assert shown["rows"][0]["noise_multiplier"] == shown["client"]["noise_multiplier"]
+    assert len({row["target_epsilon"] for row in shown["rows"]}) == 3
+
+
 def test_the_doctor_checks_gradients(fedlora: Callable[..., Any]) -> None:
     ran = fedlora("doctor", "--json")
     findings = {finding["what"]: finding["status"] for finding in json.loads(ran.out)}
