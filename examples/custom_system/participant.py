@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,32 +31,21 @@ class Participant:
         self.name = folder.name
         self._state = folder / "state"
         self._ring = _stored_ring(folder)
-        identity = Identity.from_private_bytes((folder / "identity.key").read_bytes())
-        roster = Roster.load(folder / "roster.json")
-        guard = SqliteGuard(folder / "guard.sqlite")
+        self._asked, self._answer = _NOTHING_ASKED, b""
+        make: Callable[..., SecAggClient] = SecAggClient
         if self._state.exists():
             stored = self._state.read_bytes()
             size = int.from_bytes(stored[:4], "big")
-            self._asked, self._answer, snapshot = stored[4:36], stored[36 : 36 + size], stored[36 + size :]
-            self._client = SecAggClient.restore(
-                snapshot,
-                client_id=self.name,
-                identity=identity,
-                roster=roster,
-                policy=POLICY,
-                guard=guard,
-                context=CONTEXT,
-            )
-        else:
-            self._asked, self._answer = _NOTHING_ASKED, b""
-            self._client = SecAggClient(
-                client_id=self.name,
-                identity=identity,
-                roster=roster,
-                policy=POLICY,
-                guard=guard,
-                context=CONTEXT,
-            )
+            self._asked, self._answer = stored[4:36], stored[36 : 36 + size]
+            make = functools.partial(SecAggClient.restore, stored[36 + size :])
+        self._client = make(
+            client_id=self.name,
+            identity=Identity.from_private_bytes((folder / "identity.key").read_bytes()),
+            roster=Roster.load(folder / "roster.json"),
+            policy=POLICY,
+            guard=SqliteGuard(folder / "guard.sqlite"),
+            context=CONTEXT,
+        )
 
     @property
     def phase(self) -> str:

@@ -187,6 +187,27 @@ def test_affine_extremes_of_all_clients_never_overflow(
     assert abs(quantiser.dequantise_sum(total, clients)[0] - clients * extreme[0]) <= tolerance
 
 
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(
+    st.integers(1, 9), st.integers(0, 3), st.integers(2, 16), st.integers(1, 20), st.integers(0, 2**32 - 1)
+)
+def test_a_sum_is_that_of_the_clipped_values_to_a_step_a_client(
+    clients: int, absent: int, value_bits: int, d: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    bounds = (10.0 ** rng.uniform(-3, 3, d)).astype(np.float32)
+    centres = (rng.normal(0, 1, d) * 10.0 ** rng.uniform(-3, 3, d)).astype(np.float32)
+    quantiser = Quantiser(bounds, value_bits, clients + absent, centres)
+    values = centres + bounds * rng.uniform(-1.5, 1.5, (clients, d))  # a third beyond the range
+    stream = SecretStream(KEY)
+    total = sum(quantiser.quantise(value, stream).astype(np.int64) for value in values)
+    ring = (total % 2**quantiser.modulus_bits).astype(np.uint32)
+    wide, middle = bounds.astype(np.float64), centres.astype(np.float64)
+    clipped = np.clip(values, middle - wide, middle + wide).sum(axis=0)
+    error = np.abs(quantiser.dequantise_sum(ring, clients) - clipped)
+    assert (error <= clients * (wide / quantiser.levels + 1e-9 * (np.abs(middle) + wide))).all()
+
+
 def test_affine_rounding_is_unbiased() -> None:
     # As above: 200,000 draws, 5 standard deviations of at most 0.5/sqrt(n) levels, fixed key.
     n, stream = 200_000, SecretStream(KEY)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import LocalProtocolError, PolicyViolation, SessionAborted, SupportError
+from protocols.feedback import ErrorFeedback
 from protocols.prg import SecretStream
 from protocols.private import PrivateAtClient
 from protocols.quantise import Quantiser
@@ -166,6 +167,18 @@ def test_the_digest_tells_rules_apart() -> None:
     ]
     assert len({one.digest() for one in every}) == len(every)
     assert rules().digest() == rules().digest()
+
+
+def test_what_feedback_compensated_may_vote() -> None:
+    # A coordinate too small to win at once is voted for once enough of it was left out.
+    vote, feedback = rules(dimension=4, votes=1, size=1, max_clients=1), ErrorFeedback(4)
+    voted = []
+    for _ in range(8):
+        wanted = feedback.compensate(declared([3.0, 1.0, 0.0, 0.0]))
+        support = vote.support(vote.ballot(wanted), voters=1)
+        feedback.record(wanted, support.scatter(support.take(wanted.values)))
+        voted.append(support.indices.tolist())
+    assert voted == [[0], [0], [0], [1], [0], [0], [0], [1]]
 
 
 # the two exchanges
