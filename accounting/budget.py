@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .errors import BudgetExceeded
 from .events import PrivateEvent
 from .ledger import Ledger
-from .pricing import check_delta, compose, counted, epsilon, step_curve, together
+from .pricing import StepCurve, check_delta, compose, counted, epsilon, step_curve, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,10 @@ class Budget:
     def require_events(self, spent: Iterable[PrivateEvent], event: PrivateEvent) -> None:
         """As `require`, for a history given as events."""
         spent = tuple(spent)
-        mechanism, count = counted(event)
-        steps = dict(compose((*spent, event)))
-        total = steps.pop(mechanism, 0)
-        curve = step_curve(together(steps), mechanism, self.delta)
-        if curve.within(total, self.epsilon):
+        count, before, curve = self._curve(spent, event)
+        if curve.within(before + count, self.epsilon):
             return
-        left = max(0, curve.affordable_steps(self.epsilon) - (total - count))
-        needed = curve.epsilon(total)
+        left, needed = self._steps_left(before, curve), curve.epsilon(before + count)
         raise BudgetExceeded(
             f"this release would bring epsilon to {needed:.4f} at delta {self.delta:g}, above the budget of "
             f"{self.epsilon:g}: {epsilon(spent, self.delta):.4f} is spent and {left} of {count} steps "
@@ -57,3 +53,21 @@ class Budget:
             limit=self.epsilon,
             steps_left=left,
         )
+
+    def rounds_left(self, spent: Iterable[PrivateEvent], event: PrivateEvent) -> int:
+        """How often `event` can still be released after what is `spent`, certified as `require` does."""
+        count, before, curve = self._curve(tuple(spent), event)
+        if count < 1:
+            raise ValueError("an event without steps can be released for ever")
+        return self._steps_left(before, curve) // count
+
+    def _curve(self, spent: tuple[PrivateEvent, ...], event: PrivateEvent) -> tuple[int, int, StepCurve]:
+        """The event's steps, how many of its kind are spent, and epsilon against their number."""
+        mechanism, count = counted(event)
+        steps = dict(compose((*spent, event)))
+        total = steps.pop(mechanism, 0)
+        return count, total - count, step_curve(together(steps), mechanism, self.delta)
+
+    def _steps_left(self, before: int, curve: StepCurve) -> int:
+        """How many more steps fit."""
+        return max(0, curve.affordable_steps(self.epsilon) - before)

@@ -127,7 +127,7 @@ class Merged:
                     raise MergeError(f"{client_id}: {event.kind} promises nothing against {view!r}")
                 if event.max_colluders is not None:
                     colluders.append(event.max_colluders)
-        held = {key: as_group(events, rows_each or 1) for key, events in spent.items()}
+        held = {key: as_group(events, 1 if rows_each is None else rows_each) for key, events in spent.items()}
         return FederationClaim(
             unit=unit,
             adjacency=adjacency,

@@ -1,4 +1,4 @@
-"""The command line: ``fedlora run | plan | audit | report | methods | doctor``.
+"""The command line: ``fedlora run | plan | audit | budget | report | methods | doctor``.
 
 Errors are one line on stderr and an exit code (docs/configuration.md lists them); ``--debug`` shows the
 trace.
@@ -230,6 +230,49 @@ def audit(
     failed = [f"{verdict.check} {verdict.name}" for verdict in verdicts if verdict.status == "FAIL"]
     if failed:
         raise AuditFailed(f"FAIL in check {', '.join(failed)}", "do not rely on this report")
+
+
+@app.command()
+@one_line_errors
+def budget(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Ledger files (.sqlite or .jsonl), clients' homes, run folders; or one experiment's TOML file.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    delta: Annotated[float | None, typer.Option(help="Delta. [default: the experiment's, or 1e-5]")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Lifetime limit on epsilon. [default: the experiment's]")
+    ] = None,
+    overlapping: Annotated[
+        bool, typer.Option("--overlapping", help="A row may be in several of these ledgers.")
+    ] = False,
+    rows_each: Annotated[
+        int | None, typer.Option(help="Price this many rows of one person together.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Show what ledgers have spent, what is left, and what their clients may claim together."""
+    from fedlora_priv.federation.standings import answer, ask, ask_experiment
+    from fedlora_priv.reports.budgets import print_standings
+
+    if targets[0].suffix == ".toml":
+        from fedlora_priv.config import Experiment
+
+        if len(targets) > 1:
+            raise ConfigError("an experiment is asked about alone", "name either it, or ledgers")
+        question = ask_experiment(Experiment.load(targets[0], overrides or []), delta, limit)
+    else:
+        question = ask(targets, delta, limit)
+    answered = answer(question, overlapping=overlapping, rows_each=rows_each)
+    if as_json:
+        console.print_json(json.dumps(answered))
+    else:
+        print_standings(console, answered)
 
 
 @app.command()

@@ -108,12 +108,23 @@ class RunFolder:
 
     def client_home(self, client_id: str) -> ClientHome:
         """Return where that client keeps its own things: here only if the data is declared public."""
-        root = self.path / "clients" if self.public else private_root() / "clients"
-        return ClientHome(root / client_id)
+        return client_home(self.path, client_id, public=self.public)
 
     def ledger_path(self, client_id: str) -> Path:
         """Return the ledger of that client's data; the simulated clients of public data share one file."""
-        return self.path / "ledger.sqlite" if self.public else self.client_home(client_id).ledger_path
+        return ledger_path(self.path, client_id, public=self.public)
+
+
+def client_home(run_folder: Path, client_id: str, *, public: bool) -> ClientHome:
+    """Return where a client keeps its own things, whether or not they exist: in the run folder only if public."""
+    return ClientHome((run_folder if public else private_root()) / "clients" / client_id)
+
+
+def ledger_path(run_folder: Path, client_id: str, *, public: bool) -> Path:
+    """Return where the ledger of a client's data is, whether or not it exists."""
+    if public:
+        return run_folder / "ledger.sqlite"
+    return client_home(run_folder, client_id, public=False).ledger_path
 
 
 def finished(path: Path) -> bool:

@@ -1,0 +1,79 @@
+"""The terminal table of ``fedlora budget``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from accounting.merge import OVERLAPPING
+
+
+def print_standings(console: Console, answered: dict[str, Any]) -> None:
+    """Print what `federation.standings.answer` returned."""
+    limit = answered["limit"]
+    table = Table("client", "dataset", "releases", "steps", "runs", "ε last run", "ε lifetime", "rounds left")
+    for ledger in answered["ledgers"]:
+        runs = ledger["runs"]
+        table.add_row(
+            ledger["client_id"],
+            ledger["dataset_id"],
+            f"{ledger['charges']}" + (f" ({ledger['uncommitted']} open)" if ledger["uncommitted"] else ""),
+            str(ledger["steps"]),
+            str(len(runs)),
+            f"{runs[-1]['epsilon']:.4f}" if runs else "0",
+            f"{ledger['epsilon']:.4f}",
+            "" if ledger["rounds_left"] is None else str(ledger["rounds_left"]),
+        )
+    for client_id in answered["nothing_spent"]:
+        table.add_row(client_id, "no ledger here", "0", "0", "0", "0", "0", "")
+    console.print(table)
+    within = (
+        "no limit is given" if limit is None else f"rounds left: like the next or last one, below ε {limit:g}"
+    )
+    console.print(f"δ = {answered['delta']:g} per row; {within}", highlight=False)
+    for ledger in answered["ledgers"]:
+        _print_remarks(console, ledger)
+    _print_federation(console, answered["federation"])
+
+
+def _print_remarks(console: Console, ledger: dict[str, Any]) -> None:
+    """Print what the table has no room for."""
+    who = ledger["client_id"]
+    if ledger["uncommitted"]:
+        console.print(
+            f"{who}: {ledger['uncommitted']} releases were begun and never finished; they are charged in full"
+        )
+    if ledger["non_private"]:
+        console.print(f"{who}: {ledger['non_private']} releases were outside every guarantee", style="red")
+    if ledger["accountant"] != "pld":
+        console.print(f"{who}: priced by {ledger['accountant'].upper()}, which is above PLD", style="dim")
+    if ledger["public"]:
+        console.print(f"{who}: this data is declared public, so the budget is a simulation", style="dim")
+
+
+def _print_federation(console: Console, claims: list[dict[str, Any]]) -> None:
+    """Print what the ledgers amount to together."""
+    if not claims:
+        return
+    claim = claims[0]
+    console.print(
+        f"federation  ε {claim['epsilon']:.4f} per {claim['unit']}, {claim['adjacency']}: {claim['basis']}; "
+        f"against {', '.join(each['view'] for each in claims)}",
+        highlight=False,
+    )
+    if claim["basis"] != OVERLAPPING and len(claim["clients"]) > 1:
+        console.print(
+            "            valid if no row is in two of these ledgers; else say --overlapping", style="dim"
+        )
+    if claim["rows_each"] is None:
+        console.print(
+            "            for one row each: how many rows a person has (k) is unknown, so persons are promised nothing; "
+            "say --rows-each k",
+            style="dim",
+        )
+    else:
+        console.print(
+            f"            for up to {claim['rows_each']} rows of one person together", highlight=False
+        )
