@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,28 @@ def test_the_docstring_says_what_and_why(script: str) -> None:
     for heading in ("Attack:", "Gain:", "Source:", "Check:"):
         assert f"\n{heading}" in docstring
     assert len(text.splitlines()) <= 110
+
+
+def table_rows() -> list[list[str]]:
+    """The rows of docs/attacks/README.md that name a script, a check, a test and a mutant."""
+    lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [row for row in rows if len(row) == 5 and "](" in row[1]]
+
+
+def test_the_table_has_every_script_once() -> None:
+    assert sorted(row[1].split("](")[1].rstrip(")").removesuffix(".py") for row in table_rows()) == SCRIPTS
+
+
+@pytest.mark.parametrize("row", table_rows(), ids=lambda row: row[1].split("]")[0].lstrip("["))
+def test_what_the_table_names_exists(row: list[str]) -> None:
+    _, _, check, test, mutants = row
+    module, function = (part.strip("` ") for part in test.split(":"))
+    assert f"def {function}(" in (FOLDER.parents[1] / "tests/protocols" / f"{module}.py").read_text("utf-8")
+    table = tomllib.loads((FOLDER.parents[1] / "tests/protocols/mutants.toml").read_text("utf-8"))["mutant"]
+    assert {name.strip() for name in mutants.split(";")} <= {mutant["name"] for mutant in table}
+    for file in re.findall(r"(\w+\.py)", check):
+        assert (Path(protocols.__file__).parent / "secagg" / file).is_file()
+    source = "".join(path.read_text("utf-8") for path in Path(protocols.__file__).parent.rglob("*.py"))
+    for name in re.findall(r"`([\w.]+)`", check):
+        assert re.search(rf"\b{name.split('.')[-1]}\b", source), name
