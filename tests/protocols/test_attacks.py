@@ -100,3 +100,13 @@ def test_what_the_table_names_exists(row: list[str]) -> None:
     source = "".join(path.read_text("utf-8") for path in Path(protocols.__file__).parent.rglob("*.py"))
     for name in re.findall(r"`([\w.]+)`", check):
         assert re.search(rf"\b{name.split('.')[-1]}\b", source), name
+
+
+def test_what_the_threat_model_names_exists() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    folder = ROOT / "tests" / "protocols"
+    tests = "".join(path.read_text(encoding="utf-8") for path in folder.glob("test_*.py"))
+    assert len(named) > 30
+    for name in named:
+        assert f"def {name}(" in tests or (folder / f"{name}.py").is_file(), name
