@@ -296,7 +296,7 @@ class InsecureDummyServer(ServerMachine[_ServerState]):
             raise RemoteProtocolError(client_id, "the answer is too long")
         self._state.answered[index] = message.content if self.phase == "confirm" else b""
 
-    def _close(self) -> Mapping[int, Message]:
+    def _close(self) -> dict[int, Message]:
         """Count who is left, and tell everybody."""
         parameters, here = self._parameters, frozenset(self._alive())
         match self.phase:

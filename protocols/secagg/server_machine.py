@@ -40,7 +40,7 @@ class Phase:
     """How a phase takes an answer, how it closes, and which one follows."""
 
     accept: Callable[[Any, int, bytes], None]
-    close: Callable[[Any], Mapping[int, Message]]
+    close: Callable[[Any], dict[int, Message]]
     following: str
 
 
@@ -167,10 +167,16 @@ class ServerMachine(Redacted, Generic[AnyState]):
         """Return client_ids in roster order."""
         return tuple(self._parameters.roster[index] for index in sorted(indices))
 
-    def _addressed(self, messages: Mapping[int, Message]) -> dict[str, bytes]:
-        """Encode messages by client_id; one that goes to many is encoded once."""
+    def _addressed(self, messages: dict[int, Message]) -> dict[str, bytes]:
+        """Encode messages by client_id; one that goes to many is encoded once.
+
+        Each is dropped as soon as it is encoded, so that boxes are not held twice.
+        """
         encoded: dict[int, bytes] = {}
-        for message in messages.values():
-            if id(message) not in encoded:
+        addressed: dict[str, bytes] = {}
+        for index in sorted(messages):
+            message = messages.pop(index)
+            if id(message) not in encoded:  # no message is made here, so no two of them share an id
                 encoded[id(message)] = encode(message)
-        return {self._parameters.roster[i]: encoded[id(messages[i])] for i in sorted(messages)}
+            addressed[self._parameters.roster[index]] = encoded[id(message)]
+        return addressed

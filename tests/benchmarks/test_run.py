@@ -9,6 +9,8 @@ import pytest
 from benchmarks.common import Row, markdown
 from benchmarks.run import SECTIONS, report
 from benchmarks.scaling import CASES, FAILURE, LOSSES, measure
+from benchmarks.sessions import BOX_BYTES, _peak
+from benchmarks.simulation import Simulation
 from protocols.secagg.parameters import choose
 
 
@@ -53,3 +55,15 @@ def test_the_cases_span_the_table() -> None:
     assert max(ds) == 10_000_000
     assert choose(1000, 60, LOSSES, FAILURE).degree == 100
     assert (1000, 60, 100_000) in CASES
+
+
+def test_the_server_keeps_no_vector() -> None:
+    d = 1 << 18
+    few, many = (_peak(Simulation(n, d), "mask") for n in (4, 12))
+    assert few < 2 * 4 * d  # the packed message and its values, for a moment
+    assert many < few + d  # eight vectors more would be 32·d bytes
+
+
+def test_the_server_holds_boxes_once() -> None:
+    n = 30
+    assert _peak(Simulation(n, 1), "share") < 1.6 * n * (n - 1) * BOX_BYTES  # twice would be above 2
