@@ -140,3 +140,23 @@ def test_a_resumed_client_commits_to_what_it_noted_before_the_crash(
     )
     (charge,) = lab.ledger.charges()
     assert charge.private_audit == record.digest
+
+
+def test_a_published_configuration_leaves_batches_and_noise_unpredictable(
+    experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two runs of one experiment, its seed known to all: other batches and other noise at the same client."""
+    drawn: list[AttemptRecord] = []
+    for name in ("first", "second"):
+        output = {"name": "tiny", "seed": 3, "output": str(tmp_path / name)}
+        made = Lab(experiment_file(experiment=output, federation={"rounds": 1, "local_steps": 20}))
+        assert made.ask(made.train()).kind == "trained"
+        home = made.folder.client_home("client-1")
+        drawn += private_audit.read(home.private_audit_path(made.folder.run.hex()))
+        for client in made.clients:
+            client.close()
+        made.folder.close()
+    first, second = ([step.batch_size for step in record.steps] for record in drawn)
+    # Two draws of Binomial(80, 1/4) are equal with probability .07, twenty pairs of them with 1e-23.
+    assert first != second
+    assert len({step.noise_digest for record in drawn for step in record.steps}) == 40
