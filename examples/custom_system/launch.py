@@ -15,6 +15,7 @@ import numpy as np
 from examples.custom_system.agreement import CLIENTS, DIMENSION
 from examples.custom_system.outcome import compare
 from protocols.secagg.identity import Identity, Roster
+from protocols.secagg.local import PHASES
 
 Process = subprocess.Popen[str]
 
@@ -89,6 +90,16 @@ def kill_before(process: Process, phase: str) -> None:
     raise RuntimeError(f"the client never came to phase {phase}")
 
 
+def _turn(text: str) -> dict[str, str]:
+    """Read whose turn in which phase is meant."""
+    name, _, phase = text.partition(":")
+    if text and (name not in CLIENTS or phase not in PHASES):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no turn: say client-2:mask, or another client or phase"
+        )
+    return {name: phase} if text else {}
+
+
 def run_federation(description: str | None, *, server: str, client: str, wait_option: str) -> None:
     """Run one session of two modules as its server and clients, as the command line says, and compare its sum.
 
@@ -97,13 +108,14 @@ def run_federation(description: str | None, *, server: str, client: str, wait_op
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path, help="is made, and must not exist")
-    parser.add_argument("--kill", default="client-2:mask", metavar="CLIENT:PHASE", help="empty: nobody")
-    parser.add_argument("--restart", default="client-4:confirm", metavar="CLIENT:PHASE", help="empty: nobody")
+    for option, default in (("--kill", "client-2:mask"), ("--restart", "client-4:confirm")):
+        parser.add_argument(option, default=default, type=_turn, metavar="CLIENT:PHASE", help="empty: nobody")
     parser.add_argument("--wait-s", type=float, default=5.0, help="for a killed client to come back")
     options = parser.parse_args()
+    if options.folder.exists():
+        parser.error(f"{options.folder} exists already: name a folder to be made")
     prepare(options.folder)
-    phases = dict(argument.split(":") for argument in (options.kill, options.restart) if argument)
-    restarted = options.restart.split(":")[0]
+    phases = {**options.kill, **options.restart}
     with processes() as running, ThreadPoolExecutor() as pool:
         serving = running.start(server, options.folder / "server", wait_option, options.wait_s)
         port = first_line(serving).removeprefix("port ")
@@ -112,7 +124,7 @@ def run_federation(description: str | None, *, server: str, client: str, wait_op
             """Start a client, kill it when its turn comes, and perhaps start it again."""
             kill_before(running.start(client, options.folder / name, port, "--step"), phases[name])
             print(f"killed {name} when it was about to {phases[name]}", flush=True)
-            if name == restarted:
+            if name in options.restart:
                 running.start(client, options.folder / name, port)
 
         killed = [pool.submit(kill, name) for name in phases]

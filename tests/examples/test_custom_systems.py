@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +26,18 @@ LIMIT_S = 240
 
 
 def run(system: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run an example to its end; whatever it started ends with it."""
+    """Run an example to its end, or end it and all that it started."""
     command = [sys.executable, "-m", f"examples.{system}.run", str(folder), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        printed, errors = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, printed, errors)
 
 
 def outcome(folder: Path) -> dict[str, object]:
@@ -79,6 +90,32 @@ def test_a_run_that_loses_too_many_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 1
     assert "aborted in phase advertise" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [["--kill", "client-9:mask"], ["--restart", "client-1:lunch"], ["--kill", "x"]]
+)
+def test_a_turn_that_does_not_exist_is_refused(options: list[str], tmp_path: Path) -> None:
+    done = run("custom_system", tmp_path / "federation", *options)
+    assert done.returncode == 2
+    assert "is no turn" in done.stderr
+    assert not (tmp_path / "federation").exists()
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
+    done = run("custom_system", tmp_path)
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_neither_torch_nor_the_rest_of_this_project_is_loaded() -> None:
+    code = (
+        "import sys, examples.custom_system.client, examples.custom_system.server\n"
+        "sys.exit(', '.join({'torch', 'fedlora_priv', 'accounting', 'scipy'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # frames and connections
@@ -238,3 +275,18 @@ def test_http_says_what_became_of_an_answer(federation: tuple[Path, SecAggServer
             assert (await http.get("/clients/client-1/request")).status_code == 410
 
     asyncio.run(scenario())
+
+
+def test_an_http_server_that_sends_too_much_is_not_read_to_its_end() -> None:
+    import httpx2
+
+    from examples.custom_http.client import ask
+
+    def serve(size: int) -> httpx2.Client:
+        transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=bytes(size)))
+        return httpx2.Client(transport=transport, base_url="http://session")
+
+    with serve(MAX_MESSAGE) as http:
+        assert ask(http, "client-1") == (200, bytes(MAX_MESSAGE))
+    with serve(MAX_MESSAGE + 1) as http, pytest.raises(httpx2.HTTPError, match="more than anybody may"):
+        ask(http, "client-1")
