@@ -176,17 +176,16 @@ def peak_of(refused: Callable[[], object]) -> int:
 
 
 def test_the_densest_proposal_costs_what_the_policy_allows(federation: Any) -> None:
-    limit = federation.policy.max_proposal_bytes
-    within, beyond = dense_proposal(federation, limit), dense_proposal(federation, 4 * limit)
-    assert len(within) <= limit < len(beyond)
-    client = federation.clients["client-1"]
+    limit = 2**17
+    policy = replace(federation.policy, max_proposal_bytes=limit)
+    client, other = (federation.client(name, policy=policy) for name in ("client-1", "client-2"))
+    within = dense_proposal(federation, limit)
+    assert 0.99 * limit < len(within) <= limit
     peak = peak_of(lambda: client.advertise(within))
-    assert (
-        peak < 40 * limit
-    )  # measured: 34 bytes for each byte, which are a roster index's 28 and pointers to it
-    other = federation.clients["client-2"]
+    assert peak < 40 * limit  # a roster index of two bytes becomes an object of 28 and pointers to it
+    beyond = within + bytes(10 * limit)
     assert peak_of(lambda: other.advertise(beyond)) < 10_000
-    assert other.phase == "refused"
+    assert (client.phase, other.phase) == ("refused", "refused")
 
 
 @pytest.mark.parametrize("phase", PHASES[1:])
