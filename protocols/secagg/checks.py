@@ -75,16 +75,18 @@ def check_vector(vector: NDArray[np.uint32], parameters: SessionParameters, clie
         LocalProtocolError: says what is wrong; never a value.
     """
     if not isinstance(vector, np.ndarray) or vector.dtype != np.uint32:
-        raise LocalProtocolError("the vector must be a uint32 array of ring elements")
+        raise LocalProtocolError(f"{client_id}: the vector must be a uint32 array of ring elements")
     if vector.shape != (parameters.vector_length,):
-        raise LocalProtocolError(f"the vector must have shape ({parameters.vector_length},)")
+        raise LocalProtocolError(f"{client_id}: the vector must have shape ({parameters.vector_length},)")
     if not _is_bounded(vector, parameters.modulus_bits, parameters.bound):
-        raise LocalProtocolError("the vector has an entry beyond the session's bound: sums could overflow")
+        raise LocalProtocolError(
+            f"{client_id}: the vector has an entry beyond the session's bound: sums could overflow"
+        )
     me = parameters.roster.index(client_id)
     for group in parameters.groups:
         if me not in group.contributors and vector[group.start : group.stop].any():
             raise LocalProtocolError(
-                "the vector must be zero in the groups this client does not contribute to"
+                f"{client_id}: the vector must be zero in the groups this client does not contribute to"
             )
 
 

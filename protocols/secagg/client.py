@@ -302,7 +302,9 @@ class SecAggClient(Redacted):
     def _enter(self, kind: type[_State]) -> _State:
         """Return the state that a phase starts from."""
         if not isinstance(self._state, kind):
-            raise LocalProtocolError(f"it is not the turn of {kind.PHASE!r}: the phase is {self.phase!r}")
+            raise LocalProtocolError(
+                f"{self._client_id}: it is not the turn of {kind.PHASE!r}: the phase is {self.phase!r}"
+            )
         return self._state
 
     def _leave(self, state: State, message: bytes) -> bytes:

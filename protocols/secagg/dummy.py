@@ -220,7 +220,9 @@ class InsecureDummyClient:
     def _expect(self, phase: str) -> None:
         """Raise unless it is that phase's turn."""
         if self.phase != phase:
-            raise LocalProtocolError(f"it is not the turn of {phase!r}: the phase is {self.phase!r}")
+            raise LocalProtocolError(
+                f"{self._client_id}: it is not the turn of {phase!r}: the phase is {self.phase!r}"
+            )
 
     def _received(self, phase: str, data: bytes) -> tuple[frozenset[int], MaskGraph]:
         """Return who is still there, and the graph."""

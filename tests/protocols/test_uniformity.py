@@ -1,6 +1,6 @@
 """What a client uploads looks like noise, whatever its vector: chi-square, correlation, differences, partial sums.
 
-False alarms: a statistic alarms when its p-value is below 1e-9 on either side, and fewer than 400 of them are
+False alarms: a statistic alarms when its p-value is below 1e-9 on either side, and fewer than 700 of them are
 computed here; so a run of this file fails by chance less than once in 10^6. Each statistic is also shown uploads that
 it must alarm at: an unmasked vector, a repeated mask, a stuck bit, a tenth of the coordinates left bare.
 """
