@@ -11,6 +11,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.federation.plans import whole_run
 from fedlora_priv.federation.server import FederationServer
 from fedlora_priv.federation.setup import Parts, Say, assemble
+from fedlora_priv.federation.standings import refusals
 
 
 def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
             "simulation": experiment.data.public,
         },
         "clients": clients,
+        "refused": refusals(experiment, parts.plans),
         "bytes": planned_bytes(parts),
         "secure_aggregation": experiment.secure_aggregation.summary(experiment.federation.clients),
     }

@@ -22,7 +22,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.data.sources import public_name
 from fedlora_priv.errors import ConfigError, RunFolderError
 from fedlora_priv.federation.plans import plan_clients, whole_run
-from fedlora_priv.federation.runfolder import ledger_path
+from fedlora_priv.federation.runfolder import begun, ledger_path
 
 DEFAULT_DELTA = 1e-5
 
@@ -101,9 +101,10 @@ def own_chain(experiment: Experiment, client_id: str) -> Chain | None:
 def refusals(experiment: Experiment, plans: Mapping[str, Plan]) -> dict[str, str]:
     """Return, of the clients whose ledgers would refuse to begin this run, why: for ``fedlora plan``.
 
-    A new run of public data begins with ledgers of its own, so only private data can be refused.
+    A new run of public data begins with ledgers of its own, so only private data can be refused; and a run that
+    has begun had room for all of itself.
     """
-    if experiment.data.public:
+    if experiment.data.public or begun(Path(experiment.experiment.output).expanduser()):
         return {}
     budget = Budget(experiment.privacy.ledger_limit, experiment.privacy.delta)
     refused = {}

@@ -33,6 +33,8 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
             f"{client['epsilon_with_retries']:.3f}",
         )
     console.print(table)
+    for client_id, why in planned["refused"].items():
+        console.print(f"{client_id} would refuse this run: {why}", style="red", markup=False, highlight=False)
     guarantee, sizes, secure = planned["guarantee"], planned["bytes"], planned["secure_aggregation"]
     kind = (
         "a simulation: the data is declared public"

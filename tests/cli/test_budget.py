@@ -134,11 +134,13 @@ def test_an_experiment_names_ledgers_limit_and_round(
 def test_a_plan_knows_which_ledger_would_refuse_it(experiment: Path, tmp_path: Path) -> None:
     loaded = Experiment.load(experiment)
     plans = plan_clients(loaded, dict.fromkeys(loaded.client_ids, 1000))
-    spend(home(tmp_path, "client-1"), "client-1", 3)
+    spend(home(tmp_path, "client-1"), "client-1", 40)
     assert refusals(loaded, plans) == {}
     found = refusals(Experiment.load(experiment, ["privacy.lifetime_epsilon=1.0"]), plans)
     assert found.keys() == {"client-1"}
     assert "above the budget of 1" in found["client-1"]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)  # a run that has begun is not refused by itself
+    assert refusals(Experiment.load(experiment, ["privacy.lifetime_epsilon=1.0"]), plans) == {}
     public = Experiment.load(experiment, ["data.public=true"])
     assert refusals(public, plans) == {}
 
