@@ -18,6 +18,9 @@ it shifts the support, as it could shift the sum. The total shows that somebody 
 server can announce another support than the votes give; that costs utility, and the context of exchange 1
 binds everybody to the same one.
 
+What it costs. The vote travels on every coordinate, at one bit more than a count needs: with 5 clients 4 bits, where a
+dense vector of 8-bit values takes 11. Keep a support for several rounds if its vote is to pay.
+
 Source: the shared-support variant of FLASC (Kuo et al. 2024), whose own supports are one client's each and so
 cannot be summed under masks.
 """
