@@ -198,6 +198,9 @@ def value_policy(policy: ClientPolicy, survivors: Iterable[str]) -> ClientPolicy
     """Return a client's policy for the exchange that follows: the survivors that it confirmed, and no loss.
 
     Args:
+        policy: that of the first exchange; if it names the round, this one names the next exchange of it.
         survivors: `SecAggClient.survivors` of the first exchange; never a list that the server sends.
     """
-    return replace(policy, exact_roster=frozenset(survivors))
+    first = policy.exact_round
+    following = None if first is None else (first[0], first[1] + 1)
+    return replace(policy, exact_roster=frozenset(survivors), exact_round=following)

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protocols.errors import LocalProtocolError, RemoteProtocolError, SessionAborted, SignatureError
+from protocols.errors import (
+    LocalProtocolError,
+    PolicyViolation,
+    RemoteProtocolError,
+    SessionAborted,
+    SignatureError,
+)
 from protocols.secagg import dealing, keys, limits, shamir, statements
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.graph import MaskGraph
@@ -31,6 +37,7 @@ from protocols.secagg.messages import (
 )
 from protocols.secagg.session import CoordinateGroup
 from protocols.secagg.transcript import set_digest, to_bitmap
+from protocols.voting import value_policy
 
 VICTIM = "client-1"
 REQUESTS = dict(zip(PHASES[1:], (Advertisements, SharesIn, Survivors, Confirmations), strict=True))
@@ -109,6 +116,16 @@ def test_a_second_exchange_has_exactly_the_survivors(federation: Any) -> None:
     exact = replace(federation.policy, exact_roster=everybody)
     proposal = encode(Proposal(replace(federation.parameters, quorum=5, min_survivors=5)))
     assert federation.client(VICTIM, policy=exact).advertise(proposal)
+
+
+def test_the_policy_of_a_second_exchange_names_it(federation: Any) -> None:
+    policy = value_policy(replace(federation.policy, exact_round=(1, 0)), federation.names)
+    assert policy.exact_round == (1, 1)
+    strict = replace(federation.parameters, quorum=5, min_survivors=5)
+    policy.check(replace(strict, exchange=1))
+    with pytest.raises(PolicyViolation, match="another round or exchange"):
+        policy.check(strict)
+    assert value_policy(federation.policy, federation.names).exact_round is None
 
 
 def test_a_vector_is_zero_where_its_client_does_not_contribute(make_federation: Any) -> None:
