@@ -87,10 +87,10 @@ class Case:
         return [charge for charge in chain.charges.values() if charge.run == self.run] if chain else []
 
     def all_charges(self) -> Iterator[tuple[str, Charge]]:
-        """Every client's charges in this run, each with a text that says whose and in which row it is."""
+        """Every client's charges in this run, each with its client's id."""
         for client_id in self.chains:
             for charge in self.charges(client_id):
-                yield f"{client_id}, row {charge.reservation}", charge
+                yield client_id, charge
 
     def without_rows(self) -> list[str]:
         """The planned clients whose ledgers are not here."""

@@ -9,6 +9,7 @@ from . import report as reports
 from .case import Case, Findings, needs_rows
 from .derive import EPSILON_TOLERANCE, planned_cost
 from .errors import PricingError
+from .events import Gaussian, PoissonGaussian, PrivateEvent
 from .planning import plan_digest
 
 
@@ -96,12 +97,7 @@ def _check_plan_kept(case: Case, found: Findings, client_id: str, plan: Mapping[
     if steps > plan["planned_steps"]:
         found.problems.append(f"{client_id}: {steps} steps are charged, {plan['planned_steps']} were planned")
     for charge in charges:
-        for name in ("noise_multiplier", "clip_norm", "sample_rate"):
-            planned, actual = plan[name], getattr(charge.reserved, name, 1.0)
-            if planned != actual:
-                found.problems.append(
-                    f"{client_id}, row {charge.reservation}: {name} {actual:g} where {planned:g} was planned"
-                )
+        _check_mechanism(found, f"{client_id}, row {charge.reservation}", charge.reserved, plan)
     try:
         cost = planned_cost(plan)
     except PricingError as error:
@@ -114,6 +110,19 @@ def _check_plan_kept(case: Case, found: Findings, client_id: str, plan: Mapping[
     found.facts.append(
         f"{client_id}: {len(charges)} charges, {steps} of {plan['planned_steps']} planned steps"
     )
+
+
+def _check_mechanism(found: Findings, where: str, event: PrivateEvent, plan: Mapping[str, Any]) -> None:
+    """One charge is of the planned mechanism, with the planned parameters."""
+    if not isinstance(event, PoissonGaussian | Gaussian):
+        found.problems.append(
+            f"{where}: {event.kind} is charged, where Gaussian noise at the client was planned"
+        )
+        return
+    for name in ("noise_multiplier", "clip_norm", "sample_rate"):
+        planned, actual = plan[name], getattr(event, name, 1.0)  # a Gaussian without sampling has rate 1
+        if planned != actual:
+            found.problems.append(f"{where}: {name} {actual:g} where {planned:g} was planned")
 
 
 def _check_plan_recorded(case: Case, found: Findings, client_id: str, plan: Mapping[str, Any]) -> None:

@@ -27,9 +27,11 @@ def tuning_charged(case: Case, found: Findings) -> None:
                 f"{client_id}: {len(others)} other runs on the same data are in its lifetime epsilon, which is the "
                 "claim if this run was chosen among them"
             )
-    for where, charge in case.all_charges():
+    for client_id, charge in case.all_charges():
         if isinstance(charge.reserved, Tuning | RepeatedTrials):
-            found.facts.append(f"{where} charges a search ({charge.reserved.kind})")
+            found.facts.append(
+                f"{client_id}, row {charge.reservation} charges a search ({charge.reserved.kind})"
+            )
     found.doubts.append("runs and choices that never touched these ledgers leave no trace in them")
 
 

@@ -25,10 +25,10 @@ _STATED = ("dimension", "scale", "modulus_bits")
 def noise_effective(case: Case, found: Findings) -> None:
     """Noise counts in full where one client adds it, and from survivors minus colluders where all share it."""
     alone = shared = 0
-    for where, charge in case.all_charges():
+    for client_id, charge in case.all_charges():
         if isinstance(charge.reserved, DistributedNoise):
             shared += 1
-            _check_share(case, found, where, charge.reserved)
+            _check_share(case, found, f"{client_id}, row {charge.reservation}", charge.reserved)
         else:
             alone += 1
     if shared:
@@ -108,10 +108,13 @@ def _shares_of(case: Case, entry: Mapping[str, Any]) -> list[tuple[str, Distribu
 def sensitivity_actual(case: Case, found: Findings) -> None:
     """The clip norm where noise comes before rounding; the rounded, padded norm where it comes after."""
     alone = 0
-    for where, charge in case.all_charges():
+    for client_id, charge in case.all_charges():
         event = charge.reserved
         if isinstance(event, DistributedNoise):
-            _check_rounding(case, found, where, event)
+            _check_rounding(case, found, f"{client_id}, row {charge.reservation}", event)
+            planned = case.plans.get(client_id, {}).get("clip_norm", event.clip_norm)
+            if planned != event.clip_norm:
+                found.problems.append(f"{client_id} clips to {event.clip_norm:g}, the plan to {planned:g}")
         elif case.report["mode"] == "local":
             alone += 1
     if alone:
@@ -134,9 +137,6 @@ def _check_rounding(case: Case, found: Findings, where: str, event: DistributedN
             found.problems.append(
                 f"{where} is priced with {name} {getattr(event, name)}, the sums have {stated}"
             )
-    stated_clip = case.plans.get(where.partition(",")[0], {}).get("clip_norm", event.clip_norm)
-    if stated_clip != event.clip_norm:
-        found.problems.append(f"{where} clips to {event.clip_norm:g}, the plan to {stated_clip:g}")
     found.facts.append(
         f"noise multiplier {event.central_noise_multiplier:g} over the clip norm, before rounding to a scale of "
         f"{event.scale:g} in {event.dimension} coordinates, which the price adds"

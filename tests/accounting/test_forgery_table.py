@@ -445,6 +445,7 @@ TABLE: list[tuple[Forge, int, str]] = [
     (duplicate_resume, 4, "20 steps are charged, 16 were planned"),
     (uncharged_round, 4, "client-1 in round 3 is in the sum, but its ledger has no committed charge"),
     (noise_lowered_after_planning, 4, "was planned"),
+    (shares(), 4, "DistributedSkellam is charged, where Gaussian noise at the client was planned"),
     (fewer_survivors, 4, "fewer than min_survivors"),
     (a_survivor_that_was_lost, 4, "client-2 in round 2 is in the sum, but its ledger has no committed charge"),
     (wrong_sampler, 5, "samples by 'shuffled'"),
