@@ -71,6 +71,9 @@ def _check_masked(case: Case, found: Findings) -> None:
     least = case.report["secure_aggregation"].get("min_survivors")
     if least is None:
         found.problems.append("secure aggregation without min_survivors: a sum of one would hide nothing")
+    sessions = [entry["session_id"] for entry in case.report["rounds"] if entry["session_id"] is not None]
+    if len(set(sessions)) < len(sessions):
+        found.problems.append("a session is listed for two rounds: one sum cannot be both")
     for entry in case.report["rounds"]:
         number, count = entry["round"], len(entry["survivors"])
         if count and None in (entry["session_id"], entry["transcript"]):
@@ -97,7 +100,12 @@ def _check_plan_kept(case: Case, found: Findings, client_id: str, plan: Mapping[
     if steps > plan["planned_steps"]:
         found.problems.append(f"{client_id}: {steps} steps are charged, {plan['planned_steps']} were planned")
     for charge in charges:
-        _check_mechanism(found, f"{client_id}, row {charge.reservation}", charge.reserved, plan)
+        where = f"{client_id}, row {charge.reservation}"
+        _check_mechanism(found, where, charge.reserved, plan)
+        if charge.reserved.steps > plan["steps_per_round"]:
+            found.problems.append(
+                f"{where}: {charge.reserved.steps} steps in a round of {plan['steps_per_round']}"
+            )
     try:
         cost = planned_cost(plan)
     except PricingError as error:

@@ -112,6 +112,10 @@ def outputs_covered(case: Case, found: Findings) -> None:
             found.problems.append(
                 f"{what!r} is said to be covered by {cover}, of which the ledgers have none"
             )
+    covers = {output["covered_by"] for output in case.report["outputs"]}
+    released = any(charge.releases for _, charge in case.all_charges())
+    if released and not covers & kinds:
+        found.problems.append("updates were released, and no declared output is of their kind")
     count = len(case.report["outputs"])
     public = sum(output["covered_by"] == "public" for output in case.report["outputs"])
     found.facts.append(f"{count} declared outputs, {len(listed)} releases outside the guarantee, all listed")

@@ -216,6 +216,25 @@ def omitted_release(federation: Any) -> None:
     del federation.report["outputs"][2]
 
 
+def updates_left_undeclared(federation: Any) -> None:
+    del federation.report["outputs"][0]
+
+
+def a_session_listed_twice(federation: Any) -> None:
+    federation.report["rounds"][1]["session_id"] = federation.report["rounds"][0]["session_id"]
+
+
+def a_longer_round(federation: Any) -> None:
+    """Two rounds' steps in one, within the total that was planned."""
+    rewrite(
+        federation, "client-2",
+        lambda entry: replace(entry, event=replace(entry.event, steps=8))
+        if isinstance(entry, Reserve) and entry.round == 2
+        else entry,
+    )  # fmt: skip
+    claim_again(federation)
+
+
 def published_seed(federation: Any) -> None:
     federation.report["randomness"]["details"] = {"sampling": [{"seed": 7}]}
 
@@ -446,6 +465,8 @@ TABLE: list[tuple[Forge, int, str]] = [
     (uncharged_round, 4, "client-1 in round 3 is in the sum, but its ledger has no committed charge"),
     (noise_lowered_after_planning, 4, "was planned"),
     (shares(), 4, "DistributedSkellam is charged, where Gaussian noise at the client was planned"),
+    (a_longer_round, 4, "8 steps in a round of 4"),
+    (a_session_listed_twice, 4, "a session is listed for two rounds"),
     (fewer_survivors, 4, "fewer than min_survivors"),
     (a_survivor_that_was_lost, 4, "client-2 in round 2 is in the sum, but its ledger has no committed charge"),
     (wrong_sampler, 5, "samples by 'shuffled'"),
@@ -475,6 +496,7 @@ TABLE: list[tuple[Forge, int, str]] = [
     (lists_that_nobody_trained_on, 10, "is not the one that its ledger records"),
     (parts_of_two_splits, 10, "hold parts of different splits"),
     (omitted_release, 11, "outside the guarantee, unlisted"),
+    (updates_left_undeclared, 11, "no declared output is of their kind"),
     (warm_start, 12, "which no ledger here has charged"),
     (published_seed, 13, "publishes 'seed'"),
     (seed_published_elsewhere, 13, "publishes 'noise_seed'"),
