@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 from . import canonical
@@ -92,10 +94,11 @@ class Note:
 
 Entry = Open | Reserve | Commit | Release | Note
 _ENTRIES: dict[str, type[Any]] = {entry.kind: entry for entry in (Open, Reserve, Commit, Release, Note)}
+_FIELDS = {kind: tuple(field.name for field in fields(entry)) for kind, entry in _ENTRIES.items()}
 _ROW_KEYS = {"schema", "client_id", "dataset_id", "position", "previous", "kind", "data", "digest"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which would leave no room for the cached digest
 class Row:
     """One entry at its place in a chain."""
 
@@ -105,7 +108,7 @@ class Row:
     previous: str
     entry: Entry
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of everything else in the row, hex."""
         return hashlib.sha256(_ROW_LABEL + canonical.dumps(self._body()).encode()).hexdigest()
@@ -116,7 +119,7 @@ class Row:
 
     def _body(self) -> dict[str, Any]:
         """What the digest covers."""
-        data = {field.name: getattr(self.entry, field.name) for field in fields(self.entry)}
+        data = {name: getattr(self.entry, name) for name in _FIELDS[self.entry.kind]}
         if isinstance(self.entry, Reserve | Commit | Note):
             data["event"] = to_json(self.entry.event)
         if isinstance(self.entry, Reserve):
@@ -213,6 +216,7 @@ class Chain:
     rows: list[Row] = field(default_factory=list)
     charges: dict[int, Charge] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    _attempts: Counter[tuple[str, int]] = field(default_factory=Counter, repr=False, compare=False)
 
     @property
     def head(self) -> str:
@@ -236,7 +240,7 @@ class Chain:
 
     def next_attempt(self, run: str, round: int) -> int:
         """The number, from 1, of the next attempt at a round."""
-        return 1 + sum((charge.run, charge.round) == (run, round) for charge in self.charges.values())
+        return 1 + self._attempts[run, round]
 
     def extend(self, row: Row) -> None:
         """Add a row. Raises LedgerError, naming it, if it does not follow from the rows before."""
@@ -263,6 +267,7 @@ class Chain:
             case Reserve():
                 _check_reserve(self, entry)
                 self.charges[position] = Charge(position, entry.run, entry.round, entry.attempt, entry.event)
+                self._attempts[entry.run, entry.round] += 1
             case Commit():
                 charge = self._charge(entry.reservation)
                 _check_commit(charge, entry)
