@@ -11,6 +11,7 @@ Source: Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,14 @@ from fedlora_priv.federation.files import read_arrays, write_arrays, write_atomi
 from fedlora_priv.federation.run import Outcome, RunProgress, run
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.setup import Parts, stream_factory
-from fedlora_priv.methods.base import State
+from fedlora_priv.methods.base import Layout, Role, State
 from fedlora_priv.training.examples import TokenisedExamples
 
 CANARIES = 500
 CONFIDENCE = 0.95
+MAX_GRADIENT_BYTES = 8 << 30
+"""What the canaries' gradients may take in memory: canaries times trained coordinates, in float64, twice."""
+
 SUFFIX = "-empirical"
 """Added to the experiment's run folder: the audit is a run of its own."""
 
@@ -95,13 +99,11 @@ class _Watch:
         """Return the parts with the canaries that are in for the client's rows, and this object watching."""
         self._parts = parts
         self._plan = parts.plans[self._client_id]
+        trains = parts.method.contract(parts.layout).trains
+        self._require_memory(parts.layout, trains)
         rows = self._rows(parts)
         self._attack = UpdateAttack(
-            parts.trainer,
-            rows,
-            self._plan,
-            parts.method.contract(parts.layout).trains,
-            parts.experiment.training.learning_rate,
+            parts.trainer, rows, self._plan, trains, parts.experiment.training.learning_rate
         )
         self._path = folder.client_home(self._client_id).path / f"canaries-{folder.run.hex()}.npz"
         self._canaries, self._scores = self._restored(rows) or self._fresh(rows)
@@ -145,6 +147,16 @@ class _Watch:
             arrays = {"included": self._canaries.included, "scores": self._scores}
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_arrays(self._path, {}, arrays, mode=0o600)
+
+    def _require_memory(self, layout: Layout, trains: frozenset[Role]) -> None:
+        """Raise before anything is trained if the attack could not hold the canaries' gradients."""
+        shapes = [shape for name, shape in layout.shapes().items() if layout.role(name) in trains]
+        needed = 16 * self._count * sum(math.prod(shape) for shape in shapes)
+        if needed > MAX_GRADIENT_BYTES:
+            raise ConfigError(
+                f"the gradients of {self._count} canaries would take {needed / 2**30:.0f} GiB of memory",
+                f"insert at most {self._count * MAX_GRADIENT_BYTES // needed}",
+            )
 
     def _rows(self, parts: Parts) -> TokenisedExamples:
         """Return the canaries' rows: public, by the experiment's seed."""

@@ -46,6 +46,13 @@ def test_a_correct_run_is_not_contradicted(audit_file: Callable[..., Path], tmp_
     chains = replay((folder / "ledger.jsonl").read_text().splitlines())
     assert all(len(chain.charges) == 3 for chain in chains.values())
     assert not (tmp_path / "run").exists()
+    assert check_15(folder) == "PASS"
+
+
+def check_15(folder: Path) -> str:
+    """The verdict of `fedlora audit` on what the attack found."""
+    verdicts = json.loads(fedlora("audit", folder, "--json").stdout)
+    return next(verdict["status"] for verdict in verdicts if verdict["check"] == 15)
 
 
 @pytest.mark.usefixtures("without_noise")
@@ -56,6 +63,7 @@ def test_a_trainer_without_noise_is_caught(audit_file: Callable[..., Path], tmp_
     result = load(tmp_path / "run-empirical" / EMPIRICAL_FILE)
     assert result.lower_bound > 1.5 > result.trained_epsilon
     assert result.attack == "update"
+    assert check_15(tmp_path / "run-empirical") == "FAIL"
 
 
 @pytest.mark.usefixtures("without_clipping")
@@ -131,7 +139,11 @@ def test_an_audit_that_was_cut_off_goes_on_with_the_same_coins(
 def test_a_client_that_there_is_not_and_too_few_canaries(
     audit_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    for options, names in ((("--client", "client-9"), "client-9"), (("--canaries", 1), "canaries")):
+    for options, names in (
+        (("--client", "client-9"), "client-9"),
+        (("--canaries", 1), "canaries"),
+        (("--canaries", 10**7), "GiB"),
+    ):
         ran = fedlora("audit", "--empirical", audit_file(), *options)
         assert ran.exit_code == 2
         assert names in ran.stderr
