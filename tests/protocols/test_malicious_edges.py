@@ -17,11 +17,13 @@ from protocols.errors import (
     SessionAborted,
     SignatureError,
 )
+from protocols.packing import unpack
 from protocols.secagg import dealing, keys, limits, shamir, statements
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.graph import MaskGraph
 from protocols.secagg.identity import Identity, Roster, verify
 from protocols.secagg.local import PHASES
+from protocols.secagg.mask import Mask, add_masks
 from protocols.secagg.messages import (
     Advertisement,
     Advertisements,
@@ -29,6 +31,7 @@ from protocols.secagg.messages import (
     Confirmations,
     ConfirmStatement,
     MaskedVector,
+    MaskStatement,
     Proposal,
     Reveal,
     SharesIn,
@@ -208,6 +211,39 @@ def test_a_confirmation_is_for_one_u2(federation: Any) -> None:
         votes.append(ConfirmStatement(index, attached, federation.clients[name]._identity.sign(*other)))
     federation.refuses("reveal", encode(Confirmations(tuple(votes))), "client-1: the signature for 'confirm'")
     assert federation.answer("client-2", "reveal", inbox["client-2"])
+
+
+def test_a_survivor_who_never_masked_hides_more_not_less(make_federation: Any) -> None:
+    # On a ring, only its neighbours notice that client-1 is named in U3 without having masked. The others are a
+    # quorum, so all self-masks may come off. But nobody gives client-1's master away: the masks with it stay on.
+    federation = make_federation(n=15, max_colluders=1, degree=4)  # a quorum of 9
+    inbox = federation.drive(until="mask")
+    t1 = federation.server._tree.root
+    graph = MaskGraph(15, 4, t1)
+    total, said, self_masks, masks_with_client_1 = np.zeros(7, dtype=np.uint32), {}, [], []
+    for index, name in enumerate(federation.names[1:], 1):
+        state = federation.clients[name]._state
+        self_masks.append(Mask(keys.self_mask_key(state.seed, t1, name), subtract=True))
+        parcels = [p for p in decode(SharesIn, inbox[name], "test").parcels if p.sender == 0]
+        masks_with_client_1 += dealing.pair_masks(parcels, state, name)
+        message = decode(MaskedVector, federation.answer(name, "mask", inbox[name]), name)
+        said[index] = MaskStatement(index, statements.vector_digest(message.packed), message.signature)
+        total += unpack(message.packed, 11, 7)
+    confirmed = 0
+    for index, name in enumerate(federation.names[1:], 1):
+        shown = tuple(said[i] for i in graph.neighbours(index) if i in said)
+        request = encode(Survivors(to_bitmap(range(15), 15), shown))
+        if index in graph.neighbours(0):
+            federation.refuses("confirm", request, "the mask statements are not those", by=name)
+        else:
+            confirmed += bool(federation.answer(name, "confirm", request))
+    assert confirmed == 10
+    add_masks(total, self_masks, 11)
+    plain = federation.plain_sum(federation.names[1:])
+    assert not np.array_equal(total, plain)
+    assert len(masks_with_client_1) == 4
+    add_masks(total, [mask.inverse for mask in masks_with_client_1], 11)
+    np.testing.assert_array_equal(total, plain)
 
 
 def test_a_reveal_is_for_one_transcript(federation: Any) -> None:
