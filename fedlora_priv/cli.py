@@ -226,7 +226,7 @@ def audit(
     if as_json:
         console.print_json(json.dumps([verdict.to_json() for verdict in verdicts]))
     else:
-        print_verdicts(console, verdicts)
+        print_verdicts(console, verdicts, private=bool(private))
     failed = [f"{verdict.check} {verdict.name}" for verdict in verdicts if verdict.status == "FAIL"]
     if failed:
         raise AuditFailed(f"FAIL in check {', '.join(failed)}", "do not rely on this report")

@@ -60,8 +60,8 @@ def _private_files(named: Sequence[Path], report: Path) -> list[Path]:
             files = [path] if path.is_file() else []
         if not files:
             raise RunFolderError(f"there is no private audit file of this run at {path}", "check the path")
-        found += files
-    return found
+        found += [file.resolve() for file in files]
+    return list(dict.fromkeys(found))
 
 
 def _pinned(path: Path | None) -> dict[str, bytes] | None:

@@ -62,8 +62,12 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
     console.print(rounds, highlight=False)
 
 
-def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
-    """Print an audit: each check with its verdict and evidence and, unless it passed, what would help."""
+def print_verdicts(console: Console, verdicts: Sequence[Verdict], *, private: bool = False) -> None:
+    """Print an audit: each check with its verdict and evidence and, unless it passed, what would help.
+
+    Args:
+        private: whether private audit files went into it, which the reader is then told.
+    """
     for verdict in verdicts:
         status = f"{_coloured(verdict.status)}{' ' * (13 - len(verdict.status))}"
         console.print(f"{status}[bold]{verdict.check:>2} {escape(verdict.name)}[/]", highlight=False)
@@ -78,6 +82,10 @@ def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
     console.print(
         "PASS means consistent with signed records, not that the training happened as recorded.", style="dim"
     )
+    if private:
+        console.print(
+            "Private audit files went into this: what it says of them is private too.", style="bold"
+        )
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:

@@ -91,6 +91,7 @@ def test_the_terminal_shows_verdict_evidence_and_what_would_help(
     assert "no private audit file of client-1" in lines[shown + 1]
     assert "→ give this client's own auditor its private audit file (--private)" in lines[shown + 2]
     assert "11 PASS   0 FAIL   5 UNVERIFIABLE" in ran.out
+    assert "what it says of them is private too" not in ran.out
 
 
 def test_a_clients_private_file_that_does_not_fit_is_a_fail(
@@ -106,6 +107,7 @@ def test_a_clients_private_file_that_does_not_fit_is_a_fail(
     assert ran.code == 1
     assert "FAIL in check 6 batch sizes plausible, 7 clip norm" in ran.err
     assert "not the one that the ledger committed to" in ran.out
+    assert "what it says of them is private too" in ran.out
 
 
 @pytest.mark.parametrize("content", [None, "", "{}\n", "\x00\xff\n"])
@@ -119,6 +121,14 @@ def test_a_private_file_that_is_none(
     assert ran.code == 6
     assert ran.err.count("\n") == 1
     assert str(path) in ran.err.replace("\n", "")
+
+
+def test_a_private_file_that_is_named_twice_counts_once(fedlora: Callable[..., Any], finished: Path) -> None:
+    private = next(finished.glob("clients/client-1/private-audit-*.jsonl"))
+    ran = fedlora("audit", finished, "--private", private, "--private", private.parent, "--json")
+    assert ran.code == 0, ran.out
+    evidence = {verdict["check"]: verdict["evidence"] for verdict in json.loads(ran.out)}
+    assert "Confirmed: client-1: 48 batch sizes" in evidence[6]
 
 
 def test_a_folder_without_private_files(fedlora: Callable[..., Any], finished: Path, tmp_path: Path) -> None:
