@@ -151,7 +151,10 @@ def _approach(task: _Task) -> tuple[float, Callable[[float], float], float]:
 
     if not task.gaussian:
         return _aim(task, screened, 0.0, 1.0), screened, 0.0
-    noise = 0.95 * _search(screened, task.target, window=0.02 * task.target, guess=1.0)
+    if screened(LARGEST_NOISE) < task.target:
+        noise = 0.95 * _search(screened, task.target, window=0.02 * task.target, guess=1.0)
+    else:  # at a finite order RDP has a floor, whatever the noise: begin with a Gaussian's rule of thumb
+        noise = task.sample_rate * math.sqrt(2 * task.steps * math.log(1 / task.delta)) / task.target
     on_grid = cache(task.fast_epsilon)
     # Where RDP is loose its guess is far off, and so is the grid that suits it: approach, then choose again.
     for share in (0.4, 0.1):
@@ -172,12 +175,14 @@ def _aim(task: _Task, price: Callable[[float], float], shift: float, guess: floa
 def _coarse_grid(mechanism: Mechanism) -> float:
     """The grid to search on, not below the certifying one.
 
-    An eighth of one step's typical loss, or ten thousand points over the losses up to ten standard deviations.
+    An eighth of one step's typical loss, at most .01, or ten thousand points over all losses if that is wider.
     """
     noise, sample_rate, _ = mechanism
     typical_loss = sample_rate * math.sqrt(math.expm1(min(noise**-2, 2.0)))
     largest_loss = math.log(sample_rate) + (0.5 + 10 * noise) / noise**2
-    return DISCRETISATION * max(1, int(max(typical_loss / 8, largest_loss / 10_000) / DISCRETISATION))
+    return DISCRETISATION * max(
+        1, int(max(min(typical_loss / 8, 0.01), largest_loss / 10_000) / DISCRETISATION)
+    )
 
 
 def _search(price: Callable[[float], float], target: float, *, window: float, guess: float) -> float:

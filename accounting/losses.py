@@ -52,11 +52,11 @@ def composed_losses(parts: GaussianParts, grid: float) -> list[Losses]:
 def step_losses(mechanism: Mechanism, grid: float) -> list[Losses]:
     """The losses of one step on a grid, such that every delta(epsilon) is at least the true one."""
     noise, rate, adjacency = mechanism
+    top = _mixture_loss(noise, rate, 1 + REACH * noise)
     if adjacency == "replace-one":
-        top = _largest_loss(noise, rate) - math.log1p(-rate * -math.expm1(_loss(noise, -1 - REACH * noise)))
+        top -= _mixture_loss(noise, rate, -1 - REACH * noise)
         return [_connect_the_dots(lambda at: _replaced(at, noise, rate), -top, top, grid)]
-    low = math.log1p(rate * math.expm1(_loss(noise, -REACH * noise)))
-    top = _largest_loss(noise, rate)
+    low = _mixture_loss(noise, rate, -REACH * noise)
     removed = _connect_the_dots(lambda at: _removed(at, noise, rate), low, top, grid)
     if rate == 1:
         return [removed]
@@ -66,7 +66,8 @@ def step_losses(mechanism: Mechanism, grid: float) -> list[Losses]:
 def largest_loss(mechanism: Mechanism) -> float:
     """The largest loss of one step that a discretisation keeps."""
     noise, rate, adjacency = mechanism
-    return _largest_loss(noise / 2 if adjacency == "replace-one" else noise, rate)
+    noise = noise / 2 if adjacency == "replace-one" else noise
+    return _mixture_loss(noise, rate, 1 + REACH * noise)
 
 
 def epsilon_of(losses: Losses, delta: float, grid: float) -> float:
@@ -154,15 +155,10 @@ def _log_moment(losses: Losses, tilt: float) -> float:
 # --- hockey-stick divergences of one step, at every epsilon ---------------------------------------------------
 
 
-def _loss(noise: float, x: float) -> float:
-    """The plain Gaussian's loss at x, whose mean is 1 or 0."""
-    return (2 * x - 1) / (2 * noise**2)
-
-
-def _largest_loss(noise: float, rate: float) -> float:
-    """The loss of a removal that one meets REACH standard deviations out."""
-    return float(np.logaddexp(math.log1p(-rate) if rate < 1 else -math.inf,
-                              math.log(rate) + _loss(noise, 1 + REACH * noise)))  # fmt: skip
+def _mixture_loss(noise: float, rate: float, x: float) -> float:
+    """The loss at x of a mixture, whose mean is 1 with probability `rate` or else 0, against the Gaussian at 0."""
+    plain = (2 * x - 1) / (2 * noise**2)
+    return float(np.logaddexp(math.log1p(-rate), math.log(rate) + plain)) if rate < 1 else plain
 
 
 def gaussian_delta(epsilon: Floats, noise: float) -> Floats:
