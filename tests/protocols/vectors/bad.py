@@ -154,9 +154,8 @@ def _bytes(sessions: dict[str, Session]) -> Iterator[Case]:
         yield late.answer(f"{phase}: a flipped signature", phase, refusal, _flipped(good, -1))
         stolen = late.sent(phase, "answers", "client-5")
         yield late.answer(f"{phase}: sent by client-5", phase, refusal, stolen)
-        stale = sessions["session_masks" if phase in ("advertise", "share") else "session_ring"]
-        if phase in ("advertise", "share"):
-            yield late.answer(f"{phase}: of a stale session", phase, refusal, stale.sent(phase, "answers"))
+        stale = sessions["session_ring"].sent(phase, "answers")
+        yield late.answer(f"{phase}: of a stale session", phase, refusal, stale)
     for phase, kind in REQUESTS.items():
         good = late.sent(phase, "requests")
         wrong_kind = f"not a {kind.__name__} message of version 1"
