@@ -40,6 +40,7 @@ ASSUMPTIONS: Mapping[str, str] = {
 
 _LARGEST_EPSILON = 100.0  # no number of trials that anybody can run gets near it
 _BISECTIONS = 60
+_MOST_TRIALS = 1_000_000  # an auditor reads records that others wrote: none may take minutes
 
 
 # --- one run, many canaries -------------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ class EmpiricalResult:
     schema_version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        for name in ("run", "client_id", "attack", "attacker"):
+        for name in ("run", "client_id", "method", "attack", "attacker", "assumption"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise EmpiricalError(f"{name} must be a text")
         for name in ("trained_epsilon", "lower_bound"):
@@ -332,7 +333,7 @@ class EmpiricalResult:
         _require_counts(**counts, **(trials if self.method != "one-run" else {}))
         if ASSUMPTIONS.get(self.method) != self.assumption or self.tests < 1:
             raise EmpiricalError(f"method {self.method!r} does not go with {self.assumption!r}")
-        if self.method == "one-run" and set(trials.values()) != {None}:
+        if self.method == "one-run" and any(value is not None for value in trials.values()):
             raise EmpiricalError("positives and false_positives belong to repeated trials")
 
     @property
@@ -407,10 +408,10 @@ def _upper(events: int, trials: int, tail: float) -> float:
 
 
 def _require_counts(**counts: object) -> None:
-    """Counts are whole numbers, 0 or more."""
+    """Counts are whole numbers, 0 or more, and few enough to compute with."""
     for name, value in counts.items():
-        if type(value) is not int or value < 0:
-            raise EmpiricalError(f"{name} must be a whole number, 0 or more, got {value!r}")
+        if type(value) is not int or not 0 <= value <= _MOST_TRIALS:
+            raise EmpiricalError(f"{name} must be a whole number from 0 to {_MOST_TRIALS}, got {value!r}")
 
 
 def _require_probabilities(delta: float, confidence: float) -> None:

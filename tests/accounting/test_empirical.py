@@ -237,6 +237,7 @@ BAD_FIELDS: list[dict[str, Any]] = [
     {"guesses": 1001},
     {"canaries": -1},
     {"canaries": 1000.0},
+    {"canaries": 10**15, "guesses": 10**15, "correct": 10**15},
     {"lower_bound": -1.0},
     {"lower_bound": "5"},
     {"lower_bound": math.inf},
@@ -252,6 +253,7 @@ BAD_FIELDS: list[dict[str, Any]] = [
     {"tests": 0},
     {"positives": 3},
     {"client_id": ""},
+    {"client_id": 7},
 ]
 
 
@@ -259,6 +261,23 @@ BAD_FIELDS: list[dict[str, Any]] = [
 def test_a_damaged_record_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(EmpiricalError):
         EmpiricalResult.from_json(record().to_json() | change)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**7) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(sorted(record().to_json())), ANYTHING)
+def test_a_record_with_any_value_in_any_field_is_read_or_refused(name: str, value: Any) -> None:
+    try:
+        read = EmpiricalResult.from_json(record().to_json() | {name: value})
+    except EmpiricalError:
+        return
+    assert read.to_json()[name] == value
 
 
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path) -> None:

@@ -148,3 +148,9 @@ def test_a_client_that_there_is_not_and_too_few_canaries(
         assert ran.exit_code == 2
         assert names in ran.stderr
         assert not list(tmp_path.glob("run*"))
+
+
+def test_options_of_an_empirical_audit_are_refused_without_it(tmp_path: Path) -> None:
+    for options in (("--canaries", 10), ("--client", "client-1"), ("--set", "privacy.epsilon=1")):
+        ran = fedlora("audit", tmp_path, *options)
+        assert (ran.exit_code, "go with --empirical" in ran.stderr) == (2, True)
