@@ -94,7 +94,10 @@ def test_what_the_table_names_exists(row: list[str]) -> None:
     module, function = (part.strip("` ") for part in test.split(":"))
     assert f"def {function}(" in (FOLDER.parents[1] / "tests/protocols" / f"{module}.py").read_text("utf-8")
     table = tomllib.loads((FOLDER.parents[1] / "tests/protocols/mutants.toml").read_text("utf-8"))["mutant"]
-    assert {name.strip() for name in mutants.split(";")} <= {mutant["name"] for mutant in table}
+    killed_by = {mutant["name"]: mutant["tests"] for mutant in table}
+    script = row[1].split("]")[0].lstrip("[")
+    for name in mutants.split(";"):  # without that check, the attack works
+        assert f"test_attacks.py::test_the_attack_is_refused[{script}]" in killed_by[name.strip()]
     for file in re.findall(r"(\w+\.py)", check):
         assert (Path(protocols.__file__).parent / "secagg" / file).is_file()
     source = "".join(path.read_text("utf-8") for path in Path(protocols.__file__).parent.rglob("*.py"))
