@@ -96,7 +96,7 @@ def test_what_the_table_names_exists(row: list[str]) -> None:
     table = tomllib.loads((FOLDER.parents[1] / "tests/protocols/mutants.toml").read_text("utf-8"))["mutant"]
     killed_by = {mutant["name"]: mutant["tests"] for mutant in table}
     script = row[1].split("]")[0].lstrip("[")
-    for name in mutants.split(";"):  # without that check, the attack works
+    for name in mutants.split(";"):  # without that check, the script does not pass
         assert f"test_attacks.py::test_the_attack_is_refused[{script}]" in killed_by[name.strip()]
     for file in re.findall(r"(\w+\.py)", check):
         assert (Path(protocols.__file__).parent / "secagg" / file).is_file()
