@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 from . import canonical
 from .errors import EventError, LedgerError
+from .event_fields import UNITS
 from .events import DistributedNoise, NonPrivate, PrivateEvent, from_json, to_json
 
 SCHEMA = 1
@@ -307,8 +308,8 @@ def _check_open(chain: Chain, entry: Open) -> None:
     for name in ("client_id", "dataset_id"):
         _check_name(name, getattr(chain, name))
     _check_name("partition_id", entry.partition_id)
-    if type(entry.public) is not bool or entry.unit != "example":
-        raise ValueError("public must be true or false, and the unit 'example'")
+    if type(entry.public) is not bool or entry.unit not in UNITS:
+        raise ValueError(f"public must be true or false, and the unit one of {UNITS}")
 
 
 def _check_reserve(chain: Chain, entry: Reserve) -> None:
@@ -317,6 +318,10 @@ def _check_reserve(chain: Chain, entry: Reserve) -> None:
     _check_round(entry.round)
     if not isinstance(entry.event, PrivateEvent) or entry.event.steps < 1:
         raise ValueError("only an event with a price and at least one step can be reserved")
+    if entry.event.unit != chain.opening.unit:
+        raise ValueError(
+            f"the ledger counts for each {chain.opening.unit}, the event for each {entry.event.unit}"
+        )
     expected = chain.next_attempt(entry.run, entry.round)
     if type(entry.attempt) is not int or entry.attempt != expected:
         raise ValueError(f"attempt {entry.attempt!r} of round {entry.round} must be {expected}")

@@ -19,6 +19,7 @@ from types import TracebackType
 from .anchor import Anchor, Sign, make_anchor
 from .chain import Chain, Charge, Commit, Entry, Note, Open, Release, Reserve, Row, parse_row
 from .errors import LedgerError
+from .event_fields import Unit
 from .events import NonPrivate, PrivateEvent
 from .versions import library_versions
 
@@ -59,14 +60,16 @@ class Ledger:
         dataset_id: str,
         partition_id: str,
         public: bool,
+        unit: Unit = "example",
         versions: Mapping[str, str] | None = None,
         expect: Anchor | None = None,
     ) -> Ledger:
         """The ledger of `client_id`'s part of `dataset_id`, created if it is not there, verified row by row.
 
-        `partition_id` names the split of the data set and `public` says whether the data is declared public;
-        both are fixed when the chain is created. `versions` (default: this package's libraries) goes into
-        every reservation. `expect` is an anchor that the client kept elsewhere: the ledger must contain it.
+        `partition_id` names the split of the data set, `public` says whether the data is declared public, and
+        `unit` what its events protect; all are fixed when the chain is created. `versions` (default: this
+        package's libraries) goes into every reservation. `expect` is an anchor that the client kept elsewhere: the
+        ledger must contain it.
 
         Raises:
             LedgerError: edited, truncated or reordered (names the row); another partition or public flag;
@@ -75,7 +78,7 @@ class Ledger:
         connection = prepare(Path(path))
         try:
             ledger = cls(connection, Chain(client_id, dataset_id), versions or library_versions())
-            ledger._open_chain(Open(partition_id=partition_id, public=public))
+            ledger._open_chain(Open(partition_id=partition_id, public=public, unit=unit))
             if expect is not None:
                 ledger.require_anchor(expect)
         except BaseException:

@@ -58,10 +58,14 @@ def build(
 
     Raises:
         LedgerError: the rows are not whole.
-        ReportError: the plans disagree about delta or adjacency, or a section breaks the schema.
+        ReportError: the plans disagree about delta or adjacency, a client has several ledgers, or a section
+            breaks the schema.
     """
     by_client = {plan.client_id: plan for plan in plans}
-    chains = {chain.client_id: chain for chain in replay(rows).values()}
+    found = replay(rows)
+    chains = {chain.client_id: chain for chain in found.values()}
+    if len(chains) < len(found):
+        raise ReportError("a client has ledgers of several data sets: give the one that the report is about")
     anchors = tuple(anchors)
     report: Report = {
         "schema_version": SCHEMA_VERSION,

@@ -297,4 +297,5 @@ def test_it_loads_nothing_of_the_first_accountant() -> None:
         "accounting.errors",
         "accounting.independent",
         "accounting.loss_grid",
+        "accounting.loss_sum",
     }

@@ -16,7 +16,7 @@ from accounting import report as reports
 from accounting.anchor import Anchor
 from accounting.audit import audit
 from accounting.chain import Chain, Commit, Open, Reserve, replay
-from accounting.errors import LedgerError, MergeError, PricingError
+from accounting.errors import LedgerError, MergeError, PricingError, ReportError
 from accounting.events import (
     AdaptiveClipPoissonGaussian,
     DistributedSkellam,
@@ -44,7 +44,7 @@ def chain_of(
 ) -> Chain:
     """A ledger that reserved these events, one a round, and committed every other one."""
     chain = Chain(client_id, dataset_id)
-    chain.extend(chain.next_row(Open("iid", public=True)))
+    chain.extend(chain.next_row(Open("iid", public=True, unit=events[0].unit if events else "example")))
     for number, event in enumerate(events):
         chain.extend(chain.next_row(Reserve(run, number, 1, event, {"numpy": "2"})))
         if number % 2:
@@ -172,9 +172,20 @@ def test_each_view_is_claimed_only_as_far_as_events_promise_it() -> None:
     ],
 )
 def test_mixed_units_and_adjacencies_are_refused(other: PrivateEvent, what: str) -> None:
-    # The chain itself may hold what no claim can: it records what happened.
     with pytest.raises(MergeError, match=what):
         Merged.of([chain_of("a", [STEP]), chain_of("b", [other])]).claim(DELTA)
+
+
+def test_a_ledger_has_one_unit() -> None:
+    chain = chain_of("a", [STEP])
+    with pytest.raises(LedgerError, match="counts for each example, the event for each client"):
+        chain.extend(chain.next_row(Reserve(RUN, 1, 1, skellam(unit="client", adjacency="zero-out"), {})))
+
+
+def test_mixed_adjacencies_in_one_ledger_have_no_price() -> None:
+    merged = Merged.of([chain_of("a", [STEP, replace(STEP, adjacency="replace-one")])])
+    with pytest.raises(MergeError, match=r"add-remove.*replace-one"):
+        merged.claim(DELTA)
 
 
 def test_nothing_charged_is_nothing_to_claim() -> None:
@@ -256,7 +267,7 @@ def _plan_of(original: Any, client_id: str) -> Plan:
     return Plan(**{name: value for name, value in fields.items() if name != "planned_steps"})
 
 
-def rebuilt(original: Any, *, overlapping: bool) -> dict[str, Any]:
+def rebuilt(original: Any, *, overlapping: bool, rows: list[str] | None = None) -> dict[str, Any]:
     old = original.report
     plans = [_plan_of(original, client_id) for client_id in old["plan"]]
     kept = (
@@ -271,12 +282,19 @@ def rebuilt(original: Any, *, overlapping: bool) -> dict[str, Any]:
     )
     return reports.build(
         plans=plans,
-        rows=original.lines,
+        rows=rows or original.lines,
         anchors=map(Anchor.from_json, old["anchors"]),
         rounds=[{k: v for k, v in entry.items() if k != "remasked"} for entry in old["rounds"]],
         overlapping=overlapping,
         **{name: old[name] for name in kept},
     )
+
+
+def test_a_report_of_two_data_sets_is_refused(original: Any) -> None:
+    """One of the chains would otherwise be left out of the claim."""
+    other = chain_of("client-1", [STEP], dataset_id="letters")
+    with pytest.raises(ReportError, match="several data sets"):
+        rebuilt(original, overlapping=False, rows=[*original.lines, *(row.to_line() for row in other.rows)])
 
 
 def test_a_report_may_declare_that_rows_are_shared(original: Any) -> None:
