@@ -19,7 +19,8 @@ def poisson(base: Callable[[Floats], Floats], sample_rate: float, order: int) ->
     """RDP at `order` of a mechanism on a Poisson sample; `base` is its RDP at whole orders, without sampling.
 
     Guarantee: add/remove, for any mechanism.
-    Source: Zhu, Wang 2019, "Poisson subsampled Rényi differential privacy", Theorem 5; never above `base`.
+    Source: Zhu, Wang 2019, "Poisson subsampled Rényi differential privacy", the bound for general mechanisms;
+    never above `base`, since a mixture diverges no further than its parts.
     """
     curve = base(np.arange(2, order + 1, dtype=np.float64))
     if sample_rate == 1:

@@ -253,7 +253,6 @@ def pld_epsilon(parts: Parts, delta: float) -> float:
     return float(_composed(parts, interval(parts, delta)).get_epsilon_for_delta(delta)) if parts else 0.0
 
 
-@lru_cache(maxsize=8)
 def distribution(parts: Parts) -> PrivacyLossDistribution:
     """The privacy loss distribution of all the parts together, which must be Gaussian and not empty."""
     return _composed(parts, interval(parts, SMALLEST_PLD_DELTA))
@@ -269,6 +268,7 @@ def interval(parts: Parts, delta: float) -> float:
     return DISCRETISATION * float(10 ** max(0, math.ceil(math.log10(size)) if size > 1 else 0))
 
 
+@lru_cache(maxsize=8)
 def _composed(parts: Parts, grid: float) -> PrivacyLossDistribution:
     """The distribution on a grid: every mechanism to the power of its steps, convolved."""
     powers = [_single_step(mechanism, grid).self_compose(steps) for mechanism, steps in parts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from accounting.gdp import gaussian_mu, tpr_at_fpr
 from accounting.planning import Plan
 from accounting.pricing import epsilon
 from fedlora_priv.config import Experiment
@@ -13,22 +14,29 @@ from fedlora_priv.federation.server import FederationServer
 from fedlora_priv.federation.setup import Parts, Say, assemble
 from fedlora_priv.federation.standings import refusals
 
+SHOWN_FPRS = (0.001, 0.01)
+
 
 def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, Any]:
-    """Return noise, steps, guarantee and bytes of a run as JSON values; nothing is reserved or trained."""
+    """Return noise, steps, guarantee and bytes of a run as JSON values; nothing is reserved or trained.
+
+    μ-GDP and the attackers' true positive rates are those of the client with the largest ε, retries included.
+    """
     parts = assemble(experiment, say)
     privacy = experiment.privacy
-    clients = []
+    clients, costs = [], {}
     for client_plan in parts.plans.values():
         whole = whole_run(client_plan)
         worst = replace(whole, steps=client_plan.planned_steps)
+        costs[worst] = epsilon([worst], privacy.delta)
         clients.append(
             {
                 **client_plan.to_json(),
                 "epsilon": epsilon([whole], privacy.delta),
-                "epsilon_with_retries": epsilon([worst], privacy.delta),
+                "epsilon_with_retries": costs[worst],
             }
         )
+    dearest = max(costs, key=lambda event: costs[event])
     return {
         "experiment": experiment.experiment.name,
         "method": parts.method.name,
@@ -40,6 +48,8 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
             "epsilon": privacy.epsilon,
             "delta": privacy.delta,
             "simulation": experiment.data.public,
+            "mu_gdp": gaussian_mu([dearest]),
+            "tpr_at_fpr": {str(rate): tpr_at_fpr([dearest], rate) for rate in SHOWN_FPRS},
         },
         "clients": clients,
         "refused": refusals(experiment, parts.plans),

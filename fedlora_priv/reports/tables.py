@@ -46,6 +46,14 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         f"{guarantee['adjacency']}, mode {guarantee['mode']} ({kind})",
         highlight=False,
     )
+    found = ", ".join(
+        f"{rate:.1%} of the members at {float(at):.1%} false alarms"
+        for at, rate in guarantee["tpr_at_fpr"].items()
+    )
+    console.print(
+        f"            that is μ-GDP with μ = {guarantee['mu_gdp']:.3f}; no attack finds more than {found}",
+        highlight=False,
+    )
     values, dense = sizes["values_per_client_and_round"], sizes["dense_lora_fp32_per_client_and_round"]
     console.print(
         f"upload      {sizes['coordinates_that_travel']:,} of {sizes['coordinates']:,} coordinates at "

@@ -15,7 +15,7 @@ from accounting.mechanisms import Mechanism
 DELTA = 1e-5
 
 
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=4)
 @given(
     st.floats(0.9, 10.0),
     st.sampled_from([0.001, 0.05, 1.0]),

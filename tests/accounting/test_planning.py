@@ -97,6 +97,7 @@ def test_a_target_below_the_floor_of_rdp_is_met() -> None:
     assert 0.995e-3 <= certified(noise, 0.01, 10) <= 1e-3
 
 
+@pytest.mark.long
 def test_clients_that_differ_each_meet_their_target() -> None:
     """Distinct sizes, batches, rounds and adjacencies; none above, none more than the window below."""
     for k in range(4):

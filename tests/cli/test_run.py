@@ -230,6 +230,9 @@ def test_plan_and_methods_say_what_a_run_would_be(
     planned = json.loads(fedlora("plan", experiment_file(), "--json").out)
     assert planned["clients"][0]["epsilon_with_retries"] <= 8.0
     assert planned["bytes"]["coordinates_that_travel"] < planned["bytes"]["coordinates"]
+    rates = planned["guarantee"]["tpr_at_fpr"]
+    assert 0.001 < rates["0.001"] < rates["0.01"] < 1
+    assert 0 < planned["guarantee"]["mu_gdp"] < 8
     assert "client-5" in fedlora("plan", experiment_file()).out
     methods = {row["method"]: row for row in json.loads(fedlora("methods", "--json").out)}
     assert methods["ffa"]["uploads_vs_lora"] == 0.5
