@@ -1,7 +1,7 @@
 """Derives a report again from its ledger, and says PASS, FAIL or UNVERIFIABLE to each of its claims.
 
-Only the report and the exported ledger are read; no torch, no run folder, no trust in whoever wrote them. PASS
-means consistent with signed records, not that the training happened as recorded.
+Only the report, the exported ledger and what evidence the auditor brings are read; no torch, no run folder, no
+trust in whoever wrote them. PASS means consistent with signed records, not that the training happened as recorded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def audit(
     """
     try:
         canonical.dumps(report)  # infinities and NaN pass a schema's bounds, and every comparison
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ReportError(f"the report is not JSON: {error}") from error
     reports.validate(report)
     chains, broken = _replay(rows)

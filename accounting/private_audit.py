@@ -28,6 +28,7 @@ from .errors import PrivateAuditError
 SCHEMA = 1
 _LABEL = b"fedlora-priv/private-audit/1\0"
 _HEX = re.compile(r"[0-9a-f]+")
+_LARGEST = 10**12
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
@@ -56,8 +57,7 @@ class StepRecord:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "clipped", "non_finite"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
-                raise PrivateAuditError(f"{name} must be a whole number, 0 or more")
+            _require_whole(self, name, 0)
         for name in ("largest_norm", "sum_norm", "noise_squares", "largest_noise"):
             value = getattr(self, name)
             if type(value) is not float or not math.isfinite(value) or value < 0:
@@ -87,9 +87,7 @@ class AttemptRecord:
 
     def __post_init__(self) -> None:
         for name, least in (("round", 0), ("reservation", 1), ("examples", 0), ("dimension", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise PrivateAuditError(f"{name} must be a whole number, {least} or more")
+            _require_whole(self, name, least)
         if not isinstance(self.client_id, str) or not self.client_id:
             raise PrivateAuditError("client_id must be a name")
         for name in ("run", "salt"):
@@ -110,6 +108,13 @@ class AttemptRecord:
         """The record as one line of canonical JSON, without the line break."""
         value = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "steps"}
         return canonical.dumps({"schema": SCHEMA, **value, "steps": [asdict(step) for step in self.steps]})
+
+
+def _require_whole(record: object, name: str, least: int) -> None:
+    """A count that arithmetic can be done with."""
+    value = getattr(record, name)
+    if type(value) is not int or not least <= value <= _LARGEST:
+        raise PrivateAuditError(f"{name} must be a whole number from {least} to {_LARGEST}")
 
 
 def append(path: str | Path, record: AttemptRecord) -> str:

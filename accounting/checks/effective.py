@@ -56,9 +56,10 @@ def _check_share(case: Case, found: Findings, where: str, event: DistributedNois
         found.problems.append(
             f"{where} is priced for {event.survivors} survivors, sums of {stated.get('min_survivors', 0)} are allowed"
         )
-    if stated.get("max_colluders", event.max_colluders) > event.max_colluders:
+    colluders = stated.get("max_colluders")
+    if colluders != event.max_colluders:
         found.problems.append(
-            f"{where} reckons with {event.max_colluders} colluders, the report with {stated['max_colluders']}"
+            f"{where} reckons with {event.max_colluders} colluders, the report with {colluders}"
         )
 
 

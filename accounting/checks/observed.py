@@ -20,6 +20,7 @@ CLIP_TOLERANCE = 1e-5
 """Relative; norms are sums of float32 gradients."""
 
 _LARGEST_INVISIBLE_CHANGE = 0.1
+_MEASURABLE = (1e-12, 1e12)  # standard deviations that float32 parameters could be given
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,11 @@ def _test_noise(found: Findings, steps: _Steps, level: float) -> None:
     from .plausible import noise_p_values, smallest_visible_change
 
     stddev = steps.event.noise_multiplier * steps.event.clip_norm
+    if not _MEASURABLE[0] <= stddev <= _MEASURABLE[1]:
+        found.problems.append(f"{steps.client_id}: noise of standard deviation {stddev:g} is none")
+        return
     values = noise_p_values(
-        squares=[record.noise_squares / stddev**2 for record in steps.records],
+        squares=[min(record.noise_squares, 1e200) / stddev**2 for record in steps.records],
         largest=[record.largest_noise / stddev for record in steps.records],
         dimension=steps.dimension,
     )

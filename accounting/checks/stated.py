@@ -153,14 +153,15 @@ def randomness_disclosed(case: Case, found: Findings) -> None:
 
 
 def _keys(value: object) -> Iterator[str]:
-    """Every key of nested objects."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _keys(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _keys(inner)
+    """Every key of nested objects, however deep."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, Mapping):
+            yield from map(str, item)
+            left.extend(item.values())
+        elif isinstance(item, list):
+            left.extend(item)
 
 
 # --- 16 -----------------------------------------------------------------------------------------------------

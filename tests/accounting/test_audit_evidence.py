@@ -106,6 +106,33 @@ def test_with_a_broken_ledger_private_files_prove_nothing(finished: Any) -> None
     assert {found[6].status, found[7].status} == {"UNVERIFIABLE"}
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise_multiplier": 1e-300}, {"noise_multiplier": 1e300}, {"clip_norm": 5e-324}, {"sample_rate": 5e-324},
+        {"sample_rate": 1.0}, {"noise_multiplier": 1e-11},
+    ],
+)  # fmt: skip
+def test_rows_beyond_all_bounds_are_answered_too(finished: Any, changes: dict[str, float]) -> None:
+    edit_events(finished, "client-1", lambda event: replace(event, **changes))
+    found = verdicts(finished, Evidence(finished.private))
+    assert "FAIL" in {found[6].status, found[7].status}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"noise_squares": 1e308}, {"noise_squares": 0.0, "largest_noise": 0.0}, {"largest_noise": 1e308},
+     {"batch_size": 10**12}, {"sum_norm": 1e308}],
+)  # fmt: skip
+def test_records_beyond_all_bounds_are_answered_too(finished: Any, changes: dict[str, Any]) -> None:
+    records = finished.private["client-1"]
+    steps = (replace(records[0].steps[0], **changes), *records[0].steps[1:])
+    finished.private["client-1"] = (replace(records[0], steps=steps), *records[1:])
+    commit_to(finished, "client-1")
+    found = verdicts(finished, Evidence(finished.private))
+    assert "FAIL" in {found[6].status, found[7].status}
+
+
 # --- shares of noise: checks 8 and 9 ---
 
 
@@ -131,6 +158,26 @@ def test_sums_that_the_report_says_nothing_about(finished: Any) -> None:
     found = checked(finished, 9, mode="distributed")
     assert found.status == "UNVERIFIABLE"
     assert any("dimension 4096, which the report does not state" in doubt for doubt in found.doubts)
+
+
+@pytest.mark.parametrize("stated", ["many", None, [1], -1])
+def test_colluders_that_are_no_number(finished: Any, stated: object) -> None:
+    shares()(finished)
+    finished.report["secure_aggregation"]["max_colluders"] = stated
+    assert any("colluders" in text for text in checked(finished, 8, mode="distributed").problems)
+
+
+def test_a_report_nested_beyond_all_bounds(finished: Any) -> None:
+    inner: dict[str, Any] = {"seed": 1}
+    for _ in range(400):
+        inner = {"inner": inner}
+    finished.report["randomness"]["details"] = inner
+    assert verdicts(finished)[13].status == "FAIL"
+    for _ in range(100_000):
+        inner = {"inner": inner}
+    finished.report["randomness"]["details"] = inner
+    with pytest.raises(ReportError, match="not JSON"):
+        verdicts(finished)
 
 
 def test_a_share_in_an_insecure_federation(finished: Any) -> None:

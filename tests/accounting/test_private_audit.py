@@ -81,6 +81,10 @@ def _text_for_a_norm(value: dict[str, Any]) -> None:
     value["steps"][0]["sum_norm"] = "7331"
 
 
+def _rows_beyond_counting(value: dict[str, Any]) -> None:
+    value["examples"] = 7331 * 10**400
+
+
 def _odd_digest(value: dict[str, Any]) -> None:
     value["steps"][0]["noise_digest"] = "7331"
 
@@ -102,6 +106,7 @@ def _no_steps(value: dict[str, Any]) -> None:
         _negative_batch,
         _text_for_a_norm,
         _odd_digest,
+        _rows_beyond_counting,
         _extra_field,
         _no_steps,
     ],
