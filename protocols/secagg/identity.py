@@ -20,6 +20,10 @@ from protocols.redaction import Redacted
 PUBLIC_BYTES = 32
 MAX_ID_BYTES = 64
 _DOMAIN = b"fedlora-priv/v1/signature"
+_P = 2**255 - 19  # the field of Ed25519
+_OF_ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+_SMALL_ORDER = frozenset((0, 1, _P - 1, _OF_ORDER_8, _P - _OF_ORDER_8))
+"""The y coordinates of the eight points whose order divides 8 (RFC 8032, section 5.1): no secret belongs to them."""
 
 
 class Identity(Redacted):
@@ -91,8 +95,8 @@ class Roster(Mapping[str, bytes]):
     """A mapping from `client_id` to the Ed25519 public key (32 bytes) pinned for it.
 
     Raises:
-        LocalProtocolError: a name is empty, longer than 64 bytes or reserved, a key is not 32 bytes, or two
-            names share a key.
+        LocalProtocolError: a name is empty, longer than 64 bytes or reserved, a key is not 32 bytes or none that
+            only its owner can sign with, or two names share a key.
     """
 
     def __init__(self, identities: Mapping[str, bytes]) -> None:
@@ -101,6 +105,7 @@ class Roster(Mapping[str, bytes]):
             check_client_id(client_id)
             if not isinstance(public_bytes, bytes) or len(public_bytes) != PUBLIC_BYTES:
                 raise LocalProtocolError(f"the roster's key of {client_id} is not {PUBLIC_BYTES} bytes")
+            _refuse_anybodys_key(client_id, public_bytes)
         if len(set(self._identities.values())) != len(self._identities):
             raise LocalProtocolError("two names of the roster share one key: one party would count twice")
 
@@ -154,6 +159,13 @@ def check_client_id(client_id: str) -> None:
         raise LocalProtocolError(f"a client_id is 1 to {MAX_ID_BYTES} bytes of text")
     if client_id == SERVER:
         raise LocalProtocolError(f"no client may be called {SERVER!r}")
+
+
+def _refuse_anybodys_key(client_id: str, public_bytes: bytes) -> None:
+    """Refuse a key of small order, under which anybody can sign, and a second encoding of a point."""
+    y = int.from_bytes(public_bytes, "little") % 2**255
+    if y >= _P or y in _SMALL_ORDER:
+        raise LocalProtocolError(f"the roster's key of {client_id} is none: anybody could sign under it")
 
 
 def _without_duplicates(pairs: list[tuple[str, str]]) -> dict[str, str]:

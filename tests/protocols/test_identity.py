@@ -59,12 +59,45 @@ def test_the_roster_verifies_by_name() -> None:
         {"x" * 65: bytes(32)},
         {"server": bytes(32)},
         {"ada": bytes(31)},
-        {"ada": bytes(32), "bob": bytes(32)},
+        {"ada": ADA.public_bytes, "bob": ADA.public_bytes},
     ],
 )
 def test_odd_rosters_are_refused(identities: dict[str, bytes]) -> None:
     with pytest.raises(LocalProtocolError):
         Roster(identities)
+
+
+def test_keys_that_anybody_can_sign_under_are_refused() -> None:
+    """The points of small order, found by the curve's own arithmetic, in every encoding there is."""
+    p = 2**255 - 19
+    d = -121665 * pow(121666, -1, p) % p
+
+    def double(point: tuple[int, int]) -> tuple[int, int]:
+        x, y = point
+        k = d * x * x * y * y % p
+        return 2 * x * y * pow(1 + k, -1, p) % p, (y * y + x * x) * pow(1 - k, -1, p) % p
+
+    def at(y: int) -> tuple[int, int]:
+        return _square_roots((y * y - 1) * pow(d * y * y + 1, -1, p), p)[0], y
+
+    # Doubling a point of order 8 gives one of order 4, y = 0; so x² = -y², and on the curve d·y⁴ + 2·y² = 1.
+    squares = [(s - 1) * pow(d, -1, p) for s in _square_roots(1 + d, p)]
+    root = next(square for square in squares if _square_roots(square, p))
+    small = {0, 1, p - 1, *_square_roots(root, p)}
+    assert len(small) == 5
+    for y in small:
+        assert double(double(double(at(y)))) == (0, 1)
+        for encoded in {y, y + p if y + p < 2**255 else y}:
+            for sign in (0, 2**255):
+                with pytest.raises(LocalProtocolError, match="anybody could sign"):
+                    Roster({"ada": (encoded + sign).to_bytes(32, "little")})
+
+
+def _square_roots(a: int, p: int) -> list[int]:
+    """Both square roots of a modulo p = 5 mod 8, or none."""
+    root = pow(a, (p + 3) // 8, p)
+    root = root if root * root % p == a % p else root * pow(2, (p - 1) // 4, p) % p
+    return [root, p - root] if root * root % p == a % p else []
 
 
 def test_a_roster_is_kept_as_json(tmp_path: Path) -> None:
