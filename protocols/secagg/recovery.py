@@ -19,8 +19,8 @@ class Dealt:
     The digests are by holder: of its share of the seed, and of its share of the master.
     """
 
-    seed_commitment: Digest
-    master_commitment: Digest
+    seed_commitment: Digest = field(repr=False)
+    master_commitment: Digest = field(repr=False)
     escrow: Escrow = field(repr=False)
     seed_digests: dict[Index, Digest] = field(repr=False)
     master_digests: dict[Index, Digest] = field(repr=False)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import importlib
+import logging
 import os
 import pickle
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +20,15 @@ import pytest
 import protocols
 from protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, SessionAborted
 from protocols.prg import SecretStream
+from protocols.redaction import Redacted
 from protocols.secagg import keys
 from protocols.secagg.codec import decode
 from protocols.secagg.identity import Identity
-from protocols.secagg.local import PHASES
+from protocols.secagg.local import PHASES, SessionLog
 from protocols.secagg.mask import Mask
 from protocols.secagg.messages import Reveal
+from protocols.secagg.server import SecAggServer
+from protocols.secagg.server_state import SavedServer
 
 ROOT = Path(protocols.__file__).resolve().parent.parent
 SECRET = bytes(range(1, 33))
@@ -122,3 +129,133 @@ def test_importing_is_quick() -> None:
     # `import protocols` takes about a millisecond beyond the interpreter; 0.3 s leaves room for a loaded machine.
     code = "import time; t = time.perf_counter(); import protocols; print(time.perf_counter() - t)"
     assert min(float(run_python(code)) for _ in range(3)) < 0.3
+
+
+SECRET_NAMES = ("seed", "master", "secret", "share", "salt", "escrow", "key", "box", "packed", "signature")
+
+
+def library_classes() -> list[type]:
+    """Every class of `protocols`."""
+    found = []
+    for module in pkgutil.walk_packages(protocols.__path__, "protocols."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, type) and value.__module__ == module.name:
+                found.append(value)
+    return found
+
+
+def test_every_field_that_sounds_secret_is_out_of_repr() -> None:
+    sounding = {
+        f"{kind.__name__}.{field.name}": field.repr
+        for kind in library_classes()
+        if dataclasses.is_dataclass(kind) and not issubclass(kind, Redacted)
+        for field in dataclasses.fields(kind)
+        if any(name in field.name for name in SECRET_NAMES)
+        and not str(field.type).startswith("tuple")  # of records that are checked themselves
+    }
+    assert len(sounding) > 20
+    public = {"VoteRules.tie_seed"}  # all must draw the same
+    assert {name for name, printed in sounding.items() if printed} == public
+
+
+def test_machines_states_and_snapshots_are_redacted_classes() -> None:
+    names = {kind.__name__ for kind in library_classes() if issubclass(kind, Redacted)}
+    assert names >= {
+        "SecAggClient", "SecAggServer", "ServerState", "SavedServer", "_Snapshot", "Advertised", "Shared", "Masked",
+        "Confirmed", "HeldShares", "Edge", "Mask", "KeyPair", "Identity", "SecretStream",
+    }  # fmt: skip
+
+
+class Recorded:
+    """Entropy that remembers what it gave."""
+
+    def __init__(self) -> None:
+        self.given: list[bytes] = []
+
+    def __call__(self, size: int) -> bytes:
+        self.given.append(os.urandom(size))
+        return self.given[-1]
+
+
+def shown(thing: object) -> str:
+    """Everything that printing or pickling a thing gives away."""
+    text = f"{thing!r} {thing!s} {getattr(thing, 'args', '')}"
+    try:
+        return text + pickle.dumps(thing).hex()
+    except LocalProtocolError:
+        return text
+
+
+def test_nothing_shows_in_a_whole_session(
+    make_federation: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Secrets: all randomness of the clients, what is derived from it, and the vectors. Looked at: both machines,
+    # their states, every message in bytes and decoded, every error, the result, the log, standard output.
+    caplog.set_level(logging.DEBUG)
+    federation, entropy = make_federation(), Recorded()
+    federation.clients = {name: federation.client(name, entropy=entropy) for name in federation.names}
+    seen: list[object] = []
+    inbox = federation.server.start()
+    for phase in PHASES:
+        answers = {name: federation.answer(name, phase, inbox[name]) for name in federation.names}
+        seen += [*inbox.values(), *answers.values()] if phase != "reveal" else [*inbox.values()]
+        for name, answer in answers.items():
+            client, server = federation.clients[name], federation.server
+            seen += [client, client._state, client.transcript, client.survivors, server, server._state]
+            broken = SecAggServer.restore(
+                server.snapshot(), parameters=federation.parameters, roster=federation.roster
+            )
+            for sender, bad in (
+                (name, answer[:-1]),
+                (name, answers["client-5"][:-1] + b"\0"),
+                ("nobody", answer),
+            ):
+                with pytest.raises(RemoteProtocolError) as caught:
+                    broken.receive(sender, bad)
+                seen.append(caught.value)
+                broken = SecAggServer.restore(
+                    server.snapshot(), parameters=federation.parameters, roster=federation.roster
+                )
+            server.receive(name, answer)
+        with pytest.raises(LocalProtocolError) as misuse:
+            getattr(federation.clients["client-1"], phase)(*((b"", None) if phase == "mask" else (b"",)))
+        seen.append(misuse.value)
+        inbox = federation.server.advance()
+    seen += [federation.server.result().survivors, repr(federation.server.result()), SessionLog()]
+    secrets = [value for value in entropy.given if len(value) >= 32]
+    masters = [value for value in secrets if len(value) == 32]
+    pairs = [
+        keys.mask_key_pair(value, bytes(32), "client-1")._x25519.private_bytes_raw() for value in masters
+    ]
+    assert len(secrets) >= 5 * 5
+    out, err = capfd.readouterr()
+    text = "\n".join(map(shown, seen)) + caplog.text + out + err
+    assert len(text) > 100_000
+    assert not [value for value in (*secrets, *pairs) for form in forms(value) if form in text]
+    assert caplog.text == out == err == ""
+
+
+@pytest.mark.parametrize("phase", ["propose", *PHASES, "done"])
+def test_servers_are_redacted_in_every_phase(make_federation: Any, phase: str) -> None:
+    federation = make_federation()
+    if phase != "propose":
+        federation.drive(until=phase)
+    server = federation.server
+    assert repr(server) == f"SecAggServer(n=5, phase={phase!r}, lost=0)"
+    assert repr(server._state) == "ServerState(<secret>)"
+    for held in (server, server._state, SavedServer(server._state, b"")):
+        for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(LocalProtocolError, match="neither copied nor pickled"):
+                duplicate(held)
+
+
+def test_a_servers_snapshot_holds_no_secret_of_a_client(make_federation: Any) -> None:
+    federation, entropy = make_federation(), Recorded()
+    federation.clients = {name: federation.client(name, entropy=entropy) for name in federation.names}
+    inbox = federation.server.start()
+    for phase in PHASES:
+        for name in federation.names:
+            federation.server.receive(name, federation.answer(name, phase, inbox[name]))
+            snapshot = federation.server.snapshot()
+            assert not [value for value in entropy.given if len(value) >= 32 and value in snapshot]
+        inbox = federation.server.advance()
