@@ -19,8 +19,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
-SECTIONS = ("masks", "encoding", "sharing", "sessions", "scaling", "accounting", "training")
-"""The modules of this package that have ``rows()``, in the order in which they run."""
+SECTIONS = ("masks", "encoding", "sharing", "sessions", "accounting", "training", "scaling")
+"""The modules of this package that have ``rows()``, in the order in which they run; the longest is last."""
 
 
 def main() -> None:
@@ -32,12 +32,10 @@ def main() -> None:
     chosen = arguments.sections or SECTIONS
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
-    lines = []
-    for line in report(chosen):
-        print(line, flush=True)
-        lines.append(line)
-    if arguments.write:
-        arguments.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with open(arguments.write or os.devnull, "w", encoding="utf-8") as results:
+        for line in report(chosen):
+            print(line, flush=True)
+            print(line, file=results, flush=True)
 
 
 def report(sections: tuple[str, ...] | list[str]) -> Iterator[str]:
