@@ -27,12 +27,14 @@ def main() -> None:
     """Print the tables of every section, and the machine they are of."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all of them unless given")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables to this file as well")
+    parser.add_argument(
+        "--write", type=Path, default=os.devnull, metavar="FILE", help="write to this file too"
+    )
     arguments = parser.parse_args()
     chosen = arguments.sections or SECTIONS
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
-    with open(arguments.write or os.devnull, "w", encoding="utf-8") as results:
+    with arguments.write.open("w", encoding="utf-8") as results:
         for line in report(chosen):
             print(line, flush=True)
             print(line, file=results, flush=True)
