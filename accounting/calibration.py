@@ -63,10 +63,10 @@ def estimate(
     spent: Iterable[PrivateEvent] = (),
     adjacency: Adjacency = "add-remove",
 ) -> Estimate:
-    """What `calibrate` would return, some ten times sooner, because nothing is certified.
+    """What `calibrate` would return, several times sooner, because nothing is certified.
 
-    It is the same figure but where a certificate fails at the first attempt, which it has not been seen to do.
-    For comparing plans, never for running one. Raises PlanningError, as `calibrate` does.
+    The same figure, but where the first certificate falls outside the window and moves the noise a little. For
+    comparing plans, never for running one. Raises PlanningError, as `calibrate` does.
     """
     task = _task(target_epsilon, delta, sample_rate, steps, spent, adjacency)
     noise, price, shift = _approach(task)

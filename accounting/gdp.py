@@ -33,7 +33,7 @@ def gaussian_mu(events: Iterable[Event], smallest_delta: float = SMALLEST_PLD_DE
 
     Guarantee: at every epsilon, delta is at most the Gaussian's, or at most `smallest_delta`: further out the
     discretisation has no meaning, and a sampled mechanism's mu would tend to that without sampling. Rounded
-    up, by less than one in a thousand.
+    up, by less than one in a thousand of what the certified curve itself allows.
 
     Raises:
         PricingError: PLD cannot price the events (a curve from RDP is too loose near epsilon 0), or
@@ -53,6 +53,8 @@ def gaussian_mu(events: Iterable[Event], smallest_delta: float = SMALLEST_PLD_DE
     at, deltas = _pld_curve(parts, smallest_delta)
     # Against the Gaussian's delta one point further on, so that nothing is missed between two points.
     bounded = deltas[:-1] > smallest_delta
+    if not bounded.any():
+        return 0.0
 
     def dominates(mu: float) -> bool:
         return bool(np.all(deltas[:-1][bounded] <= gaussian_delta(at[1:][bounded], 1 / mu)))

@@ -23,7 +23,7 @@ class Row:
 
     `participation` is the share of rounds that the client takes part in, known beforehand: rosters are public,
     so it saves steps and amplifies nothing. `mean_noise_stddev` is the noise's standard deviation on each
-    coordinate of a step's mean gradient, in the units of the clip norm: what accuracy suffers from. `epsilon`
+    coordinate of a step's mean gradient, in the unit of measure of the clip norm: what accuracy suffers from. `epsilon`
     is what the steps, retries included, are expected to be certified at. All None where the target is out of
     reach, and `problem` says why.
     """

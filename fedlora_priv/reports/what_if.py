@@ -32,7 +32,7 @@ def print_rows(console: Console, plan: Plan, rows: Sequence[Row]) -> None:
 
 _FOOTNOTE = (
     "Estimates: a plan with the same numbers certifies its noise. 'Noise on the mean' is per coordinate of a step's "
-    "mean gradient, in units of the clip norm. Taking part in fewer rounds saves steps; it amplifies nothing."
+    "mean gradient, for the plan's clip norm. Taking part in fewer rounds saves steps; it amplifies nothing."
 )
 
 
@@ -96,7 +96,7 @@ def _caption(plan: Plan) -> str:
     """Return whose plan this is."""
     return (
         f"What if, for {plan.client_id}: {plan.declared_examples} examples, {plan.steps_per_round} steps a round, "
-        f"{plan.retry_rounds} rounds in reserve, clip norm {plan.clip_norm:g}, δ = {plan.delta:g}"
+        f"rounds in reserve: {plan.retry_rounds}, clip norm {plan.clip_norm:g}, δ = {plan.delta:g}"
     )
 
 

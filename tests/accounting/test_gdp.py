@@ -73,6 +73,8 @@ def test_attack_rates_are_bounded_by_rdp_where_pld_has_no_price() -> None:
 
 def test_nothing_released_gives_nothing_away() -> None:
     assert gaussian_mu([]) == 0.0
+    assert gaussian_mu([Gaussian(1e10, 1, 1.0)]) == 0.0  # delta is below 1e-9 at every epsilon
+    assert 1e-6 <= gaussian_mu([Gaussian(1e6, 1, 1.0)]) < 1e-4  # the grid of 1e-4 hides the rest
     assert tpr_at_fpr([], 0.25) == 0.25
 
 
