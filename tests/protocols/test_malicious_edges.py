@@ -21,6 +21,7 @@ from protocols.packing import unpack
 from protocols.secagg import dealing, keys, limits, shamir, statements
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.graph import MaskGraph
+from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Identity, Roster, verify
 from protocols.secagg.local import PHASES
 from protocols.secagg.mask import Mask, add_masks
@@ -164,6 +165,24 @@ def test_who_is_not_pinned_is_said_to_be(federation: Any) -> None:
     roster = Roster({"ada": identity.public_bytes})
     with pytest.raises(RemoteProtocolError, match="eve: its identity is not pinned"):
         roster.verify("eve", b"label", b"payload", identity.sign(b"label", b"payload"))
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_nothing_leaves_that_the_guard_did_not_record(federation: Any, phase: str) -> None:
+    class FullDisk(MemoryGuard):
+        """A guard that cannot write outputs."""
+
+        def record(self, session_id: bytes, phase: str, digest: bytes) -> None:
+            raise OSError("no space left")
+
+    message = federation.drive(until=phase)[VICTIM]
+    snapshot = federation.clients[VICTIM].snapshot()
+    federation.clients[VICTIM] = federation.restore(VICTIM, snapshot, guard=FullDisk())
+    with pytest.raises(OSError, match="no space"):
+        federation.answer(VICTIM, phase, message)
+    assert federation.clients[VICTIM].snapshot() == snapshot  # it has not moved on, and can try again
+    federation.clients[VICTIM] = federation.restore(VICTIM, snapshot)
+    assert federation.answer(VICTIM, phase, message)
 
 
 # What is bound to what.
