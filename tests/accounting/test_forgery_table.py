@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from accounting import report as reports
+from accounting.anchor import Anchor, ledger_head
 from accounting.audit import audit
 from accounting.case import Evidence, Verdict
-from accounting.chain import Chain, Commit, Entry, Release, Reserve, replay
+from accounting.chain import Chain, Commit, Entry, Open, Release, Reserve, replay
 from accounting.empirical import EmpiricalResult
 from accounting.events import AdaptiveClipPoissonGaussian, DistributedSkellam
 from accounting.planning import Plan
@@ -141,6 +142,12 @@ def another_runs_rows(federation: Any) -> None:
 
 def withheld_ledger(federation: Any) -> None:
     del federation.rows["client-2"]
+
+
+def two_anchors(federation: Any) -> None:
+    """An older genuine anchor beside the newer one: whichever a reader takes, something fits."""
+    federation.report["anchors"].append(federation.report["anchors"][0])
+    federation.report["ledger_head"] = ledger_head(map(Anchor.from_json, federation.report["anchors"]))
 
 
 def duplicate_resume(federation: Any) -> None:
@@ -296,6 +303,17 @@ def _share(event: Any, **changes: Any) -> DistributedSkellam:
         "sample_rate": event.sample_rate, "steps": event.steps, "adjacency": event.adjacency,
     }  # fmt: skip
     return DistributedSkellam(**{**stated, **changes})
+
+
+def whole_clients_for_examples(federation: Any) -> None:
+    """Ledgers of the unit "client" under claims for one example."""
+    shares(unit="client", sample_rate=1.0, adjacency="zero-out")(federation)
+    for client_id in federation.rows:
+        rewrite(
+            federation,
+            client_id,
+            lambda entry: replace(entry, unit="client") if isinstance(entry, Open) else entry,
+        )
 
 
 def more_colluders_than_priced(federation: Any) -> None:
@@ -454,6 +472,7 @@ TABLE: list[tuple[Forge, int, str]] = [
     (rehashed_without_a_round, 1, "is not the one that was signed"),
     (a_share_sent_twice, 1, "into a second sum"),
     (a_share_sent_unmasked, 1, "releases a share of noise, row 1, unmasked"),
+    (two_anchors, 1, "a client has more than one anchor"),
     (withheld_ledger, 1, "client-2: row 0 is missing"),
     (omitted_round, 1, "which the report omits"),
     (lower_epsilon, 2, "the rows cost"),
@@ -471,7 +490,7 @@ TABLE: list[tuple[Forge, int, str]] = [
     (a_survivor_that_was_lost, 4, "client-2 in round 2 is in the sum, but its ledger has no committed charge"),
     (wrong_sampler, 5, "samples by 'shuffled'"),
     (wrong_adjacency, 5, "another adjacency"),
-    (shares(unit="client", sample_rate=1.0, adjacency="zero-out"), 5, "protects one client, the claim is for"),
+    (whole_clients_for_examples, 5, "protects one client, the claim is for"),
     (regular_batches, 6, "most common size"),
     (private_file_of_another_run, 6, "belongs to another run"),
     (private_file_made_up_later, 6, "is not the one that the ledger committed to"),
