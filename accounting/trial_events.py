@@ -107,7 +107,7 @@ class Tuning(_Repeated):
         10.0
         """
         odds = (1 - self.gamma) / self.gamma
-        if self.shape == 0:
+        if abs(self.shape) < 1e-9:  # the limit, before the quotient loses its digits
             return odds / math.log(1 / self.gamma)
         return odds * self.shape / -math.expm1(self.shape * math.log(self.gamma))
 

@@ -180,7 +180,7 @@ def test_grouping_does_not_matter(event: PrivateEvent) -> None:
     assert pricing.epsilon([replace(event, steps=0)], DELTA) == 0.0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     st.sampled_from(["fixed-size", "adaptive", "tuning", "shuffled"]),
     st.lists(st.floats(1.0, 10.0), min_size=2, max_size=2),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from accounting import canonical
@@ -223,7 +223,10 @@ def test_the_counted_noise_shrinks_with_survivors_and_colluders() -> None:
     assert replace(event, survivors=6).central_noise_multiplier == pytest.approx(2 * 20 / 4096)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.floats(-0.95, 4.0), st.floats(0.02, 0.98))
+@example(5e-324, 0.5)
+@example(1e-10, 0.75)
 def test_the_mean_number_of_trials_is_that_of_the_distribution(shape: float, gamma: float) -> None:
     """Brute force over the probabilities: weights Γ(k+η)/(Γ(η) k!) (1-γ)^k, truncated at k = 0."""
     total = mean = 0.0
