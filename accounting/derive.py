@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from . import independent_rdp
 from . import report as reports
 from .case import Case, Findings, needs_rows
 from .errors import AccountingError, PricingError
@@ -142,20 +143,38 @@ def _price(found: Findings, client_id: str, events: tuple[PrivateEvent, ...], de
     """The first accountant's epsilon, held against a second method that shares no code with it."""
     try:
         first, by = bounded_epsilon(events, delta), accountant_for(events).upper()
-        bounds = bracket(events, delta) if all(map(can_price, events)) else None
+        low, high, second = _second_price(events, delta)
     except AccountingError as error:
         found.problems.append(f"{client_id}: {error}")
         return float("inf")
-    if bounds is None or bounds.high == float("inf"):
-        kinds = ", ".join(sorted({event.kind for event in events if not can_price(event)})) or "so much"
-        found.doubts.append(f"{client_id}: {by} {first:.6f}; there is no second method for {kinds}")
+    if high == float("inf"):
+        found.doubts.append(f"{client_id}: {by} {first:.6f}; there is no second method for {second}")
         return first
-    second = f"own bounds {bounds.low:.6f} to {bounds.high:.6f}"
     # PLD rounds each step's loss up to its grid, which weighs most at tiny epsilons.
-    if not bounds.low - EPSILON_TOLERANCE <= first <= 1.02 * bounds.high + 0.05:
+    if not low - EPSILON_TOLERANCE <= first <= 1.02 * high + 0.05:
         found.problems.append(f"{client_id}: {by} gives {first:.6f}, {second}: one of them is wrong")
     found.facts.append(f"{client_id}: {by} {first:.6f}, {second}")
     return first
+
+
+def _second_price(events: tuple[PrivateEvent, ...], delta: float) -> tuple[float, float, str]:
+    """Within what bounds the first accountant must lie, by code that shares nothing with it, and how that was found.
+
+    Without a second method the upper bound is infinite, and the text says what has none.
+    """
+    if all(map(can_price, events)):
+        bounds = bracket(events, delta)
+        if bounds.high < float("inf"):
+            return bounds.low, bounds.high, f"own bounds {bounds.low:.6f} to {bounds.high:.6f}"
+        return 0.0, bounds.high, "so many steps of so little noise"
+    without = {event.kind for event in events if not independent_rdp.can_price(event)}
+    if without:
+        return 0.0, float("inf"), ", ".join(sorted(without))
+    try:
+        own = independent_rdp.epsilon(events, delta)
+    except ArithmeticError:
+        return 0.0, float("inf"), "numbers as large as these"
+    return own, own, f"own RDP {own:.6f}"
 
 
 def _compare(found: Findings, what: str, reported: float, derived: float, *, whole: bool) -> None:

@@ -87,7 +87,7 @@ def _steps(events: Iterable[Event]) -> _Steps:
         if not times * event.steps:
             continue
         adjacencies.add(event.adjacency)
-        step = _step(event)
+        step = step_of(event)
         if step.sample_rate < 1:
             counts[step] += times * event.steps
         else:
@@ -100,7 +100,7 @@ def _steps(events: Iterable[Event]) -> _Steps:
     return tuple(sorted(counts.items()))
 
 
-def _step(event: _Gaussians) -> Step:
+def step_of(event: _Gaussians) -> Step:
     """One step of an event, as a sampled Gaussian of sensitivity 1."""
     noise, rate = event.noise_multiplier, 1.0
     if isinstance(event, PoissonGaussian | AdaptiveClipPoissonGaussian):
