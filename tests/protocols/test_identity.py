@@ -53,17 +53,17 @@ def test_the_roster_verifies_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "identities",
+    ("identities", "match"),
     [
-        {"": bytes(32)},
-        {"x" * 65: bytes(32)},
-        {"server": bytes(32)},
-        {"ada": bytes(31)},
-        {"ada": ADA.public_bytes, "bob": ADA.public_bytes},
+        ({"": ADA.public_bytes}, "1 to 64 bytes"),
+        ({"x" * 65: ADA.public_bytes}, "1 to 64 bytes"),
+        ({"server": ADA.public_bytes}, "no client may be called"),
+        ({"ada": ADA.public_bytes[:31]}, "is not 32 bytes"),
+        ({"ada": ADA.public_bytes, "bob": ADA.public_bytes}, "share one key"),
     ],
 )
-def test_odd_rosters_are_refused(identities: dict[str, bytes]) -> None:
-    with pytest.raises(LocalProtocolError):
+def test_odd_rosters_are_refused(identities: dict[str, bytes], match: str) -> None:
+    with pytest.raises(LocalProtocolError, match=match):
         Roster(identities)
 
 
