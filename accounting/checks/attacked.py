@@ -31,16 +31,18 @@ def attack_contradicts(case: Case, found: Findings) -> None:
     claims = [claim for claim in claims if claim["delta"] <= result.delta]
     if not claims and not found.problems:
         found.doubts.append(f"the attack is at delta {result.delta:g}, below that of every claim")
-    for claim in claims:
-        if derived > claim["epsilon"]:
-            # What holds under an assumption only casts doubt.
-            (found.doubts if result.method == "gdp" else found.problems).append(
-                f"{result.client_id}: the {result.attack} attack shows epsilon > {derived:.4f} at confidence "
-                f"{result.confidence:g}, {claim['epsilon']:.4f} is claimed ({claim['view']})"
-            )
+    shown = f"epsilon > {derived:.4f} at confidence {result.confidence:g}"
+    contradicted = [claim for claim in claims if derived > claim["epsilon"]]
     if result.method == "gdp":
         found.doubts.append(f"the bound assumes that {result.assumption}")
-    found.facts.append(
-        f"{result.attack} on {result.client_id} shows epsilon > {derived:.4f} at confidence {result.confidence:g}: no "
-        "contradiction, and no proof either, for a better attack may exist"
-    )
+    for claim in contradicted:
+        # What holds under an assumption only casts doubt.
+        (found.doubts if result.method == "gdp" else found.problems).append(
+            f"{result.client_id}: the {result.attack} attack shows {shown}, {claim['epsilon']:.4f} is claimed "
+            f"({claim['view']})"
+        )
+    if not contradicted:
+        found.facts.append(
+            f"{result.attack} on {result.client_id} shows {shown}: no contradiction, and no proof either, for a better "
+            "attack may exist"
+        )

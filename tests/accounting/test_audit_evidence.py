@@ -11,7 +11,7 @@ import pytest
 from accounting import report as reports
 from accounting.audit import _replay, audit, audit_files
 from accounting.case import Case, Evidence, Findings, Verdict
-from accounting.chain import Commit, Reserve
+from accounting.chain import Chain, Commit, Reserve, Row
 from accounting.checks import CHECKS
 from accounting.empirical import EmpiricalResult
 from accounting.errors import EmpiricalError, PrivateAuditError, ReportError
@@ -213,6 +213,32 @@ def test_lists_without_digests_in_the_ledgers_are_on_their_own_word(finished: An
     assert "no ledger row records which rows it holds" in found.evidence
 
 
+def test_lists_that_are_missing_or_shorter_than_declared(finished: Any) -> None:
+    held = {**finished.partition.rows, "client-1": finished.partition.rows["client-1"][:-1]}
+    del held["client-3"]
+    found = verdicts(finished, Evidence(partition=Partition("reviews", held)))[10]
+    assert found.status == "FAIL"  # client-1's list is not the one that its ledger records
+    chains, broken = _replay(finished.lines)
+    gathered = Findings()
+    CHECKS[9].body(
+        Case(finished.report, chains, broken, None, Evidence(partition=Partition("reviews", held))), gathered
+    )
+    assert "client-3: no list of its rows" in gathered.doubts
+    assert "client-1: 999 rows are listed, 1000 declared" in gathered.doubts
+
+
+def test_data_sets_of_other_names_may_share_rows(finished: Any) -> None:
+    rows = finished.rows["client-2"]
+    chain = Chain("client-2", "letters")
+    for row in rows:
+        chain.rows.append(Row("client-2", "letters", len(chain.rows), chain.head, row.entry))
+    finished.rows["client-2"] = chain.rows
+    finished.anchor_again("client-2")
+    found = verdicts(finished)[10]
+    assert found.status == "UNVERIFIABLE"
+    assert "2 data sets by name" in found.evidence
+
+
 # --- choices: checks 12 and 14 ---
 
 
@@ -279,6 +305,19 @@ def test_a_bound_below_the_claim_contradicts_nothing_and_proves_nothing(finished
     found = verdicts(finished, Evidence(empirical=low))[15]
     assert found.status == "PASS"
     assert "no proof either" in found.evidence
+
+
+@pytest.mark.parametrize(("hits", "alarms"), [(26, 24), (500, 0)])
+def test_what_rests_on_an_assumption_only_casts_doubt(finished: Any, hits: int, alarms: int) -> None:
+    """Below the claim and, with (500, 0), far above it."""
+    trials = {"canaries": 1000, "guesses": 1000, "correct": hits + 500 - alarms, "positives": 500}
+    assumed = {"method": "gdp", "assumption": "the mechanism's trade-off function is Gaussian"}
+    attack(**trials, **assumed, false_positives=alarms, lower_bound=0.0)(finished)
+    result = replace(finished.attack, lower_bound=finished.attack.rederived())
+    found = verdicts(finished, Evidence(empirical=result))[15]
+    assert found.status == "UNVERIFIABLE"
+    assert "trade-off function is Gaussian" in found.evidence
+    assert ("0.4" in found.evidence and "is claimed" in found.evidence) == (hits == 500)
 
 
 def test_an_attack_on_another_run_says_nothing(finished: Any) -> None:

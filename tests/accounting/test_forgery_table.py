@@ -376,6 +376,15 @@ def private_file_with_a_step_left_out(federation: Any) -> None:
     commit_to(federation, "client-1")
 
 
+def an_attempt_noted_twice(federation: Any) -> None:
+    first = federation.private["client-1"][0]
+    federation.private["client-1"] = (first, *federation.private["client-1"])
+
+
+def more_clipped_than_drawn(federation: Any) -> None:
+    edit_private(federation, "client-1", lambda step: replace(step, clipped=step.batch_size + 1))
+
+
 def small_noise(federation: Any) -> None:
     edit_private(
         federation, "client-1",
@@ -450,6 +459,29 @@ def parts_of_two_splits(federation: Any) -> None:
     )  # fmt: skip
 
 
+def rows_that_change(federation: Any) -> None:
+    """Other rows in the last round, under the same budget."""
+    federation.partition = None
+    rewrite(
+        federation,
+        "client-1",
+        lambda entry: (
+            replace(entry, versions={**entry.versions, RECORDED_AS: "cd" * 32})
+            if isinstance(entry, Reserve) and entry.round == 3
+            else entry
+        ),
+    )
+
+
+def a_row_listed_twice(federation: Any) -> None:
+    """One row counted twice, so that as many rows are listed as are declared."""
+    rows = federation.partition.rows["client-1"]
+    federation.partition = Partition(
+        "reviews", {**federation.partition.rows, "client-1": (rows[1], *rows[1:])}
+    )
+    record_other(federation, "client-1", RECORDED_AS, federation.partition.digest("client-1"))
+
+
 def attack(**changes: Any) -> Forge:
     """The record of an attack beside the report."""
 
@@ -495,6 +527,8 @@ TABLE: list[tuple[Forge, int, str]] = [
     (private_file_of_another_run, 6, "belongs to another run"),
     (private_file_made_up_later, 6, "is not the one that the ledger committed to"),
     (private_file_with_a_step_left_out, 6, "has 3 steps, the ledger charged 4"),
+    (an_attempt_noted_twice, 6, "is there twice"),
+    (more_clipped_than_drawn, 7, "more examples were clipped or zeroed than drawn"),
     (small_noise, 7, "size of the noise"),
     (no_noise, 7, "size of the noise"),
     (clamped_noise, 7, "largest coordinate"),
@@ -511,6 +545,8 @@ TABLE: list[tuple[Forge, int, str]] = [
     (shares(scale=65536.0), 9, "is priced with scale 65536.0, the sums have 1024.0"),
     (shares(clip_norm=0.5), 9, "clips to 0.5, the plan to 1"),
     (a_row_held_twice, 10, "row 5 is held by client-1 and client-2"),
+    (rows_that_change, 10, "client-1 trained on other rows in some rounds than in others"),
+    (a_row_listed_twice, 10, "client-1: a row is in its list twice"),
     (the_same_rows_twice, 10, "client-2 and client-3 record the same rows"),
     (lists_that_nobody_trained_on, 10, "is not the one that its ledger records"),
     (parts_of_two_splits, 10, "hold parts of different splits"),
