@@ -35,6 +35,9 @@ def print_standings(console: Console, answered: dict[str, Any]) -> None:
     console.print(f"δ = {answered['delta']:g} per row; {within}", highlight=False)
     for ledger in answered["ledgers"]:
         _print_remarks(console, ledger)
+    public = [ledger["client_id"] for ledger in answered["ledgers"] if ledger["public"]]
+    if public:
+        console.print(f"declared public, so a simulation: {', '.join(dict.fromkeys(public))}", style="dim")
     _print_federation(console, answered["federation"])
 
 
@@ -49,8 +52,6 @@ def _print_remarks(console: Console, ledger: dict[str, Any]) -> None:
         console.print(f"{who}: {ledger['non_private']} releases were outside every guarantee", style="red")
     if ledger["accountant"] != "pld":
         console.print(f"{who}: priced by {ledger['accountant'].upper()}, which is above PLD", style="dim")
-    if ledger["public"]:
-        console.print(f"{who}: this data is declared public, so the budget is a simulation", style="dim")
 
 
 def _print_federation(console: Console, claims: list[dict[str, Any]]) -> None:
