@@ -31,7 +31,7 @@ def attack_contradicts(case: Case, found: Findings) -> None:
     claims = [claim for claim in claims if claim["delta"] <= result.delta]
     if not claims and not found.problems:
         found.doubts.append(f"the attack is at delta {result.delta:g}, below that of every claim")
-    shown = f"epsilon > {derived:.4f} at confidence {result.confidence:g}"
+    shown = f"epsilon of at least {derived:.4f} at confidence {result.confidence:g}"
     contradicted = [claim for claim in claims if derived > claim["epsilon"]]
     if result.method == "gdp":
         found.doubts.append(f"the bound assumes that {result.assumption}")

@@ -200,6 +200,12 @@ def wrong_sampler(federation: Any) -> None:
     federation.report["plan"]["client-1"]["sampler"] = "shuffled"
 
 
+def unrecorded_sampler(federation: Any) -> None:
+    """A client that sent no rows, claimed at a plan that amplifies by shuffling."""
+    federation.report["plan"]["client-2"]["sampler"] = "shuffled"
+    del federation.rows["client-2"]
+
+
 def wrong_adjacency(federation: Any) -> None:
     for claim in federation.report["claims"]:
         claim["adjacency"] = "replace-one"
@@ -521,6 +527,7 @@ TABLE: list[tuple[Forge, int, str]] = [
     (fewer_survivors, 4, "fewer than min_survivors"),
     (a_survivor_that_was_lost, 4, "client-2 in round 2 is in the sum, but its ledger has no committed charge"),
     (wrong_sampler, 5, "samples by 'shuffled'"),
+    (unrecorded_sampler, 5, "amplification is known here for Poisson, not 'shuffled'"),
     (wrong_adjacency, 5, "another adjacency"),
     (whole_clients_for_examples, 5, "protects one client, the claim is for"),
     (regular_batches, 6, "most common size"),
@@ -557,7 +564,7 @@ TABLE: list[tuple[Forge, int, str]] = [
     (seed_published_elsewhere, 13, "publishes 'noise_seed'"),
     (changing_clip_norm, 14, "no noised count is charged"),
     (uncharged_counts, 14, "with its counts the noise multiplier is"),
-    (attack(), 15, "shows epsilon > 3.4654"),
+    (attack(), 15, "shows epsilon of at least 3.4654"),
     (attack(lower_bound=0.2), 15, "its counts give 3.465376"),
     (other_code, 16, "where the report has 0000"),
 ]  # fmt: skip
