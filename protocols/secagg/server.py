@@ -2,8 +2,8 @@
 
 Theory of operation. One phase is open at a time (`server_machine`). `receive` takes the answer of one client; a
 bad answer raises and loses that client, nobody else. `advance` closes the phase: whoever has not answered is
-lost for good, and the next messages come out. A masked vector is added on arrival and not kept, so memory is one vector
-plus what is small (`server_state`); late vectors stay out, where their self-mask protects them.
+lost for good, and the next messages come out. A masked vector is added on arrival and not kept, so memory is
+one vector plus what is small (`server_state`); late vectors stay out, where their self-mask protects them.
 
 The server is not trusted by anybody: each rule it keeps is also checked by the clients (`checks`), or only
 saves honest parties a session that could not end well.
