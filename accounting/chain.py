@@ -303,6 +303,12 @@ def replay(lines: Iterable[Row | str]) -> dict[tuple[str, str], Chain]:
     return chains
 
 
+def shares_noise(event: PrivateEvent) -> DistributedNoise | None:
+    """The event, or what a search repeats, if several clients' noise together makes it private."""
+    inner = getattr(event, "candidate", event)
+    return inner if isinstance(inner, DistributedNoise) else None
+
+
 def _check_open(chain: Chain, entry: Open) -> None:
     """Names that mean something, and a unit that this package can price."""
     for name in ("client_id", "dataset_id"):
@@ -350,7 +356,7 @@ def _check_release(charge: Charge, entry: Release) -> None:
     for name in ("session", "transcript"):
         if getattr(entry, name) is not None:
             _check_hex(name, getattr(entry, name))
-    if isinstance(charge.reserved, DistributedNoise):
+    if shares_noise(charge.reserved) is not None:
         _check_share_release(charge, entry)
     if any(entry.session == old.session and old.transcript is not None for old in charge.releases):
         raise ValueError(f"session {entry.session} already has its transcript")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..case import Case, Findings, names, needs_rows
+from ..chain import shares_noise
 from ..events import DistributedNoise
 
 # What the charges of all the clients in one sum must agree on, or their shares do not add up to what is priced.
@@ -26,9 +27,10 @@ def noise_effective(case: Case, found: Findings) -> None:
     """Noise counts in full where one client adds it, and from survivors minus colluders where all share it."""
     alone = shared = 0
     for client_id, charge in case.all_charges():
-        if isinstance(charge.reserved, DistributedNoise):
+        event = shares_noise(charge.reserved)
+        if event is not None:
             shared += 1
-            _check_share(case, found, f"{client_id}, row {charge.reservation}", charge.reserved)
+            _check_share(case, found, f"{client_id}, row {charge.reservation}", event)
         else:
             alone += 1
     if shared:
@@ -67,7 +69,7 @@ def _check_survivors(case: Case, found: Findings) -> None:
     """No sum of fewer clients than its charges are priced for."""
     least = None
     for entry in case.report["rounds"]:
-        events = [event for _, event in _shares_of(case, entry)]
+        events = _shares_of(case, entry)
         count = len(entry["survivors"])
         needed = max((event.survivors for event in events), default=0)
         if 0 < count < needed:
@@ -85,21 +87,20 @@ def _check_agreement(case: Case, found: Findings) -> None:
     """All the clients in a sum add the shares that each of their charges reckons with."""
     for entry in case.report["rounds"]:
         for name in _SHARED:
-            values = {getattr(event, name) for _, event in _shares_of(case, entry)}
+            values = {getattr(event, name) for event in _shares_of(case, entry)}
             if len(values) > 1:
                 found.problems.append(f"round {entry['round']}: the clients' charges differ in {name}")
 
 
-def _shares_of(case: Case, entry: Mapping[str, Any]) -> list[tuple[str, DistributedNoise]]:
-    """The charges behind one sum that add shares of noise, by client."""
-    return [
-        (client_id, charge.reserved)
+def _shares_of(case: Case, entry: Mapping[str, Any]) -> list[DistributedNoise]:
+    """The committed charges behind one sum that add shares of noise."""
+    charges = [
+        charge
         for client_id in entry["survivors"]
         for charge in case.charges(client_id)
-        if charge.round == entry["round"]
-        and charge.committed is not None
-        and isinstance(charge.reserved, DistributedNoise)
+        if charge.round == entry["round"] and charge.committed is not None
     ]
+    return [event for charge in charges if (event := shares_noise(charge.reserved)) is not None]
 
 
 # --- 9 ------------------------------------------------------------------------------------------------------
@@ -110,8 +111,8 @@ def sensitivity_actual(case: Case, found: Findings) -> None:
     """The clip norm where noise comes before rounding; the rounded, padded norm where it comes after."""
     alone = 0
     for client_id, charge in case.all_charges():
-        event = charge.reserved
-        if isinstance(event, DistributedNoise):
+        event = shares_noise(charge.reserved)
+        if event is not None:
             _check_rounding(case, found, f"{client_id}, row {charge.reservation}", event)
             planned = case.plans.get(client_id, {}).get("clip_norm", event.clip_norm)
             if planned != event.clip_norm:

@@ -108,7 +108,8 @@ class _Watch:
         self._path = folder.client_home(self._client_id).path / f"canaries-{folder.run.hex()}.npz"
         self._canaries, self._scores = self._restored(rows) or self._fresh(rows)
         examples = {**parts.examples, self._client_id: self._canaries.inside()}
-        return replace(parts, examples=examples, observe=self._observe)
+        held = {**parts.row_numbers, self._client_id: ()}  # none of the data set's rows: the canaries only
+        return replace(parts, examples=examples, row_numbers=held, observe=self._observe)
 
     def result(self, outcome: Outcome, confidence: float) -> EmpiricalResult:
         """Return the strongest bound of all attacks on the finished run."""

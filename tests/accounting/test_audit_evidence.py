@@ -160,6 +160,16 @@ def test_sums_that_the_report_says_nothing_about(finished: Any) -> None:
     assert any("dimension 4096, which the report does not state" in doubt for doubt in found.doubts)
 
 
+def test_shares_within_a_search_are_shares(finished: Any) -> None:
+    shares()(finished)
+    for client_id in finished.rows:
+        edit_events(finished, client_id, lambda event: RepeatedTrials(event, trials=2))
+    finished.report["secure_aggregation"]["max_colluders"] = 1
+    found = checked(finished, 8, mode="distributed")
+    assert any("reckons with 0 colluders, the report with 1" in text for text in found.problems)
+    assert not found.facts or "every sum has" in found.facts[0]
+
+
 @pytest.mark.parametrize("stated", ["many", None, [1], -1])
 def test_colluders_that_are_no_number(finished: Any, stated: object) -> None:
     shares()(finished)
