@@ -106,6 +106,21 @@ def test_the_gaussian_alone_is_exact() -> None:
     assert wild.low == pytest.approx(mu**2 / 2 + mu * norm.isf(DELTA), rel=1e-3)
 
 
+@pytest.mark.parametrize(("z", "q", "steps"), [(1.7, 0.03, 700), (0.7, 0.2, 40)])
+def test_bounds_meet_those_of_prv_accountant_itself(z: float, q: float, steps: int) -> None:
+    """The library, where it is installed: two brackets of one number must overlap, and ours is the narrower."""
+    prv = pytest.importorskip("prv_accountant", reason="prv-accountant is not installed")
+    mechanism = prv.PoissonSubsampledGaussianMechanism(noise_multiplier=z, sampling_probability=q)
+    theirs = prv.PRVAccountant(
+        prvs=[mechanism], max_self_compositions=[steps], eps_error=0.02, delta_error=1e-10
+    )
+    low, _, up = theirs.compute_epsilon(delta=DELTA, num_self_compositions=[steps])
+    found = bracket([PoissonGaussian(z, q, steps, 1.0)], DELTA)
+    assert low < found.high
+    assert found.low < up
+    assert found.high - found.low < up - low
+
+
 # --- against brute force ---
 
 
