@@ -383,15 +383,18 @@ def _check_note(entry: Note) -> None:
 
 
 def _check_name(name: str, value: object) -> None:
+    """A name that is not empty, and short."""
     if not isinstance(value, str) or not 0 < len(value) <= 256:
         raise ValueError(f"{name} must be a string of 1 to 256 characters, got {value!r}")
 
 
 def _check_hex(name: str, value: object) -> None:
+    """An identifier or a digest."""
     if not isinstance(value, str) or not _HEX.fullmatch(value):
         raise ValueError(f"{name} must be lower-case hex, got {value!r}")
 
 
 def _check_round(value: object) -> None:
+    """A count."""
     if type(value) is not int or value < 0:
         raise ValueError(f"round must be a whole number, 0 or more, got {value!r}")

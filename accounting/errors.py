@@ -1,15 +1,15 @@
 """The errors of this package.
 
 AccountingError
-├── EventError      an event that is malformed, unknown, or of another version
-├── PricingError    events that this package will not put a price on
-├── PlanningError   an epsilon target that cannot be planned for
-├── LedgerError     a ledger that is not whole, or a row that its rules forbid (names the row)
-├── MergeError      ledgers that do not add up to one claim
-├── BudgetExceeded  the next release would overspend
-├── ReportError     a report that does not follow the published schema or its own ledger
-├── EmpiricalError  outcomes of an attack that contradict themselves, or a damaged record of them
-└── PrivateAuditError  a client's private audit file that cannot be read
+├── EventError        an event that is malformed, unknown, or of another version
+├── PricingError      events that this package will not put a price on
+├── PlanningError     an epsilon target that cannot be planned for
+├── LedgerError       a ledger that is not whole, or a row that its rules forbid (names the row)
+├── MergeError        ledgers that do not add up to one claim
+├── BudgetExceeded    the next release would overspend
+├── ReportError       a report that does not follow the published schema or its own ledger
+├── EmpiricalError    outcomes of an attack that contradict themselves, or a damaged record of them
+└── PrivateAuditError a client's private audit file that cannot be read
 """
 
 from __future__ import annotations

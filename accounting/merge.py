@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .chain import Chain, Row, replay
+from .chain import Chain, Row, replay, shares_noise
 from .errors import LedgerError, MergeError
 from .event_fields import VIEWS, View
-from .events import DistributedNoise, PrivateEvent
+from .events import PrivateEvent
 from .groups import as_group
 from .pricing import epsilon
 
@@ -146,6 +146,7 @@ class Merged:
         return tuple(view for view in VIEWS if all(view in event.views for event in charged))
 
     def _heads(self) -> dict[Key, tuple[int, str]]:
+        """How many rows each chain has, and the digest of the last."""
         return {key: (len(chain.rows), chain.head) for key, chain in self.chains.items()}
 
 
@@ -162,18 +163,13 @@ def federation_epsilon(
     if not overlapping:
         return max((epsilon(events, delta) for events in holdings), default=0.0)
     together = [event for events in holdings for event in events]
-    if len(holdings) > 1 and any(isinstance(_innermost(event), DistributedNoise) for event in together):
+    if len(holdings) > 1 and any(shares_noise(event) for event in together):
         # Two of its copies enter one sum under one noise: twice the sensitivity costs four times, not twice.
         raise MergeError(
             "clients that share noise and rows cannot be merged: a row held twice moves one sum twice; remove the "
             "duplicates, or price it by a larger clip norm"
         )
     return epsilon(together, delta)
-
-
-def _innermost(event: PrivateEvent) -> PrivateEvent:
-    """The event that repeated runs repeat."""
-    return getattr(event, "candidate", event)
 
 
 def _one_kind(events: Iterable[PrivateEvent]) -> tuple[str, str]:

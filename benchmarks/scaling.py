@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.simulation import Simulation
-from protocols.secagg.local import Phase
+from protocols.secagg.interface import Phase
 from protocols.secagg.parameters import COMPLETE_UP_TO, choose
 from protocols.secagg.session import recommended
 

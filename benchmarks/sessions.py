@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks import flower
 from benchmarks.common import MILLION, Row, best
 from benchmarks.simulation import Simulation
-from protocols.secagg.local import PHASES, Phase
+from protocols.secagg.interface import PHASES, Phase
 
 BOX_BYTES = 2048
 """What one client's parcel for another may weigh."""

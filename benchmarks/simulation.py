@@ -15,8 +15,8 @@ from protocols.quantise import Quantiser
 from protocols.secagg.client import SecAggClient
 from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.interface import SecAggResult
-from protocols.secagg.local import Phase, SessionLog, run_session
+from protocols.secagg.interface import Phase, SecAggResult
+from protocols.secagg.local import SessionLog, run_session
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy, SessionParameters, Thresholds, recommended
 

@@ -2,7 +2,7 @@
 
 Attack: the server adds clients that it made up, leaves the victim's peers out, or names one party twice.
 Gain:   sybils are colluders without end; a sum over all but one of the last round's clients points at that one.
-Source: Douceur 2002 (sybils); identities pinned outside the server are PROTOCOL's answer.
+Source: Douceur 2002 (sybils); the answer is identities that are pinned outside the server.
 Check:  `check_proposal` (everybody pinned, oneself on it), `Roster`, `ClientPolicy.check` (`exact_roster`).
 """
 

@@ -3,7 +3,7 @@
 Attack: the server reads from the messages how many examples each client has. Flower's SecAgg+ (flwr 1.41) sends
         num_examples beside the masked vector.
 Gain:   sizes of private data; with a count of one, the weighted mean is that client's update.
-Source: measured on Flower; PROTOCOL: "one more masked, bounded entry; or uniform".
+Source: measured on Flower.
 Check:  no message of a client has a field for it (`messages`); a weight is one more entry under the masks.
 """
 

@@ -3,7 +3,7 @@
 Attack: a client vanishes after sharing. On its edges to higher roster indices it made the ML-KEM encapsulation, and
         the library's encapsulation cannot be repeated from a secret; on the others its peer made it.
 Gain:   a mask that nobody can remove: a client could spoil every round by vanishing at the right moment.
-Source: PROTOCOL, phase 2; Bonawitz et al. 2017 need one shared key only, which both ends can derive.
+Source: follows from hybrid keys; Bonawitz et al. 2017 need one shared key only, which both ends can derive.
 Check:  `recovery.Recovery.pair_masks`: the escrow gives the secrets it encapsulated, the master's key the others.
 """
 

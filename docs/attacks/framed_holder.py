@@ -2,7 +2,7 @@
 
 Attack: client-2 boxes one share for client-1 and signs the hash of another.
 Gain:   client-1 reveals what it was given, which does not match: it is named as a liar and lost.
-Source: PROTOCOL, "a share that does not match its hash blames the revealer"; so the holder must look first.
+Source: follows from naming whoever reveals a share that does not match its hash (`lying_revealer`).
 Check:  `dealing.open_parcels`: a holder compares what it unpacked with the hashes, and holds nothing if they differ.
 """
 

@@ -3,7 +3,7 @@
 Attack: clients send only some coordinates. The server wants to know which ones each client would choose, or gives
         the victim a support of its own.
 Gain:   where a gradient is large tells what is in the data; and coordinates that only the victim sends are its own.
-Source: PROTOCOL, "every client uses the same support; per-client index sets never travel".
+Source: sparse updates as usually sent: each client its own largest coordinates, with their indices.
 Check:  the support is in the context (`check_proposal`), and a coordinate has contributors by `CoordinateGroup` only;
         no message of a client has room for an index set.
 """

@@ -2,7 +2,7 @@
 
 Attack: client-2 reveals shares that are not the ones dealt to it.
 Gain:   one wrong share among `threshold` makes a wrong secret, and so a wrong sum, with no trace of who did it.
-Source: Bonawitz et al. 2017 do not detect it; PROTOCOL, phase 2: H(salt‖share) per recipient.
+Source: Bonawitz et al. 2017 do not detect it; here dealers sign H(salt‖share) for each holder.
 Check:  `SecAggServer._accept_reveal`: every share is compared with the hash its dealer signed.
 """
 

@@ -3,7 +3,7 @@
 Attack: in each phase, to each machine, the peer sends its message cut short, with a byte after it, of another
         version, or with a count that claims four thousand million items.
 Gain:   an exception that nobody catches takes the process down; a size that is believed takes its memory.
-Source: PROTOCOL, "nothing is allocated from a claimed size".
+Source: any parser of bytes from strangers; docs/fuzzing.md looks for more.
 Check:  `codec.decode`: every refusal is a `RemoteProtocolError` that names the sender.
 """
 

@@ -3,7 +3,7 @@
 Attack: the server admits more clients than the modulus was made for; or a client sends more than its bound.
 Gain:   the sum wraps around and is wrong without a word. Flower's SecAgg+ (flwr 1.41) quantises to 22 bits modulo
         2^32 by default, and overflows silently at 1100 clients.
-Source: measured on Flower; PROTOCOL: n·bound < 2^(b-1), proved at the proposal.
+Source: measured on Flower. Here n·bound < 2^(b-1) is proved at the proposal.
 Check:  `SessionParameters._rules` at the client and the server, `check_vector`, `Quantiser`.
 """
 

@@ -3,7 +3,7 @@
 Attack: the server calls the victim lost, collects the shares of its master, and tries the keys that follow from it
         on the boxes that were sent to the victim.
 Gain:   the boxes hold the others' shares of both secrets: one lost client would open a column of them.
-Source: PROTOCOL, key hierarchy; Bonawitz et al. 2017 keep c and s key pairs apart for the same reason.
+Source: Bonawitz et al. 2017 keep c and s key pairs apart for the same reason.
 Check:  `keys`: the box key pair is drawn apart from the master and never shared.
 """
 

@@ -3,7 +3,7 @@
 Attack: the server lets a session fail after masking, and repeats it without client-5, calling it the same round,
         or a new one.
 Gain:   everybody masks the same vector twice; the two sums differ by client-5's vector.
-Source: PROTOCOL, "one session sums one vector"; plain SecAgg leaves retries to the orchestrator.
+Source: plain SecAgg leaves retries to the orchestrator.
 Check:  `Guard.claim_round` (one masked vector per round and exchange, ever) and `ClientPolicy.exact_round` (the
         client counts rounds, not the server).
 """

@@ -3,7 +3,7 @@
 Attack: the machine of a client is rolled back (a container restarted, a disk image restored) before each phase, and
         the server sends it something else than the first time.
 Gain:   two masked vectors under one mask; two confirmations, and so both shares of a client.
-Source: PROTOCOL, "rollback": no protocol state helps against a client that forgets.
+Source: rollback is an attack on any state machine: no protocol state helps against a client that forgets.
 Check:  `SecAggClient._leave`: the guard records each output's digest before it is handed out; another is refused.
 """
 

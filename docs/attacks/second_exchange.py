@@ -2,7 +2,7 @@
 
 Attack: a method sums twice in a round; the server runs the second sum over fewer clients than the first.
 Gain:   where the two sums are about related data, their difference points at who was left out.
-Source: PROTOCOL, "S2 = S1".
+Source: methods that need two sums of one round, as two-pass SVD and votes on a support.
 Check:  `ClientPolicy.check` (`exact_roster`, and min_survivors = n) and `check_survivors`.
 """
 

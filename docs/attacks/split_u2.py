@@ -3,7 +3,7 @@
 Attack: the server tells the victim that client-5 did not share, and the others that it did.
 Gain:   the victim leaves out its mask with client-5, who keeps it: the server knows which masks do not cancel, and
         can later call either of them lost.
-Source: PROTOCOL, phases 3 and 4; Bonawitz et al. 2017 check the consistency of U3 only.
+Source: Bonawitz et al. 2017 check the consistency of U3 only.
 Check:  every masked vector is signed over H(U2); `check_survivors` verifies each neighbour's statement for its own.
 """
 

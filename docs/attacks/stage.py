@@ -18,7 +18,7 @@ from protocols.secagg.client import SecAggClient
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.local import PHASES
+from protocols.secagg.interface import PHASES
 from protocols.secagg.messages import Confirmation, ConfirmStatement
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy, SessionParameters, recommended

@@ -3,7 +3,7 @@
 Attack: the server gives the victim boxes that do not open, or none, and everybody else a normal session.
 Gain:   a client that leaves out the neighbours whose boxes failed sends x + PRG(self). The others, who see it among
         the survivors, give the shares of its self-seed away, and x with them.
-Source: PROTOCOL, phase 3; a client of Bonawitz et al. 2017 masks with whom it has shares of.
+Source: a client of Bonawitz et al. 2017 masks with whom it has shares of.
 Check:  `SecAggClient.mask` masks with every neighbour in U2 whatever its box holds; `check_shares` refuses when a
         parcel is missing, since half of the pair's key may be in it.
 """

@@ -2,7 +2,7 @@
 
 Attack: the server reports that few, or none, of the victim's neighbours shared their secrets.
 Gain:   each neighbour less is a mask less; and with fewer than `threshold` holders its own shares are useless.
-Source: PROTOCOL, phase 3; Bonawitz et al. 2017 let |U2| >= t pass, which on a sparse graph says nothing of N(i).
+Source: Bonawitz et al. 2017 let |U2| >= t pass, which on a sparse graph says nothing of N(i).
 Check:  `check_shares`.
 """
 

@@ -2,7 +2,7 @@
 
 Attack: clients train different layers; the server reports as lost all but one of those who contribute to a layer.
 Gain:   the sum over that layer's coordinates is that one's update, under a cohort that is large all the same.
-Source: PROTOCOL, phase 4; follows from heterogeneous allocations (rank or layer subsets per client).
+Source: follows from heterogeneous allocations (rank or layer subsets per client).
 Check:  `SessionParameters._validate_groups` at the proposal, `check_survivors` for the contributors in U3,
         `check_vector` for what a client may contribute.
 """

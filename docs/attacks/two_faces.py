@@ -3,7 +3,7 @@
 Attack: client-2 signs two sets of keys; the server builds a lopsided tree in which one is where everybody expects
         it and the other one level higher, and shows each of them to half of the clients.
 Gain:   two halves with one T1 that see different keys: each half's statements are valid for the other.
-Source: PROTOCOL, "T1 = Merkle root ... in roster order"; RFC 6962 keeps leaves and nodes apart for the same reason.
+Source: RFC 6962 keeps leaves and nodes apart for the same reason.
 Check:  `check_advertisements`: every path has the height that n fixes, and leads from its own index to T1.
 """
 

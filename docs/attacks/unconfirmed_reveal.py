@@ -2,7 +2,7 @@
 
 Attack: the server asks for shares with too few confirmations, with one counted twice, or with some from outside U3.
 Gain:   a client that counts carelessly reveals for an outcome that no quorum agreed to (see split_survivors).
-Source: Bonawitz et al. 2017, consistency check; "distinct members of U3" is PROTOCOL's phase 5.
+Source: Bonawitz et al. 2017, consistency check; counting distinct members of U3 only is ours.
 Check:  `check_confirmations`.
 """
 

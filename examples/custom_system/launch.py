@@ -15,7 +15,7 @@ import numpy as np
 from examples.custom_system.agreement import CLIENTS, DIMENSION
 from examples.custom_system.outcome import compare
 from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.local import PHASES
+from protocols.secagg.interface import PHASES
 
 Process = subprocess.Popen[str]
 

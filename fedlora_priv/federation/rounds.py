@@ -22,7 +22,7 @@ from fedlora_priv.methods.base import Layout
 from protocols.errors import ProtocolError, RemoteProtocolError, SessionAborted
 from protocols.packing import unpack
 from protocols.secagg.identity import Roster
-from protocols.secagg.local import PHASES
+from protocols.secagg.interface import PHASES
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import SessionParameters
 

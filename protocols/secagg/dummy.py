@@ -22,14 +22,13 @@ from protocols.secagg.checks import check_proposal, check_vector
 from protocols.secagg.codec import Message, UpTo, decode, encode
 from protocols.secagg.graph import MaskGraph
 from protocols.secagg.identity import MAX_ID_BYTES, Roster
-from protocols.secagg.interface import AggregationClient, AggregationServer, SecAggResult
+from protocols.secagg.interface import PHASES, AggregationClient, AggregationServer, SecAggResult
 from protocols.secagg.messages import MAX_ATTACHMENT_BYTES, Bitmap, Proposal
-from protocols.secagg.server_machine import PHASES, Phase, ServerMachine
+from protocols.secagg.server_machine import Phase, PhaseName, ServerMachine
 from protocols.secagg.session import ClientPolicy, Digest, Index, SessionParameters
 from protocols.secagg.snapshot import from_snapshot, to_snapshot
 from protocols.secagg.transcript import digest, from_bitmap, to_bitmap
 
-PhaseName = Annotated[str, UpTo(16)]
 Attachment = Annotated[bytes, UpTo(MAX_ATTACHMENT_BYTES)]
 
 
@@ -266,7 +265,7 @@ class InsecureDummyServer(ServerMachine[_ServerState]):
     def restore(cls, snapshot: bytes, *, parameters: SessionParameters) -> InsecureDummyServer:
         """Return the server that `snapshot` was taken of."""
         server = cls(parameters=parameters)
-        saved = from_snapshot((_SavedServer,), snapshot, server._belongs_to(), of="session or of a client")
+        saved = from_snapshot((_SavedServer,), snapshot, server._belongs_to(), of="session, or to a client")
         server._state = saved.state
         server._sum = np.frombuffer(saved.total, dtype="<u4").astype(np.uint32)
         return server

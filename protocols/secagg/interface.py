@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
+PHASES: tuple[Phase, ...] = ("advertise", "share", "mask", "confirm", "reveal")
+"""The phases that clients answer, in order."""
 
 
 @dataclass(frozen=True)

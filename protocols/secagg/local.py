@@ -38,11 +38,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import GuardViolation, LocalProtocolError, PolicyViolation, RemoteProtocolError
-from protocols.secagg.interface import AggregationClient, AggregationServer, SecAggResult
+from protocols.secagg.interface import PHASES, AggregationClient, AggregationServer, Phase, SecAggResult
 
-Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
 Direction = Literal["up", "down"]
-PHASES: tuple[Phase, ...] = ("advertise", "share", "mask", "confirm", "reveal")
 
 
 @dataclass

@@ -85,7 +85,7 @@ class SecAggServer(ServerMachine[ServerState]):
             LocalProtocolError: the snapshot is damaged, or of another session.
         """
         server = cls(parameters=parameters, roster=roster)
-        saved = from_snapshot((SavedServer,), snapshot, server._belongs_to, of="session or of a client")
+        saved = from_snapshot((SavedServer,), snapshot, server._belongs_to, of="session, or to a client")
         server._state = saved.state
         server._sum = np.frombuffer(saved.total, dtype="<u4").astype(np.uint32)
         return server

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, SessionAborted
 from protocols.redaction import Redacted
-from protocols.secagg.codec import Message, encode
+from protocols.secagg.codec import Message, UpTo, encode
+from protocols.secagg.interface import PHASES
 from protocols.secagg.messages import Proposal
 from protocols.secagg.session import SessionParameters
 
-PHASES = ("advertise", "share", "mask", "confirm", "reveal")
+PhaseName = Annotated[str, UpTo(16)]
+"""The open phase, or the one in which a client was lost, as a snapshot holds it."""
 
 
 class PhasedState(Protocol):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from protocols.redaction import Redacted
 from protocols.secagg.codec import UpTo
+from protocols.secagg.interface import PHASES
 from protocols.secagg.messages import (
     Advertisement,
     Confirmation,
@@ -20,10 +21,8 @@ from protocols.secagg.messages import (
     RevealedShare,
 )
 from protocols.secagg.recovery import Dealt
-from protocols.secagg.server_machine import PHASES
+from protocols.secagg.server_machine import PhaseName
 from protocols.secagg.session import Index
-
-Phase = Annotated[str, UpTo(16)]
 
 
 @dataclass(repr=False)
@@ -34,8 +33,8 @@ class ServerState(Redacted):
     gone once the sum is there.
     """
 
-    phase: Phase = "propose"
-    lost: dict[Index, Phase] = field(default_factory=dict)
+    phase: PhaseName = "propose"
+    lost: dict[Index, PhaseName] = field(default_factory=dict)
     advertisements: dict[Index, Advertisement] = field(default_factory=dict)
     dealt: dict[Index, Dealt] = field(default_factory=dict)
     parcels: dict[Index, dict[Index, Parcel]] = field(default_factory=dict)

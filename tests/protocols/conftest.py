@@ -16,7 +16,7 @@ from protocols.secagg.client import SecAggClient
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.guard import Guard, MemoryGuard
 from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.local import PHASES, Phase
+from protocols.secagg.interface import PHASES, Phase
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
 

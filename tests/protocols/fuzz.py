@@ -44,8 +44,8 @@ from protocols.secagg import messages, statements
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.graph import MaskGraph
 from protocols.secagg.guard import MemoryGuard
+from protocols.secagg.interface import PHASES
 from protocols.secagg.limits import most_bytes
-from protocols.secagg.local import PHASES
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.transcript import MerkleTree
 

@@ -21,7 +21,8 @@ from protocols.prg import SecretStream
 from protocols.quantise import Quantiser
 from protocols.secagg.codec import encode
 from protocols.secagg.guard import MemoryGuard
-from protocols.secagg.local import PHASES, run_session
+from protocols.secagg.interface import PHASES
+from protocols.secagg.local import run_session
 from protocols.secagg.messages import Proposal
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import CoordinateGroup

@@ -17,7 +17,8 @@ from protocols.errors import (
     SessionAborted,
 )
 from protocols.secagg.dummy import InsecureDummyClient, InsecureDummyServer
-from protocols.secagg.local import PHASES, SessionLog, run_session
+from protocols.secagg.interface import PHASES
+from protocols.secagg.local import SessionLog, run_session
 from protocols.secagg.session import CoordinateGroup
 
 GROUPS = (CoordinateGroup(0, 3, (0, 1, 2, 3)), CoordinateGroup(3, 7, (0, 1, 2)))

@@ -18,8 +18,8 @@ from protocols.errors import ProtocolError, RemoteProtocolError
 from protocols.secagg.codec import encode
 from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Roster
+from protocols.secagg.interface import PHASES
 from protocols.secagg.limits import longest
-from protocols.secagg.local import PHASES
 from protocols.secagg.messages import (
     Advertisement,
     Advertisements,

@@ -23,7 +23,7 @@ from protocols.secagg.codec import decode, encode
 from protocols.secagg.graph import MaskGraph
 from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Identity, Roster, verify
-from protocols.secagg.local import PHASES
+from protocols.secagg.interface import PHASES
 from protocols.secagg.mask import Mask, add_masks
 from protocols.secagg.messages import (
     Advertisement,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocols.errors import GuardViolation, LocalProtocolError, RemoteProtocolError, SessionAborted
 from protocols.secagg.graph import MaskGraph
-from protocols.secagg.local import PHASES
+from protocols.secagg.interface import PHASES
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import recommended
 

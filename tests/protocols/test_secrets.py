@@ -24,7 +24,8 @@ from protocols.redaction import Redacted
 from protocols.secagg import keys
 from protocols.secagg.codec import decode
 from protocols.secagg.identity import Identity
-from protocols.secagg.local import PHASES, SessionLog
+from protocols.secagg.interface import PHASES
+from protocols.secagg.local import SessionLog
 from protocols.secagg.mask import Mask
 from protocols.secagg.messages import Reveal
 from protocols.secagg.server import SecAggServer

@@ -11,7 +11,7 @@ import pytest
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, SessionAborted
 from protocols.secagg.codec import decode, encode
-from protocols.secagg.local import PHASES
+from protocols.secagg.interface import PHASES
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.server_state import SavedServer
 
@@ -118,7 +118,7 @@ def test_foreign_snapshots_are_refused(make_federation: Any) -> None:
     federation, other = make_federation(), make_federation(session_id=bytes(32))
     with pytest.raises(LocalProtocolError, match="belongs to another session"):
         restored(federation, other.server.snapshot())
-    with pytest.raises(LocalProtocolError, match="belongs to another session or of a client"):
+    with pytest.raises(LocalProtocolError, match="belongs to another session, or to a client"):
         restored(federation, federation.clients["client-1"].snapshot())
     with pytest.raises(LocalProtocolError, match="belongs to another client"):
         federation.restore("client-1", federation.server.snapshot())

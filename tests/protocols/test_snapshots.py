@@ -11,7 +11,7 @@ import pytest
 
 from protocols.errors import LocalProtocolError
 from protocols.secagg.guard import SqliteGuard
-from protocols.secagg.local import PHASES
+from protocols.secagg.interface import PHASES
 
 
 def test_a_restart_before_every_phase(make_federation: Any, tmp_path: Path) -> None:

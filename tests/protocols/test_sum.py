@@ -15,7 +15,8 @@ from protocols.errors import LocalProtocolError, SessionAborted
 from protocols.prg import SecretStream
 from protocols.quantise import Quantiser
 from protocols.secagg.guard import MemoryGuard
-from protocols.secagg.local import PHASES, Phase, SessionLog, run_session
+from protocols.secagg.interface import PHASES, Phase
+from protocols.secagg.local import SessionLog, run_session
 from protocols.secagg.session import CoordinateGroup
 
 NAMES = tuple(f"client-{i + 1}" for i in range(5))

@@ -20,8 +20,8 @@ from protocols.quantise import Quantiser
 from protocols.secagg.client import SecAggClient
 from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.interface import SecAggResult
-from protocols.secagg.local import PHASES, Phase, SessionLog, run_session
+from protocols.secagg.interface import PHASES, Phase, SecAggResult
+from protocols.secagg.local import SessionLog, run_session
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
 from protocols.sparsify import Support

@@ -19,7 +19,7 @@ from protocols.secagg.client import SecAggClient
 from protocols.secagg.codec import decode
 from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.local import PHASES
+from protocols.secagg.interface import PHASES
 from protocols.secagg.messages import SharesIn
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy, CoordinateGroup, SessionParameters, recommended
