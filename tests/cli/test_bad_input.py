@@ -43,7 +43,7 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "epsilon 0": (overrides("privacy.epsilon=0"), 2, "epsilon"),
     "epsilon negative": (overrides("privacy.epsilon=-1"), 2, "epsilon"),
     "delta too large": (overrides("privacy.delta=0.01"), 2, "not below 1/400"),
-    "epsilon out of reach": (overrides("privacy.epsilon=1e-7"), 2, "epsilon"),
+    "epsilon out of reach": (overrides("privacy.epsilon=1e-12"), 2, "epsilon"),
     "fewer clients than the quorum": (
         overrides("federation.clients=2", "secure_aggregation.max_colluders=2"), 2, "quorum",
     ),
