@@ -26,13 +26,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accounting.chain import Chain
 from accounting.events import PoissonGaussian
 from accounting.ledger import Ledger
 from accounting.transfer import read
 
-OPENING = {"client_id": "client-1", "dataset_id": "reviews", "partition_id": "iid"}
+OPENING: dict[str, Any] = {"client_id": "client-1", "dataset_id": "reviews", "partition_id": "iid"}
 KILLS_PER_FILE = 25  # then a new file, so that replaying it does not become the whole test
 
 

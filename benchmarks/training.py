@@ -43,7 +43,8 @@ def rows() -> Iterator[Row]:
         for indices in microbatches(examples.lengths(), 1024):
             part = examples.subset(indices)
             batch, labels = collate(part, torch.device("cpu")), torch.from_numpy(part.labels)
-            (example_losses(model(**batch).logits, labels, batch).sum() / 64).backward()
+            loss = example_losses(model(**batch).logits, labels, batch).sum() / 64
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.optim.SGD(parameters, lr=0.1).step()
 
     private()

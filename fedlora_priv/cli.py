@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
@@ -205,7 +205,10 @@ def audit(
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Re-derive a report and answer sixteen questions about it; exit code 1 on any FAIL."""
+    of_files: dict[str, object] = {"--ledger": ledger, "--roster": roster, "--private": private}
+    of_adapters = {"--members": members, "--non-members": non_members}
     if empirical:
+        _refuse_options("--empirical", {**of_files, **of_adapters})
         from fedlora_priv.reports.empirical import audit_empirically
 
         audit_empirically(
@@ -215,6 +218,7 @@ def audit(
     if canaries is not None or client is not None or overrides:
         raise ConfigError("--canaries, --client and --set go with --empirical", "add it")
     if members or non_members:
+        _refuse_options("--members", of_files)
         from fedlora_priv.reports.empirical import audit_membership
 
         audit_membership(console, target, members, non_members, as_json=as_json)
@@ -230,6 +234,12 @@ def audit(
     failed = [f"{verdict.check} {verdict.name}" for verdict in verdicts if verdict.status == "FAIL"]
     if failed:
         raise AuditFailed(f"FAIL in check {', '.join(failed)}", "do not rely on this report")
+
+
+def _refuse_options(mode: str, options: Mapping[str, object]) -> None:
+    """Raise for options that a mode of `audit` would ignore."""
+    if given := [name for name, value in options.items() if value]:
+        raise ConfigError(f"{', '.join(given)} and {mode} do not go together", "ask for one after the other")
 
 
 @app.command()

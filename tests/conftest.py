@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,33 +18,57 @@ BAD = ("bad", "poor", "awful", "dull", "grim")
 NEUTRAL = ("the", "film", "was", "a", "of", "and", "story", "actor", "plot", "scene")
 
 
+class Silent:
+    """A progress that shows nothing."""
+
+    def say(self, line: str) -> None: ...
+    def round_started(self, number: int, rounds: int) -> None: ...
+    def round_finished(self, row: dict[str, object]) -> None: ...
+    def answered(self, client_id: str, step: object) -> None: ...
+
+
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that `AutoModel` and `AutoTokenizer` load: BERT, 2 layers of width 32, random weights."""
+def silent() -> Silent:
+    return Silent()
+
+
+def _save_bert(folder: Path, words: Sequence[str], **settings: float) -> Path:
+    """Save a tokenizer of these words and a BERT of 2 layers of width 32 with random weights; return the folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    words = ["[PAD]", "[UNK]", *GOOD, *BAD, *NEUTRAL]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    every = ["[PAD]", "[UNK]", *words]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(every)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
-        folder
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=len(words),
+            vocab_size=len(every),
             hidden_size=32,
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=64,
             max_position_embeddings=32,
             pad_token_id=0,
+            **settings,
         )
         BertModel(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def save_bert() -> Callable[..., Path]:
+    """Saves a tiny model that `AutoModel` and `AutoTokenizer` load: ``save_bert(folder, words)``."""
+    return _save_bert
+
+
+@pytest.fixture(scope="session")
+def tiny_model(save_bert: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny BERT whose tokens are the words of `tiny_data`."""
+    return save_bert(tmp_path_factory.mktemp("tiny-bert"), [*GOOD, *BAD, *NEUTRAL])
 
 
 @pytest.fixture(scope="session")

@@ -29,14 +29,14 @@ main()
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    tiny_model: Path, tiny_data: Path, silent: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A finished run of 48 steps a client, enough for statistics."""
     import tomli_w
 
     from fedlora_priv.config import Experiment
     from fedlora_priv.federation.run import run
-
-    from .test_run import Silent
 
     folder = tmp_path_factory.mktemp("audited")
     values: dict[str, Any] = {
@@ -49,7 +49,7 @@ def finished(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPat
         "privacy": {"epsilon": 8.0, "delta": 1e-4},
     }
     (folder / "experiment.toml").write_text(tomli_w.dumps(values))
-    run(Experiment.load(folder / "experiment.toml"), progress=Silent())
+    run(Experiment.load(folder / "experiment.toml"), progress=silent)
     return folder / "run"
 
 

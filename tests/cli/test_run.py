@@ -13,7 +13,9 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def finished_run(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(
+    tiny_model: Path, tiny_data: Path, silent: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """One finished run with a loss, shared by the tests of this module; they copy it before they change it."""
     import tomli_w
 
@@ -34,17 +36,8 @@ def finished_run(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.Tem
     }
     path = folder / "experiment.toml"
     path.write_text(tomli_w.dumps(values))
-    run(Experiment.load(path), progress=Silent())
+    run(Experiment.load(path), progress=silent)
     return folder / "run"
-
-
-class Silent:
-    """A progress that shows nothing."""
-
-    def say(self, line: str) -> None: ...
-    def round_started(self, number: int, rounds: int) -> None: ...
-    def round_finished(self, row: dict[str, Any]) -> None: ...
-    def answered(self, client_id: str, step: object) -> None: ...
 
 
 @pytest.fixture

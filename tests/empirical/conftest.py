@@ -22,25 +22,10 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def diverse_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def diverse_model(save_bert: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random two-layer BERT of width 32 whose 400 tokens are far apart."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("diverse-bert")
-    words = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(VOCABULARY - 2))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
-    fast.save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=64, max_position_embeddings=32, pad_token_id=0, initializer_range=0.3,
-        )  # fmt: skip
-        BertModel(config).save_pretrained(folder)
-    return folder
+    words = [f"w{i}" for i in range(VOCABULARY - 2)]
+    return save_bert(tmp_path_factory.mktemp("diverse-bert"), words, initializer_range=0.3)
 
 
 def write_rows(path: Path, rows: int, seed: int) -> None:
@@ -88,20 +73,6 @@ def audit_file(tmp_path: Path, diverse_model: Path, random_data: Path) -> Callab
         return path
 
     return write
-
-
-class Silent:
-    """A progress that shows nothing."""
-
-    def say(self, line: str) -> None: ...
-    def round_started(self, number: int, rounds: int) -> None: ...
-    def round_finished(self, row: dict[str, Any]) -> None: ...
-    def answered(self, client_id: str, step: object) -> None: ...
-
-
-@pytest.fixture
-def silent() -> Silent:
-    return Silent()
 
 
 @pytest.fixture

@@ -154,3 +154,14 @@ def test_options_of_an_empirical_audit_are_refused_without_it(tmp_path: Path) ->
     for options in (("--canaries", 10), ("--client", "client-1"), ("--set", "privacy.epsilon=1")):
         ran = fedlora("audit", tmp_path, *options)
         assert (ran.exit_code, "go with --empirical" in ran.stderr) == (2, True)
+
+
+def test_options_that_a_mode_of_audit_would_ignore_are_refused(tmp_path: Path) -> None:
+    for mode, option in (
+        (("--empirical",), "--roster"),
+        (("--empirical",), "--members"),
+        (("--members", tmp_path, "--non-members", tmp_path), "--private"),
+        (("--members", tmp_path), "--ledger"),
+    ):
+        ran = fedlora("audit", tmp_path, *mode, option, tmp_path)
+        assert (ran.exit_code, f"{option} and {mode[0]} do not go together" in ran.stderr) == (2, True)

@@ -69,29 +69,22 @@ class Federation:
 
     def client(self, name: str, **changes: object) -> SecAggClient:
         """A fresh client with the federation's identities and guards."""
-        arguments = {
-            "client_id": name,
-            "identity": identity(self.names.index(name)),
-            "roster": self.roster,
-            "policy": self.policy,
-            "guard": self.guards[name],
-            "context": CONTEXT,
-            **changes,
-        }
-        return SecAggClient(**arguments)  # type: ignore[arg-type]
+        return SecAggClient(**{**self._arguments(name), **changes})
 
     def restore(self, name: str, snapshot: bytes, **changes: object) -> SecAggClient:
         """The client that a snapshot was taken of."""
-        arguments = {
+        return SecAggClient.restore(snapshot, **{**self._arguments(name), **changes})
+
+    def _arguments(self, name: str) -> dict[str, Any]:
+        """What a client is made and restored with."""
+        return {
             "client_id": name,
             "identity": identity(self.names.index(name)),
             "roster": self.roster,
             "policy": self.policy,
             "guard": self.guards[name],
             "context": CONTEXT,
-            **changes,
         }
-        return SecAggClient.restore(snapshot, **arguments)  # type: ignore[arg-type]
 
     def answer(self, name: str, phase: str, message: bytes) -> bytes:
         """What an honest client answers in a phase."""

@@ -69,7 +69,14 @@ def _thin_group(message: Proposal) -> Proposal:
 def requests(sessions: dict[str, Session]) -> Iterator[Case]:
     """Requests of the later phases that client-1 refuses."""
     late, setup, ring = sessions["session_late"], sessions["session_setup"], sessions["session_ring"]
-    whole = to_bitmap(range(5), 5)
+    yield from _advertisements(late)
+    yield from _boxes(late, setup)
+    yield from _survivors(late, setup, ring)
+    yield from _confirmations(late)
+
+
+def _advertisements(late: Session) -> Iterator[Case]:
+    """Odd keys of others, or of its own."""
     mallory = keys.KeyPair.from_secret(bytes(96)).public_bytes
 
     def leaves(pick: Change) -> Change:
@@ -92,6 +99,11 @@ def requests(sessions: dict[str, Session]) -> Iterator[Case]:
         ("two leaves only", "too few neighbours advertised", leaves(lambda f: f[:2])),
     ):
         yield late.request(f"advertisements: {name}", "share", error, change)
+
+
+def _boxes(late: Session, setup: Session) -> Iterator[Case]:
+    """Odd sets U2, and parcels that do not go with them."""
+    whole = to_bitmap(range(5), 5)
 
     def parcels(pick: Change) -> Change:
         """Change the list of parcels."""
@@ -125,26 +137,30 @@ def requests(sessions: dict[str, Session]) -> Iterator[Case]:
         lambda m: replace(m, u2=to_bitmap((0, 1, 2, 4), 5)),
     )
 
-    def said(pick: Change) -> Change:
-        """Change the list of statements."""
-        return lambda m: replace(m, statements=pick(m.statements))
 
+def _said(pick: Change) -> Change:
+    """Change the list of statements."""
+    return lambda m: replace(m, statements=pick(m.statements))
+
+
+def _survivors(late: Session, setup: Session, ring: Session) -> Iterator[Case]:
+    """Odd sets U3, and statements that do not go with them."""
     odd = "the mask statements are not those of this client's neighbours in U3"
     for name, error, change in (
         ("a U3 without client-1", "U3 does not have this client", lambda m: replace(m, u3=b"\x1e")),
         ("a U3 of two", "U3 is smaller than the quorum", lambda m: replace(m, u3=b"\x03")),
         ("a group left with two", "too few contributors in U3", lambda m: replace(m, u3=b"\x0f")),
-        ("a statement missing", odd, said(lambda f: f[1:])),
-        ("unsorted statements", odd, said(lambda f: f[::-1])),
+        ("a statement missing", odd, _said(lambda f: f[1:])),
+        ("unsorted statements", odd, _said(lambda f: f[::-1])),
         (
             "a flipped statement",
             "client-2: the signature for 'mask' does not verify",
-            said(lambda f: (replace(f[0], signature=flipped(f[0].signature, 0)), *f[1:])),
+            _said(lambda f: (replace(f[0], signature=flipped(f[0].signature, 0)), *f[1:])),
         ),
         (
             "two statements swapped",
             "client-2: the signature for 'mask' does not verify",
-            said(lambda f: (replace(f[1], index=f[0].index), replace(f[0], index=f[1].index), *f[2:])),
+            _said(lambda f: (replace(f[1], index=f[0].index), replace(f[0], index=f[1].index), *f[2:])),
         ),
     ):
         yield late.request(f"survivors: {name}", "confirm", error, change)
@@ -157,16 +173,20 @@ def requests(sessions: dict[str, Session]) -> Iterator[Case]:
     yield ring.request(
         "survivors: a ring cut in two", "confirm", "U3 leaves two windows of the ring", _cut(ring)
     )
+
+
+def _confirmations(late: Session) -> Iterator[Case]:
+    """Too few confirmations, or of others."""
     few, outside = "fewer confirmations than the quorum", "confirmations of clients that are not in U3"
     for name, error, change in (
-        ("one too few", few, said(lambda f: f[:-1])),
-        ("one twice", outside, said(lambda f: (f[0], *f[:-1]))),
-        ("unsorted", outside, said(lambda f: f[::-1])),
-        ("one of nobody", outside, said(lambda f: (*f[:-1], replace(f[-1], index=9)))),
+        ("one too few", few, _said(lambda f: f[:-1])),
+        ("one twice", outside, _said(lambda f: (f[0], *f[:-1]))),
+        ("unsorted", outside, _said(lambda f: f[::-1])),
+        ("one of nobody", outside, _said(lambda f: (*f[:-1], replace(f[-1], index=9)))),
         (
             "another attachment",
             "client-1: the signature for 'confirm' does not verify",
-            said(lambda f: (replace(f[0], attachment_digest=bytes(32)), *f[1:])),
+            _said(lambda f: (replace(f[0], attachment_digest=bytes(32)), *f[1:])),
         ),
     ):
         yield late.request(f"confirmations: {name}", "reveal", error, change)
