@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from protocols.errors import LocalProtocolError, SupportError
 from protocols.private import PrivateAtClient, require_private
-from protocols.secagg.session import ClientPolicy, SessionParameters
+from protocols.secagg.session import ClientPolicy, SessionParameters, VectorForm
 from protocols.sparsify import Support, public_words, smallest
 
 BALLOT_BOUND = 1
@@ -194,13 +194,16 @@ def value_exchange(
     return parameters
 
 
-def value_policy(policy: ClientPolicy, survivors: Iterable[str]) -> ClientPolicy:
+def value_policy(
+    policy: ClientPolicy, survivors: Iterable[str], form: VectorForm | None = None
+) -> ClientPolicy:
     """Return a client's policy for the exchange that follows: the survivors that it confirmed, and no loss.
 
     Args:
         policy: that of the first exchange; if it names the round, this one names the next exchange of it.
         survivors: `SecAggClient.survivors` of the first exchange; never a list that the server sends.
+        form: the `exact_form` of this client's values; that of the votes does not hold here.
     """
     first = policy.exact_round
     following = None if first is None else (first[0], first[1] + 1)
-    return replace(policy, exact_roster=frozenset(survivors), exact_round=following)
+    return replace(policy, exact_roster=frozenset(survivors), exact_round=following, exact_form=form)

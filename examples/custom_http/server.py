@@ -118,7 +118,7 @@ async def main() -> None:
     parser.add_argument("--phase-s", type=float, default=5.0)
     options = parser.parse_args()
     roster = Roster.load(options.folder / "roster.json")
-    server = SecAggServer(parameters=parameters(os.urandom(32), round_number=1), roster=roster)
+    server = SecAggServer(parameters=parameters(os.urandom(32)), roster=roster)
     session = SessionOverHttp(server, options.start_s, options.phase_s)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         web = uvicorn.Server(uvicorn.Config(session.app, log_level="warning", lifespan="off"))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 
 from protocols.quantise import Quantiser
-from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
+from protocols.secagg.session import ClientPolicy, SessionParameters, VectorForm, recommended
 
 CLIENTS = tuple(f"client-{i}" for i in range(1, 7))
 DIMENSION = 1000
 QUANTISER = Quantiser(bounds=1.0, value_bits=16, max_clients=len(CLIENTS))
 COUNTS = recommended(len(CLIENTS), max_colluders=1)
+ROUND = 1
+"""Which round a client's vector is of. Count it yourself: never take it from the server."""
 MAX_MESSAGE = 2**20
 """No message of this federation is longer, in bytes; a frame that claims to be is not read."""
 
@@ -24,14 +26,16 @@ POLICY = ClientPolicy(
     min_contributors=COUNTS.min_survivors,
     max_clients=len(CLIENTS),
     max_vector_length=DIMENSION,
+    exact_round=(ROUND, 0),
+    exact_form=VectorForm(DIMENSION, QUANTISER.modulus_bits, QUANTISER.levels),
 )
 
 
-def parameters(session_id: bytes, round_number: int) -> SessionParameters:
+def parameters(session_id: bytes) -> SessionParameters:
     """Return what the server proposes, and what every client's `POLICY` accepts."""
     return SessionParameters(
         session_id=session_id,
-        round=round_number,
+        round=ROUND,
         exchange=0,
         roster=CLIENTS,
         max_colluders=1,

@@ -109,7 +109,7 @@ async def main() -> None:
     listener = await asyncio.start_server(transport.join, "127.0.0.1", 0)
     print(f"port {listener.sockets[0].getsockname()[1]}", flush=True)
     session = SecAggServer(
-        parameters=parameters(os.urandom(32), round_number=1),
+        parameters=parameters(os.urandom(32)),
         roster=Roster.load(options.folder / "roster.json"),
     )
     try:

@@ -37,6 +37,7 @@ from protocols.prg import SecretStream
 from protocols.secagg.client import SecAggClient
 from protocols.secagg.guard import Guard
 from protocols.secagg.identity import Identity, Roster
+from protocols.secagg.session import VectorForm
 
 
 class LocalTraining(Protocol):
@@ -259,12 +260,14 @@ class FederationClient:
 
     def _new_session(self, task: RoundTask) -> SecAggClient:
         """Return the client side of a session, bound to what this client itself has loaded."""
-        setup = self._setup
+        setup, channel = self._setup, task.channel
+        quantiser = channel.quantiser
+        form = VectorForm(len(channel.support), quantiser.modulus_bits, quantiser.levels)
         return SecAggClient(
             client_id=setup.client_id,
             identity=setup.identity,
             roster=setup.roster,
-            policy=client_policy(setup.experiment, self._contract.dimension, round=task.round),
+            policy=client_policy(setup.experiment, self._contract.dimension, round=task.round, form=form),
             guard=setup.guard,
             context=task.context(bytes.fromhex(setup.experiment.digest()), setup.run),
         )

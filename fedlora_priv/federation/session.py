@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protocols.secagg.session import ClientPolicy, SessionParameters
+from protocols.secagg.session import ClientPolicy, SessionParameters, VectorForm
 
 if TYPE_CHECKING:
     from fedlora_priv.config import Experiment
@@ -43,8 +43,12 @@ def session_parameters(
     )
 
 
-def client_policy(experiment: Experiment, max_vector_length: int, *, round: int) -> ClientPolicy:
+def client_policy(
+    experiment: Experiment, max_vector_length: int, *, round: int, form: VectorForm | None = None
+) -> ClientPolicy:
     """Return what a client of this experiment accepts for its update of that round, whatever a server proposes.
+
+    `form` is that of the client's own upload: whether it refuses must not depend on what is in it.
 
     A client may mask again in a failed round (`allow_remask`): in mode `local`, the only one there is, its
     update is private by itself.
@@ -60,6 +64,7 @@ def client_policy(experiment: Experiment, max_vector_length: int, *, round: int)
         max_vector_length=max_vector_length,
         max_modulus_bits=MAX_MODULUS_BITS,
         exact_round=(round, 0),
+        exact_form=form,
         allow_remask=True,
     )
 

@@ -109,7 +109,8 @@ class SecAggClient(Redacted):
         GuardViolation: another output was given before, by an earlier copy of this client.
 
     Guarantee: against a server that deviates, with up to `max_colluders` clients, the vector given to `mask`
-    stays hidden among those of at least ``min_survivors - max_colluders`` honest clients.
+    stays hidden among those of at least ``min_survivors - max_colluders`` honest clients; on the coordinates of
+    a group, of at least ``min_contributors - max_colluders``.
     """
 
     def __init__(
@@ -183,6 +184,8 @@ class SecAggClient(Redacted):
 
         Raises:
             LocalProtocolError: the snapshot is damaged, or of another client or context.
+            PolicyViolation: its session is not one that this policy and roster accept, for instance of an
+                earlier round.
         """
         client = cls(
             client_id=client_id,
@@ -193,7 +196,10 @@ class SecAggClient(Redacted):
             context=context,
             entropy=entropy,
         )
-        client._state = from_snapshot(KINDS, snapshot, client._belongs_to(), of="client or another context")
+        state = from_snapshot(KINDS, snapshot, client._belongs_to(), of="client or another context")
+        if isinstance(state, Advertised | Shared | Masked | Confirmed):
+            checks.check_proposal(state.parameters, policy, client_id, roster, context)
+        client._state = state
         return client
 
     @_refusing

@@ -40,6 +40,20 @@ class CoordinateGroup:
 
 
 @dataclass(frozen=True)
+class VectorForm:
+    """What a client's vector is made for: its length, its ring, its bound, and who contributes where.
+
+    Args:
+        groups: as in `SessionParameters`; everybody contributes everywhere unless given.
+    """
+
+    vector_length: int
+    modulus_bits: int
+    bound: int
+    groups: tuple[CoordinateGroup, ...] = ()
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """The counts that make a session safe; see the module's docstring for the rules."""
 
@@ -121,6 +135,13 @@ class SessionParameters:
         return len(self.roster)
 
     @property
+    def form(self) -> VectorForm:
+        """What a vector of this session looks like; no groups if everybody contributes everywhere."""
+        everywhere = CoordinateGroup(0, self.vector_length, tuple(range(self.n)))
+        groups = () if self.groups == (everywhere,) else self.groups
+        return VectorForm(self.vector_length, self.modulus_bits, self.bound, groups)
+
+    @property
     def least(self) -> int:
         """Clients that every phase before the sum needs: max(quorum, min_survivors)."""
         return max(self.quorum, self.min_survivors)
@@ -190,6 +211,8 @@ class ClientPolicy:
         exact_round: if given, the (round, exchange) that this client's vector belongs to by its own count. Else
             it is the server who says which vectors are of one round, and a server that numbers a failed round
             anew gets the same vector masked twice.
+        exact_form: if given, the form that this client's vector has. Else a server can propose a smaller bound or
+            ring, or a group without this client, and learns from whether `mask` refuses what is in the vector.
         allow_remask: whether a second masked vector for the same round and exchange may be sent. Only if
             every vector is private by itself (mode `local`): their difference is not hidden by anything.
     """
@@ -204,6 +227,7 @@ class ClientPolicy:
     max_proposal_bytes: int = 2**20
     exact_roster: frozenset[str] | None = None
     exact_round: tuple[int, int] | None = None
+    exact_form: VectorForm | None = None
     allow_remask: bool = False
 
     def check(self, parameters: SessionParameters) -> None:
@@ -239,3 +263,7 @@ class ClientPolicy:
             )
         if self.exact_round not in (None, (parameters.round, parameters.exchange)):
             raise PolicyViolation("the session is for another round or exchange than this client's vector")
+        if self.exact_form not in (None, parameters.form):
+            raise PolicyViolation(
+                "the session is for vectors of another length, ring, bound or groups than this client's"
+            )

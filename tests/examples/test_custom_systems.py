@@ -8,17 +8,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from examples.custom_system.agreement import CLIENTS, MAX_MESSAGE
+from examples.custom_system.agreement import CLIENTS, MAX_MESSAGE, parameters
 from examples.custom_system.frames import FrameError, read_frame, write_frame
 from examples.custom_system.launch import prepare
 from examples.custom_system.participant import Participant
 from examples.custom_system.server import Transport
-from protocols.errors import GuardViolation, ProtocolError, SessionAborted
+from protocols.errors import GuardViolation, PolicyViolation, ProtocolError, SessionAborted
+from protocols.secagg.codec import encode
 from protocols.secagg.identity import Roster
+from protocols.secagg.messages import Proposal
 from protocols.secagg.server import SecAggServer
 
 ROOT = Path(__file__).parents[2]
@@ -189,11 +192,9 @@ def test_strangers_and_liars_get_nowhere_and_a_later_connection_counts() -> None
 @pytest.fixture
 def federation(tmp_path: Path) -> tuple[Path, SecAggServer]:
     """Folders, and a server that has made its proposal."""
-    from examples.custom_system.agreement import parameters
-
     prepare(tmp_path / "f")
     roster = Roster.load(tmp_path / "f" / "server" / "roster.json")
-    return tmp_path / "f", SecAggServer(parameters=parameters(bytes(32), 1), roster=roster)
+    return tmp_path / "f", SecAggServer(parameters=parameters(bytes(32)), roster=roster)
 
 
 def test_the_same_request_is_answered_with_the_same_bytes_after_a_restart(
@@ -211,6 +212,16 @@ def test_the_same_request_is_answered_with_the_same_bytes_after_a_restart(
     assert {Participant(folder / name).phase for name in CLIENTS} == {"done"}
     state = folder / "client-1" / "state"
     assert state.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("changes", [{"round": 2}, {"exchange": 1}, {"bound": 5}])
+def test_the_round_and_the_bound_are_the_clients_own(
+    federation: tuple[Path, SecAggServer], changes: dict[str, int]
+) -> None:
+    folder, _ = federation
+    proposal = encode(Proposal(replace(parameters(bytes(32)), **changes)))  # type: ignore[arg-type]
+    with pytest.raises(PolicyViolation, match="than this client's"):
+        Participant(folder / "client-1").answer(proposal)
 
 
 def test_a_refusal_outlives_a_restart(federation: tuple[Path, SecAggServer]) -> None:

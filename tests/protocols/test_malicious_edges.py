@@ -39,7 +39,7 @@ from protocols.secagg.messages import (
     SharesOut,
     Survivors,
 )
-from protocols.secagg.session import CoordinateGroup
+from protocols.secagg.session import CoordinateGroup, VectorForm
 from protocols.secagg.transcript import set_digest, to_bitmap
 from protocols.voting import value_policy
 
@@ -130,6 +130,50 @@ def test_the_policy_of_a_second_exchange_names_it(federation: Any) -> None:
     with pytest.raises(PolicyViolation, match="another round or exchange"):
         policy.check(strict)
     assert value_policy(federation.policy, federation.names).exact_round is None
+
+
+FORM = VectorForm(vector_length=7, modulus_bits=11, bound=204)
+
+
+def test_the_form_of_the_vector_is_the_clients_own(federation: Any) -> None:
+    policy = replace(federation.policy, exact_form=FORM)
+    proposal = encode(Proposal(federation.parameters))
+    assert federation.client(VICTIM, policy=policy).advertise(proposal)
+    values = value_policy(replace(policy, exact_form=None), federation.names, FORM)
+    assert values.exact_form == FORM
+    assert value_policy(policy, federation.names).exact_form is None  # that of the votes does not hold here
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bound": 5},
+        {"modulus_bits": 12},
+        {"vector_length": 6},
+        {"groups": (CoordinateGroup(0, 1, (1, 2, 3, 4)), CoordinateGroup(1, 7, (0, 1, 2, 3, 4)))},
+    ],
+)
+def test_whether_a_client_refuses_says_nothing_of_its_vector(
+    make_federation: Any, changes: dict[str, object]
+) -> None:
+    """Under a bound of 5, or as no contributor to a group, `mask` would refuse or not as the vector is."""
+    federation = make_federation(**changes)
+    policy = replace(federation.policy, exact_form=FORM)
+    federation.clients[VICTIM] = federation.client(VICTIM, policy=policy)
+    federation.refuses("advertise", encode(Proposal(federation.parameters)), "another length, ring, bound")
+
+
+def test_a_client_restored_for_another_round_is_refused(federation: Any) -> None:
+    """Else the vector of this round goes into a session that the server left open in the last one."""
+    federation.drive(until="mask")
+    snapshot = federation.clients[VICTIM].snapshot()
+    later = replace(federation.policy, exact_round=(2, 0))
+    with pytest.raises(PolicyViolation, match="another round"):
+        federation.restore(VICTIM, snapshot, policy=later)
+    revoked = Roster({name: key for name, key in federation.roster.items() if name != "client-5"})
+    with pytest.raises(PolicyViolation, match="not pinned: client-5"):
+        federation.restore(VICTIM, snapshot, roster=revoked)
+    assert federation.restore(VICTIM, snapshot).phase == "mask"
 
 
 def test_a_vector_is_zero_where_its_client_does_not_contribute(make_federation: Any) -> None:
