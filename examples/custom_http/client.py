@@ -16,13 +16,13 @@ SERVER_S = 60.0
 """Seconds of silence after which a client gives the server up."""
 
 
-def ask(http: httpx2.Client, name: str) -> tuple[int, bytes]:
-    """Return the status of a request for work, and the work, which is read up to a limit only.
+def exchange(http: httpx2.Client, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """Return the status and the body of a response, which is read up to a limit only.
 
     Raises:
         httpx2.HTTPError: the server is gone, or sends more than anybody may.
     """
-    with http.stream("GET", f"/clients/{name}/request") as response:
+    with http.stream(method, path, content=body) as response:
         content = b""
         for chunk in response.iter_bytes():
             content += chunk
@@ -34,7 +34,7 @@ def ask(http: httpx2.Client, name: str) -> tuple[int, bytes]:
 def take_part(participant: Participant, http: httpx2.Client, step: bool) -> None:
     """Ask for work and answer, until there is none; with `step`, each answer waits for a line of input."""
     while True:
-        status, request = ask(http, participant.name)
+        status, request = exchange(http, "GET", f"/clients/{participant.name}/request")
         if status == 410 and participant.phase != "done":
             raise SystemExit(f"{participant.name}: the session went on without it")
         if status == 410:
@@ -44,7 +44,7 @@ def take_part(participant: Participant, http: httpx2.Client, step: bool) -> None
         if step:
             print(participant.phase, flush=True)
             sys.stdin.readline()
-        http.post(f"/clients/{participant.name}/answer", content=participant.answer(request))
+        exchange(http, "POST", f"/clients/{participant.name}/answer", participant.answer(request))
 
 
 def main() -> None:

@@ -28,6 +28,8 @@ from protocols.secagg.server import SecAggServer
 
 POLL_S = 10.0
 """Seconds that a request for work stays open before it is answered with "nothing yet"."""
+LEAVE_S = 5
+"""Seconds that open requests have to end when the session is over. A stranger may never end its own."""
 
 
 class SessionOverHttp:
@@ -121,7 +123,10 @@ async def main() -> None:
     server = SecAggServer(parameters=parameters(os.urandom(32)), roster=roster)
     session = SessionOverHttp(server, options.start_s, options.phase_s)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        web = uvicorn.Server(uvicorn.Config(session.app, log_level="warning", lifespan="off"))
+        config = uvicorn.Config(
+            session.app, log_level="warning", lifespan="off", timeout_graceful_shutdown=LEAVE_S
+        )
+        web = uvicorn.Server(config)
         serving = asyncio.create_task(web.serve(sockets=[listener]))
         print(f"port {listener.getsockname()[1]}", flush=True)
         try:

@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -291,13 +293,63 @@ def test_http_says_what_became_of_an_answer(federation: tuple[Path, SecAggServer
 def test_an_http_server_that_sends_too_much_is_not_read_to_its_end() -> None:
     import httpx2
 
-    from examples.custom_http.client import ask
+    from examples.custom_http.client import exchange
 
     def serve(size: int) -> httpx2.Client:
         transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=bytes(size)))
         return httpx2.Client(transport=transport, base_url="http://session")
 
     with serve(MAX_MESSAGE) as http:
-        assert ask(http, "client-1") == (200, bytes(MAX_MESSAGE))
+        assert exchange(http, "GET", "/clients/client-1/request") == (200, bytes(MAX_MESSAGE))
     with serve(MAX_MESSAGE + 1) as http, pytest.raises(httpx2.HTTPError, match="more than anybody may"):
-        ask(http, "client-1")
+        exchange(http, "GET", "/clients/client-1/request")
+
+
+def test_what_an_http_server_says_to_an_answer_is_not_read_to_its_end(
+    federation: tuple[Path, SecAggServer],
+) -> None:
+    import httpx2
+
+    from examples.custom_http.client import take_part
+
+    folder, server = federation
+    proposal = server.start()["client-1"]
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(64):
+            sent += MAX_MESSAGE
+            yield bytes(MAX_MESSAGE)
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, content=proposal if request.method == "GET" else endless())
+
+    with (
+        httpx2.Client(transport=httpx2.MockTransport(handle), base_url="http://session") as http,
+        pytest.raises(httpx2.HTTPError, match="more than anybody may"),
+    ):
+        take_part(Participant(folder / "client-1"), http, step=False)
+    assert sent <= 4 * MAX_MESSAGE
+
+
+@pytest.mark.long
+def test_a_stranger_that_never_ends_its_request_does_not_keep_the_http_server(tmp_path: Path) -> None:
+    pytest.importorskip("starlette", reason="the extra [examples] is not installed")
+    pytest.importorskip("uvicorn", reason="the extra [examples] is not installed")
+    prepare(tmp_path / "f")
+    command = [sys.executable, "-m", "examples.custom_http.server", str(tmp_path / "f" / "server")]
+    process = subprocess.Popen(
+        [*command, "--start-s", "1"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    port = int(process.stdout.readline().removeprefix("port "))
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(b"POST /clients/x/answer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 1
+    assert "aborted in phase advertise" in errors

@@ -16,8 +16,11 @@ from fedlora_priv.federation import record, wire
 from fedlora_priv.federation.client import FederationClient
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.server import FederationServer, ServerState
+from fedlora_priv.federation.session import session_parameters
 from fedlora_priv.federation.setup import Parts, assemble, make_clients
+from protocols.secagg.codec import encode
 from protocols.secagg.identity import Identity, Roster
+from protocols.secagg.messages import Proposal
 
 
 class Lab:
@@ -80,6 +83,27 @@ def test_a_refusal_carries_a_code_and_no_text(lab: Lab) -> None:
     lab.ask(lab.train())
     answer = lab.ask(phase("advertise", b"not a proposal"))
     assert answer == wire.Message(wire.REFUSED, {"code": "RemoteProtocolError"})
+
+
+def test_a_session_for_another_form_of_vector_is_refused_before_there_is_one(lab: Lab) -> None:
+    """Under a smaller bound, whether `mask` refuses would tell what is in the upload."""
+    lab.ask(lab.train())
+    task = lab.server.task(lab.state)
+    quantiser, digest = task.channel.quantiser, bytes.fromhex(lab.experiment.digest())
+    proposal = session_parameters(
+        lab.experiment,
+        lab.experiment.client_ids,
+        round=task.round,
+        session_id=bytes(32),
+        context=task.context(digest, lab.client._setup.run),
+        vector_length=len(task.channel.support),
+        modulus_bits=quantiser.modulus_bits,
+        bound=quantiser.levels,
+    )
+    smaller = replace(proposal, session_id=bytes([1]) * 32, bound=5)
+    answer = lab.ask(phase("advertise", encode(Proposal(smaller))))
+    assert answer == wire.Message(wire.REFUSED, {"code": "PolicyViolation"})
+    assert lab.ask(phase("advertise", encode(Proposal(proposal)))).kind == wire.PHASE
 
 
 def test_the_same_round_again_costs_nothing(lab: Lab) -> None:
