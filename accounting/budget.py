@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .errors import BudgetExceeded
+from .errors import BudgetExceeded, PricingError
 from .events import PrivateEvent
 from .ledger import Ledger
-from .pricing import StepCurve, check_delta, compose, counted, epsilon, step_curve, together
+from .mechanisms import compose, counted, together
+from .pricing import StepCurve, check_delta, epsilon, step_curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,9 @@ class Budget:
 
     In mode `local` one limit serves every adversary view: the server, the released model and colluding
     clients all see what is already private.
+
+    Raises:
+        PricingError: epsilon is not finite and above 0, or delta is one that nobody can price at.
     """
 
     epsilon: float
@@ -25,7 +29,7 @@ class Budget:
     def __post_init__(self) -> None:
         check_delta(self.delta)
         if not 0 < self.epsilon < float("inf"):
-            raise ValueError(f"a budget's epsilon must be finite and above 0, got {self.epsilon!r}")
+            raise PricingError(f"a budget's epsilon must be finite and above 0, got {self.epsilon!r}")
 
     def require(self, ledger: Ledger, event: PrivateEvent) -> None:
         """Return if the ledger's whole history and `event` together stay within the budget.
@@ -55,10 +59,14 @@ class Budget:
         )
 
     def rounds_left(self, spent: Iterable[PrivateEvent], event: PrivateEvent) -> int:
-        """How often `event` can still be released after what is `spent`, certified as `require` does."""
+        """How often `event` can still be released after what is `spent`, certified as `require` does.
+
+        Raises:
+            PricingError: the event has no steps, or does not compose with what is spent.
+        """
         count, before, curve = self._curve(tuple(spent), event)
         if count < 1:
-            raise ValueError("an event without steps can be released for ever")
+            raise PricingError("an event without steps can be released for ever")
         return self._steps_left(before, curve) // count
 
     def _curve(self, spent: tuple[PrivateEvent, ...], event: PrivateEvent) -> tuple[int, int, StepCurve]:

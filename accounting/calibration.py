@@ -14,8 +14,8 @@ from typing import NamedTuple
 from . import losses, rdp
 from .errors import PlanningError
 from .events import Adjacency, PrivateEvent
-from .mechanisms import Mechanism, Parts
-from .pricing import DISCRETISATION, certified_epsilon, check_delta, compose, interval, step_curve
+from .mechanisms import Mechanism, Parts, compose
+from .pricing import DISCRETISATION, certified_epsilon, check_delta, interval, step_curve
 
 # Of the target, at most this much (times the target, where that is below 1) is left unspent by calibration.
 WINDOW = 0.005

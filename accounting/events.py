@@ -3,7 +3,7 @@
 An event's meaning never changes: a change of meaning is a new version, and a reader refuses the kinds and
 versions it does not know. Every event with a price says whom it protects (`unit`, `adjacency`), against whom
 (`views`, and up to how many `max_colluders`), how batches were drawn (`sampler`) and how often it happened
-(`steps`). To add a kind: write its dataclass, add it here, and teach `pricing.mechanism_of` what a step of it is.
+(`steps`). To add a kind: write its dataclass, add it here, and teach `mechanisms.mechanism_of` what a step of it is.
 
     one client adds all the noise     PoissonGaussian, Gaussian, FixedSizeGaussian, ShuffledGaussian,
                                       AdaptiveClipPoissonGaussian

@@ -18,8 +18,8 @@ from . import rdp
 from .errors import PricingError
 from .events import Event
 from .losses import gaussian_delta
-from .mechanisms import Parts
-from .pricing import SMALLEST_PLD_DELTA, accountant_for, check_delta, compose, distribution
+from .mechanisms import Parts, compose
+from .pricing import SMALLEST_PLD_DELTA, accountant_for, check_delta, distribution
 
 Floats = NDArray[np.float64]
 _POINTS = 20_000

@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import canonical
-from .calibration import WINDOW, calibrate
+from .calibration import calibrate
 from .errors import PlanningError
 from .events import Adjacency, PoissonGaussian, PrivateEvent
-
-__all__ = ["WINDOW", "Plan", "calibrate", "plan", "plan_digest", "require_delta_below"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,33 +28,10 @@ from . import rdp
 from .errors import PricingError
 from .events import Event
 from .losses import largest_loss
-from .mechanisms import AnyMechanism, Mechanism, Parts, compose, counted, mechanism_of, together
+from .mechanisms import AnyMechanism, Mechanism, Parts, compose, counted, together
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
-
-__all__ = [
-    "DISCRETISATION",
-    "SMALLEST_PLD_DELTA",
-    "Accountant",
-    "Mechanism",
-    "RunningBound",
-    "StepCurve",
-    "accountant_for",
-    "certified_epsilon",
-    "check_delta",
-    "compose",
-    "counted",
-    "delta_of",
-    "distribution",
-    "epsilon",
-    "interval",
-    "mechanism_of",
-    "pld_epsilon",
-    "running_bound",
-    "step_curve",
-    "together",
-]
 
 Accountant = Literal["pld", "rdp"]
 DISCRETISATION = 1e-4

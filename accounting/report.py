@@ -19,6 +19,7 @@ from . import canonical
 from .anchor import Anchor, ledger_head
 from .chain import Chain, Row, replay
 from .errors import ReportError
+from .event_fields import VIEWS
 from .events import PrivateEvent
 from .merge import DISJOINT, OVERLAPPING, federation_epsilon
 from .planning import Plan
@@ -26,7 +27,6 @@ from .pricing import accountant_for, epsilon
 
 SCHEMA_VERSION = 1
 FEDERATION = "federation"
-VIEWS = ("server", "released-model", "colluding-clients")
 # The randomness that this library itself uses; an audit knows no other by name.
 OS_KEYED_AES_CTR = "AES-256-CTR keyed by the operating system"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from accounting import calibration, pricing
+from accounting import calibration, mechanisms, pricing
 from accounting.events import PoissonGaussian
 from accounting.pricing import RunningBound
 from benchmarks.common import Row, best
@@ -21,7 +21,7 @@ CALIBRATIONS = ((3.0, 0.01, 10_000), (1.0, 0.001, 300), (2.0, 0.001, 5), (10.0, 
 
 def rows() -> Iterator[Row]:
     """Yield every line; dp-accounting is imported before anything is timed."""
-    pricing.pld_epsilon(((pricing.Mechanism(9.0, 0.1), 1),), DELTA)
+    pricing.pld_epsilon(((mechanisms.Mechanism(9.0, 0.1), 1),), DELTA)
     yield from running()
     for target, rate, steps in CALIBRATIONS:
         yield calibrating(target, rate, steps)
@@ -87,7 +87,7 @@ def certifying() -> Row:
     """Return the cost of one certified price, PLD at 1e-4, on our fast grid and by dp-accounting."""
     from accounting import losses
 
-    parts = ((pricing.Mechanism(1.0, 0.01), 10_000),)
+    parts = ((mechanisms.Mechanism(1.0, 0.01), 10_000),)
     fast = best(lambda: losses.fast_epsilon([*parts], DELTA, 1e-4))
 
     def certified() -> float:

@@ -5,9 +5,9 @@ raise on anything that the report's schema lets through. To change what a check 
 auditor is told to do about the answer stands here.
 
     anchored.py    1                whole and signed
-    ../derive.py   2                epsilon
+    derived.py     2                epsilon
     stated.py      3, 5, 11, 13, 16 what the report states
-    ../charged.py  4                every release reserved
+    charged.py     4                every release reserved
     observed.py    6, 7             what steps really did, by private audit files (plausible.py: the tests)
     effective.py   8, 9             whose noise counts, and against how much
     disjoint.py    10               rows
@@ -17,12 +17,12 @@ auditor is told to do about the answer stands here.
 
 from __future__ import annotations
 
-from ..case import Case, Check, Verdict
-from ..charged import everything_charged
-from ..derive import epsilon_rederived
+from ..case import Check
 from .anchored import chain_whole_and_anchored
 from .attacked import attack_contradicts
+from .charged import everything_charged
 from .chosen import adaptive_clipping_charged, tuning_charged
+from .derived import epsilon_rederived
 from .disjoint import data_disjoint
 from .effective import noise_effective, sensitivity_actual
 from .observed import batch_sizes_plausible, clipping_and_noise_applied
@@ -34,7 +34,7 @@ from .stated import (
     versions_recorded,
 )
 
-__all__ = ["CHECKS", "Case", "Check", "Verdict"]
+__all__ = ["CHECKS"]
 
 _PRIVATE_FILE = (
     "give this client's own auditor its private audit file (--private), and keep the answer private"

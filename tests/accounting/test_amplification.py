@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from accounting import amplification, pricing, rdp, shares
+from accounting import amplification, mechanisms, pricing, rdp, shares
 from accounting.events import (
     AdaptiveClipPoissonGaussian,
     FixedSizeGaussian,
@@ -81,8 +81,8 @@ def test_fixed_size_lies_above_the_exact_divergence(noise: float, rate: float) -
 def test_a_batch_of_all_is_the_plain_gaussian_under_replace_one() -> None:
     whole = FixedSizeGaussian(10.0, 50, 50, 100, 1.0)
     plain = Gaussian(10.0, 100, 1.0, "replace-one")
-    assert rdp.rdp_curve(pricing.mechanism_of(whole), WHOLE) == pytest.approx(
-        rdp.rdp_curve(pricing.mechanism_of(plain), WHOLE)
+    assert rdp.rdp_curve(mechanisms.mechanism_of(whole), WHOLE) == pytest.approx(
+        rdp.rdp_curve(mechanisms.mechanism_of(plain), WHOLE)
     )
     assert pricing.epsilon([whole], DELTA) > 9.997256  # the exact price; add/remove would be 4.38
 
@@ -99,7 +99,7 @@ def test_adaptive_clipping_is_one_gaussian_on_both_releases() -> None:
     noise, count_stddev = 1.2, 5.0
     split = (noise**-2 - (2 * count_stddev) ** -2) ** -0.5
     event = AdaptiveClipPoissonGaussian(split, count_stddev, 0.05, 30, 1.0)
-    assert pricing.mechanism_of(event).noise_multiplier == pytest.approx(noise)  # type: ignore[union-attr]
+    assert mechanisms.mechanism_of(event).noise_multiplier == pytest.approx(noise)  # type: ignore[union-attr]
     plain = PoissonGaussian(noise, 0.05, 30, 1.0)
     assert pricing.epsilon([event], DELTA) == pytest.approx(pricing.epsilon([plain], DELTA), abs=1e-6)
     ignored = PoissonGaussian(split, 0.05, 30, 1.0)
@@ -111,7 +111,7 @@ def test_the_count_moves_by_a_half_and_the_sum_by_one() -> None:
     gradient, count = 1.5, 0.8
     event = AdaptiveClipPoissonGaussian(gradient, count, 1.0, 1, 1.0)
     exact = 3.0 / 2 * (1 / gradient**2 + 0.5**2 / count**2)
-    assert rdp.rdp_curve(pricing.mechanism_of(event), (3.0,))[0] == pytest.approx(exact)
+    assert rdp.rdp_curve(mechanisms.mechanism_of(event), (3.0,))[0] == pytest.approx(exact)
 
 
 # --- tuning ---------------------------------------------------------------------------------------------------

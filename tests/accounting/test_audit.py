@@ -13,8 +13,8 @@ import pytest
 from accounting import report as reports
 from accounting.anchor import Anchor, ledger_head
 from accounting.audit import audit, audit_files
+from accounting.case import Verdict
 from accounting.chain import Chain, Commit, Entry, Release, Reserve, replay
-from accounting.checks import Verdict
 from accounting.errors import ReportError
 from accounting.planning import Plan
 

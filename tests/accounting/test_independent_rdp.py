@@ -12,7 +12,7 @@ import pytest
 
 from accounting import independent_rdp, pricing
 from accounting.case import Findings
-from accounting.derive import _price
+from accounting.checks.derived import _price
 from accounting.errors import PricingError
 from accounting.events import (
     DistributedDiscreteGaussian,
@@ -123,7 +123,7 @@ def test_an_accountant_that_is_wrong_is_noticed(
     _price(honest, "client-1", (event,), DELTA)
     assert (honest.problems, honest.doubts, len(honest.facts)) == ([], [], 1)
     true = pricing.epsilon
-    monkeypatch.setattr("accounting.derive.epsilon", lambda *given: factor * true(*given))
+    monkeypatch.setattr("accounting.checks.derived.epsilon", lambda *given: factor * true(*given))
     _price(spoilt, "client-1", (event,), DELTA)
     assert "one of them is wrong" in spoilt.problems[0]
 

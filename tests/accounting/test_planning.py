@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accounting import planning, pricing
-from accounting.calibration import estimate
+from accounting import calibration, mechanisms, planning, pricing
+from accounting.calibration import calibrate, estimate
 from accounting.errors import PlanningError
 from accounting.events import Adjacency, PoissonGaussian, Tuning
 from accounting.mechanisms import Mechanism, Parts
-from accounting.planning import Plan, calibrate, plan
+from accounting.planning import Plan, plan
 
 DELTA = 1e-5
 SETTINGS = {
@@ -35,7 +35,7 @@ def make_plan(**changes: object) -> Plan:
 
 def certified(noise: float, rate: float, steps: int, delta: float = DELTA) -> float:
     """A price that owes nothing to what calibration remembered."""
-    parts = pricing.compose([PoissonGaussian(noise, rate, steps, 1.0)])
+    parts = mechanisms.compose([PoissonGaussian(noise, rate, steps, 1.0)])
     return pricing.pld_epsilon(parts, delta)
 
 
@@ -168,7 +168,7 @@ def test_a_plan_prices_the_steps_it_plans_retries_included() -> None:
 def test_one_step_too_many_would_overshoot() -> None:
     """7499 steps meet the target; the 7500 that `int(epochs / q)` would run cost more than they."""
     noise = calibrate(3.0, DELTA, 0.01, 7499)
-    curve = pricing.step_curve((), pricing.Mechanism(noise, 0.01), DELTA)
+    curve = pricing.step_curve((), mechanisms.Mechanism(noise, 0.01), DELTA)
     assert curve.epsilon(7499) <= 3.0
     assert curve.epsilon(7500) > curve.epsilon(7499)
 
@@ -193,7 +193,7 @@ def test_a_plan_that_contradicts_itself_is_refused(change: dict[str, object]) ->
 
 
 def test_the_window_is_within_what_is_promised() -> None:
-    assert planning.WINDOW <= 0.005
+    assert calibration.WINDOW <= 0.005
 
 
 def test_the_digest_of_a_plan_survives_json_and_changes_with_any_field() -> None:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accounting import pricing, rdp
+from accounting import mechanisms, pricing, rdp
 from accounting.errors import PricingError
 from accounting.events import Adjacency, Gaussian, NonPrivate, PoissonGaussian
-from accounting.rdp import Mechanism
+from accounting.mechanisms import Mechanism
 
 DELTA = 1e-5
 quick = settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
@@ -141,7 +141,7 @@ def test_mixed_mechanisms_agree_with_dp_accounting_one_by_one() -> None:
 
 
 def test_full_sampling_and_the_plain_gaussian_are_one_mechanism() -> None:
-    assert pricing.compose([dp_sgd(5.0, 1.0, 2), Gaussian(5.0, 3, 1.0)]) == ((Mechanism(5.0, 1.0), 5),)
+    assert mechanisms.compose([dp_sgd(5.0, 1.0, 2), Gaussian(5.0, 3, 1.0)]) == ((Mechanism(5.0, 1.0), 5),)
 
 
 def test_delta_and_epsilon_are_inverse() -> None:
@@ -153,7 +153,7 @@ def test_delta_and_epsilon_are_inverse() -> None:
 def test_a_running_bound_needs_no_pld_and_uses_what_is_certified() -> None:
     event = dp_sgd(2.5, 0.04, 10)
     before = pricing.running_bound([event] * 5, DELTA)
-    assert before == rdp.epsilon(pricing.compose([event] * 5), DELTA)
+    assert before == rdp.epsilon(mechanisms.compose([event] * 5), DELTA)
     certified = pricing.epsilon([event] * 6, DELTA)
     assert pricing.running_bound([event] * 5, DELTA) == min(before, certified) < before
 
@@ -169,7 +169,7 @@ def test_what_has_no_price_is_refused() -> None:
     with pytest.raises(PricingError, match="different adjacencies"):
         pricing.epsilon([dp_sgd(1.0, 0.1, 1), dp_sgd(1.0, 0.1, 1, "replace-one")], DELTA)
     with pytest.raises(PricingError, match="no price is known"):
-        pricing.compose([object()])  # type: ignore[list-item]
+        mechanisms.compose([object()])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, 1e-12])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting import rdp
-from accounting.rdp import Mechanism
+from accounting.mechanisms import Mechanism
 
 DELTA = 1e-5
 # noise multiplier, sample rate, steps, Opacus 1.6.0, dp-accounting 0.6.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import report as reports
-from .case import Case, Findings, needs_rows
-from .derive import EPSILON_TOLERANCE, planned_cost
-from .errors import PricingError
-from .events import Gaussian, PoissonGaussian, PrivateEvent
-from .planning import plan_digest
+from .. import report as reports
+from ..case import Case, Findings, needs_rows
+from ..errors import PricingError
+from ..events import Gaussian, PoissonGaussian, PrivateEvent
+from ..planning import plan_digest
+from .derived import EPSILON_TOLERANCE, planned_cost
 
 
 @needs_rows

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import independent_rdp
-from . import report as reports
-from .case import Case, Findings, needs_rows
-from .errors import AccountingError, PricingError
-from .events import PoissonGaussian, PrivateEvent
-from .independent import bracket, can_price
-from .merge import DISJOINT, OVERLAPPING
-from .pricing import Accountant, accountant_for, compose, epsilon
+from .. import independent_rdp
+from .. import report as reports
+from ..case import Case, Findings, needs_rows
+from ..errors import AccountingError, PricingError
+from ..event_fields import VIEWS
+from ..events import PoissonGaussian, PrivateEvent
+from ..independent import bracket, can_price
+from ..mechanisms import compose
+from ..merge import DISJOINT, OVERLAPPING
+from ..pricing import Accountant, accountant_for, epsilon
 
 # Accountants agree to ~1e-9 across platforms; a reported epsilon may have lost digits in printing.
 EPSILON_TOLERANCE = 1e-6
@@ -36,7 +38,7 @@ def epsilon_rederived(case: Case, found: Findings) -> None:
         found.problems.append(f"a client is called {reports.FEDERATION!r}, so its claim cannot be told apart")
     derived = {client_id: _derive(case, found, client_id) for client_id in case.plans}
     derived[reports.FEDERATION] = _derive_federation(case, found, derived)
-    if set(claims) != {(who, view) for who in derived for view in reports.VIEWS}:
+    if set(claims) != {(who, view) for who in derived for view in VIEWS}:
         found.problems.append(
             "the claims do not cover every client and the federation in every view, once each"
         )
