@@ -14,9 +14,11 @@ from accounting import report as reports
 from accounting.anchor import Anchor, ledger_head
 from accounting.audit import audit, audit_files
 from accounting.case import Verdict
-from accounting.chain import Chain, Commit, Entry, Release, Reserve, replay
+from accounting.chain import Commit, Entry, Release, Reserve
 from accounting.errors import ReportError
-from accounting.planning import Plan
+
+from .forgeries import duplicate_resume
+from .forging import claim_again, entries
 
 REAL = {1, 2, 3, 4, 5, 8, 9, 11, 13, 14, 16}  # what passes on report, ledgers and roster alone
 
@@ -30,10 +32,6 @@ def failed(federation: Any) -> set[int]:
     return {number for number, verdict in verdicts(federation).items() if verdict.status == "FAIL"}
 
 
-def entries(federation: Any, client_id: str) -> list[Entry]:
-    return [row.entry for row in federation.rows[client_id]]
-
-
 def edit_events(federation: Any, client_id: str, **changes: Any) -> None:
     """Every event of a client changed, hashes recomputed, anchor untouched."""
     edited: list[Entry] = []
@@ -42,15 +40,6 @@ def edit_events(federation: Any, client_id: str, **changes: Any) -> None:
             entry = replace(entry, event=replace(entry.event, **changes))
         edited.append(entry)
     federation.rebuild(client_id, edited)
-
-
-def claim_again(federation: Any) -> None:
-    """Let the report claim what its rows now cost, as a consistent liar would."""
-    plans = {}
-    for client_id, value in federation.report["plan"].items():
-        plans[client_id] = Plan(**{name: item for name, item in value.items() if name != "planned_steps"})
-    chains = {chain.client_id: chain for chain in replay(federation.lines).values()}
-    federation.report["claims"] = reports.make_claims(plans, chains, federation.report["run"])
 
 
 # --- the honest report ---
@@ -303,15 +292,7 @@ def test_another_transcript_than_the_client_recorded(finished: Any) -> None:
 
 
 def test_more_steps_than_planned(finished: Any) -> None:
-    chain = Chain("client-1", "reviews")
-    for row in finished.rows["client-1"]:
-        chain.extend(row)
-    first = finished.rows["client-1"][1].entry
-    for attempt in (2, 3):
-        chain.extend(chain.next_row(replace(first, attempt=attempt)))
-    finished.rows["client-1"] = chain.rows
-    finished.anchor_again("client-1")
-    claim_again(finished)
+    duplicate_resume(finished)
     assert failed(finished) == {4}
     assert "20 steps are charged, 16 were planned" in verdicts(finished)[4].evidence
 

@@ -18,7 +18,8 @@ from accounting.errors import EmpiricalError, PrivateAuditError, ReportError
 from accounting.events import AdaptiveClipPoissonGaussian, Gaussian, RepeatedTrials
 from accounting.rows import Partition
 
-from .test_forgery_table import attack, claim_again, commit_to, edit_events, shares
+from .forgeries import attack, shares
+from .forging import claim_again, commit_to, edit_events
 
 
 def verdicts(federation: Any, evidence: Evidence | None = None) -> dict[int, Verdict]:

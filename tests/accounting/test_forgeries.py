@@ -12,9 +12,10 @@ from accounting import report as reports
 from accounting.anchor import Anchor, ledger_head
 from accounting.audit import audit
 from accounting.case import Verdict
-from accounting.chain import Commit, Entry, Release, Reserve, replay
+from accounting.chain import Commit, Entry, Release, Reserve
 from accounting.errors import ReportError
-from accounting.planning import Plan
+
+from .forging import claim_again
 
 
 def verdicts(federation: Any) -> dict[int, Verdict]:
@@ -25,15 +26,6 @@ def verdicts(federation: Any) -> dict[int, Verdict]:
 def statuses(federation: Any, status: str) -> set[int]:
     real = {1, 2, 3, 4, 5, 11, 13, 16}
     return {number for number, verdict in verdicts(federation).items() if verdict.status == status} & real
-
-
-def claim_again(federation: Any) -> None:
-    """Let the report claim what its rows and plans now say."""
-    plans = {}
-    for client_id, value in federation.report["plan"].items():
-        plans[client_id] = Plan(**{name: item for name, item in value.items() if name != "planned_steps"})
-    chains = {chain.client_id: chain for chain in replay(federation.lines).values()}
-    federation.report["claims"] = reports.make_claims(plans, chains, federation.report["run"])
 
 
 def record(federation: Any, **changes: str | None) -> None:

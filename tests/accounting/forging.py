@@ -1,0 +1,81 @@
+"""What a forger of reports and ledgers works with: everything edited, hashed, signed and claimed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from accounting import report as reports
+from accounting.chain import Commit, Entry, Reserve, replay
+from accounting.planning import Plan
+from accounting.private_audit import StepRecord
+
+
+def entries(federation: Any, client_id: str) -> list[Entry]:
+    return [row.entry for row in federation.rows[client_id]]
+
+
+def rewrite(
+    federation: Any, client_id: str, edit: Callable[[Entry], Entry | None], *, sign: bool = True
+) -> None:
+    """A client's rows changed one by one (None: dropped) and hashed again; signed again by the client, or not."""
+    changed = [new for entry in entries(federation, client_id) if (new := edit(entry)) is not None]
+    federation.rebuild(client_id, changed)
+    if sign:
+        federation.anchor_again(client_id)
+
+
+def claim_again(federation: Any) -> None:
+    """The claims that now follow from plans and rows."""
+    plans = {
+        client_id: Plan(**{name: item for name, item in value.items() if name != "planned_steps"})
+        for client_id, value in federation.report["plan"].items()
+    }
+    chains = {chain.client_id: chain for chain in replay(federation.lines).values()}
+    federation.report["claims"] = reports.make_claims(plans, chains, federation.report["run"])
+
+
+def edit_events(federation: Any, client_id: str, edit: Callable[[Any], Any], *, sign: bool = True) -> None:
+    """All of a client's events replaced."""
+    rewrite(
+        federation,
+        client_id,
+        lambda entry: (
+            replace(entry, event=edit(entry.event)) if isinstance(entry, Reserve | Commit) else entry
+        ),
+        sign=sign,
+    )
+
+
+def edit_private(federation: Any, client_id: str, edit: Callable[[StepRecord], StepRecord]) -> None:
+    """A client's private records changed, and its ledger made to commit to them: its trainer really did this."""
+    records = [
+        replace(record, steps=tuple(edit(step) for step in record.steps))
+        for record in federation.private[client_id]
+    ]
+    federation.private[client_id] = tuple(records)
+    commit_to(federation, client_id)
+
+
+def commit_to(federation: Any, client_id: str) -> None:
+    """The ledger commits to the private file as it is now."""
+    digests = {record.reservation: record.digest for record in federation.private[client_id]}
+    rewrite(
+        federation,
+        client_id,
+        lambda entry: (
+            replace(entry, private_audit=digests[entry.reservation]) if isinstance(entry, Commit) else entry
+        ),
+    )
+
+
+def record_other(federation: Any, client_id: str, name: str, value: str) -> None:
+    """A client's reservations record something else under a name."""
+    rewrite(
+        federation,
+        client_id,
+        lambda entry: (
+            replace(entry, versions={**entry.versions, name: value}) if isinstance(entry, Reserve) else entry
+        ),
+    )
