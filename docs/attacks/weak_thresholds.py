@@ -22,7 +22,7 @@ for changes, rule in (
     ({"threshold": 1}, "max_colluders < threshold <= degree + 1"),
     ({"threshold": 6}, "max_colluders < threshold <= degree + 1"),
     ({"degree": 3}, "degree n-1, or even and below"),
-    ({"degree": 0, "max_colluders": 0, "threshold": 1}, "degree n-1, or even and below"),
+    ({"degree": 0, "max_colluders": 0, "threshold": 1}, "degree > max_colluders"),
     ({"min_contributors": 2}, "min_contributors >= max_colluders + 2"),
 ):
     proposal = encode(Proposal(replace(stage.parameters, **changes)))

@@ -39,6 +39,8 @@ class Transport:
                 name = (await read_frame(reader, MAX_ID_BYTES)).decode(errors="replace")
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, FrameError):
             name = ""
+        except asyncio.CancelledError:  # the session is over; asyncio would print where every stranger stood
+            name = ""
         if name not in self._waiting:
             writer.close()
             return

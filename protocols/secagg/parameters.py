@@ -93,7 +93,7 @@ def abort_bound_of_losses(n: int, max_colluders: int, counts: Thresholds, losses
     degree = counts.degree
     if losses >= _too_many(n, counts):
         return 1.0
-    if degree == n - 1 or losses == 0:
+    if degree == n - 1:
         return 0.0
     of_present = hypergeometric_tail(n - 1, losses, degree, degree - counts.threshold + 2)
     of_lost = hypergeometric_tail(n - 1, losses - 1, degree, degree - counts.threshold + 1)

@@ -7,6 +7,7 @@ The rules that the numbers must obey, with n clients of which up to c = `max_col
     min_survivors ≥ c + 2       an honest vector hides behind at least one other
     c < threshold ≤ degree + 1  colluders alone recover nothing; the holders of a secret (its owner's
                                 neighbours and the owner) can
+    degree > c                  else no ring passes the check of the cut, whoever survives
     n·bound < 2^(b-1)           no sum overflows
 
 `recommended` gives the smallest counts; `parameters.choose` also picks the graph, from how many clients may be lost.
@@ -169,8 +170,9 @@ class SessionParameters:
             (2 * self.quorum > n + c, "2*quorum > n + max_colluders"),
             (self.quorum <= self.min_survivors <= n, "quorum <= min_survivors <= n"),
             (self.min_survivors >= c + 2, "min_survivors >= max_colluders + 2"),
-            (complete or (0 < self.degree < n - 1 and self.degree % 2 == 0), "degree n-1, or even and below"),
+            (complete or (self.degree < n - 1 and self.degree % 2 == 0), "degree n-1, or even and below"),
             (c < self.threshold <= self.degree + 1, "max_colluders < threshold <= degree + 1"),
+            (self.degree > c, "degree > max_colluders"),
             (self.vector_length >= 1, "vector_length >= 1"),
             (2 <= self.modulus_bits <= 32, "modulus_bits 2 to 32"),
             (self.bound >= 1, "bound >= 1"),

@@ -188,6 +188,22 @@ def test_strangers_and_liars_get_nowhere_and_a_later_connection_counts() -> None
     asyncio.run(scenario())
 
 
+def test_a_stranger_that_says_nothing_leaves_nothing_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        transport = Transport(phase_s=60.0, grace_s=60.0)
+        listener = await asyncio.start_server(transport.join, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"\x00\x00")
+        await writer.drain()
+        await asyncio.sleep(0.05)  # until it is waited for; then the session ends
+        listener.close()
+        writer.close()
+
+    asyncio.run(scenario())
+    assert caplog.records == []
+
+
 # the client that outlives its process
 
 

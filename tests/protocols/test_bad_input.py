@@ -257,7 +257,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
     "more shares than holders": ({"threshold": 6}, r"max_colluders < threshold <= degree \+ 1"),
     "an odd ring": ({"degree": 3}, "degree n-1, or even and below"),
     "a ring larger than all": ({"degree": 6}, "degree n-1, or even and below"),
-    "a ring without edges": ({"degree": 0, "threshold": 1, "max_colluders": 0}, "degree n-1, or even and below"),
+    "a ring without edges": ({"degree": 0, "threshold": 1, "max_colluders": 0}, "degree > max_colluders"),
     "dimension zero": ({"vector_length": 0}, "vector_length >= 1"),
     "a modulus of one bit": ({"modulus_bits": 1}, "modulus_bits 2 to 32"),
     "a modulus of 33 bits": ({"modulus_bits": 33}, "modulus_bits 2 to 32"),

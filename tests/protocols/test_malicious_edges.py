@@ -106,6 +106,13 @@ def test_a_degree_beyond_the_roster_is_refused(federation: Any) -> None:
     federation.refuses("advertise", encode(Proposal(parameters)), "degree")
 
 
+def test_a_ring_that_no_survivors_could_keep_whole_is_refused(make_federation: Any) -> None:
+    """Two windows of such a ring hold at most max_colluders clients: `confirm` would refuse every U3."""
+    federation = make_federation(n=12, max_colluders=4, degree=6)
+    parameters = replace(federation.parameters, degree=4, threshold=5)
+    federation.refuses("advertise", encode(Proposal(parameters)), "degree > max_colluders")
+
+
 def test_a_second_exchange_has_exactly_the_survivors(federation: Any) -> None:
     everybody = frozenset(federation.names)
     for exact, changes in (

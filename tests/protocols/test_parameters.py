@@ -94,6 +94,12 @@ def test_the_bounds_hold_for_every_set_of_losses(n: int, colluders: int, degree:
     assert informative or (n, degree) not in ((12, 6), (11, 4))
 
 
+def test_a_ring_of_degree_c_fails_without_any_loss() -> None:
+    counts = replace(recommended(12, 4, 6), degree=4, threshold=5)
+    assert aborts(MaskGraph(12, 4, T1), counts, 4, frozenset())
+    assert abort_bound_of_losses(12, 4, counts, 0) == abort_bound(12, 4, counts, 0.0) == 1.0
+
+
 def test_the_bounds_hold_in_simulated_sessions() -> None:
     # A frequency above its bound by 6 standard deviations would be a false alarm in 1e9.
     n, colluders, degree, sessions = 60, 2, 12, 1000
