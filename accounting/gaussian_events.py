@@ -31,17 +31,13 @@ class PoissonGaussian(LocalRelease):
     adjacency: Adjacency = "add-remove"
     kind: ClassVar[str] = "PoissonGaussian"
     version: ClassVar[int] = 1
+    sampler: ClassVar[str] = "poisson"
 
     def __post_init__(self) -> None:
         positive(self, "noise_multiplier", "clip_norm")
         positive(self, "sample_rate", at_most=1.0)
         whole(self, "steps")
         one_of(self, "adjacency", ADJACENCIES)
-
-    @property
-    def sampler(self) -> str:
-        """The name of the sampling scheme that this kind stands for."""
-        return "poisson"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +56,12 @@ class Gaussian(LocalRelease):
     adjacency: Adjacency = "add-remove"
     kind: ClassVar[str] = "Gaussian"
     version: ClassVar[int] = 1
+    sampler: ClassVar[str] = "none"
 
     def __post_init__(self) -> None:
         positive(self, "noise_multiplier", "clip_norm")
         whole(self, "steps")
         one_of(self, "adjacency", ADJACENCIES)
-
-    @property
-    def sampler(self) -> str:
-        """The name of the sampling scheme that this kind stands for."""
-        return "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +83,7 @@ class FixedSizeGaussian(LocalRelease):
     adjacency: Adjacency = "replace-one"
     kind: ClassVar[str] = "FixedSizeGaussian"
     version: ClassVar[int] = 1
+    sampler: ClassVar[str] = "fixed-size"
 
     def __post_init__(self) -> None:
         positive(self, "noise_multiplier", "clip_norm")
@@ -104,11 +97,6 @@ class FixedSizeGaussian(LocalRelease):
     def sample_rate(self) -> float:
         """The share of the data set in each batch."""
         return self.batch_size / self.dataset_size
-
-    @property
-    def sampler(self) -> str:
-        """The name of the sampling scheme that this kind stands for."""
-        return "fixed-size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +115,12 @@ class ShuffledGaussian(LocalRelease):
     adjacency: Adjacency = "replace-one"
     kind: ClassVar[str] = "ShuffledGaussian"
     version: ClassVar[int] = 1
+    sampler: ClassVar[str] = "shuffled"
 
     def __post_init__(self) -> None:
         positive(self, "noise_multiplier", "clip_norm")
         whole(self, "steps")
         one_of(self, "adjacency", ("replace-one",))
-
-    @property
-    def sampler(self) -> str:
-        """The name of the sampling scheme that this kind stands for."""
-        return "shuffled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +146,10 @@ class AdaptiveClipPoissonGaussian(LocalRelease):
     adjacency: Adjacency = "add-remove"
     kind: ClassVar[str] = "AdaptiveClipPoissonGaussian"
     version: ClassVar[int] = 1
+    sampler: ClassVar[str] = "poisson"
 
     def __post_init__(self) -> None:
         positive(self, "noise_multiplier", "count_noise_stddev", "clip_norm")
         positive(self, "sample_rate", at_most=1.0)
         whole(self, "steps")
         one_of(self, "adjacency", ADJACENCIES)
-
-    @property
-    def sampler(self) -> str:
-        """The name of the sampling scheme that this kind stands for."""
-        return "poisson"

@@ -18,7 +18,7 @@ from fedlora_priv.training import dpsgd, trainer
 from fedlora_priv.training.dpsgd import SecretNoiseOptimizer
 from protocols.prg import SecretStream
 
-from .test_client import Lab
+from .lab import Lab
 
 STEPS = 60
 

@@ -5,46 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError, RunFolderError
 from fedlora_priv.federation import record, wire
-from fedlora_priv.federation.client import FederationClient
-from fedlora_priv.federation.runfolder import RunFolder
-from fedlora_priv.federation.server import FederationServer, ServerState
+from fedlora_priv.federation.server import ServerState
 from fedlora_priv.federation.session import session_parameters
-from fedlora_priv.federation.setup import Parts, assemble, make_clients
 from protocols.secagg.codec import encode
 from protocols.secagg.identity import Identity, Roster
 from protocols.secagg.messages import Proposal
 
-
-class Lab:
-    """One client, and a server's messages to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.experiment = Experiment.load(path)
-        self.parts: Parts = assemble(self.experiment, lambda line: None)
-        self.folder = RunFolder.open(self.experiment)
-        self.clients, _ = make_clients(self.parts, self.folder)
-        self.client: FederationClient = self.clients[0]
-        self.server = FederationServer(self.experiment, self.parts.layout, self.parts.method)
-        self.state: ServerState = self.server.begin(self.parts.initial, 1.0)
-
-    @property
-    def ledger(self) -> Any:
-        return self.client._setup.ledger
-
-    def train(self, state: ServerState | None = None) -> bytes:
-        """Return the message that begins a round."""
-        return wire.encode(self.server.task(state or self.state).to_message(self.parts.layout))
-
-    def ask(self, message: bytes) -> wire.Message:
-        return wire.decode(self.client.handle(message))
+from .lab import Lab
 
 
 @pytest.fixture

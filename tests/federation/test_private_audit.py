@@ -20,7 +20,7 @@ from fedlora_priv.federation.setup import make_clients
 from fedlora_priv.reports.html import render
 from fedlora_priv.training import trainer
 
-from .test_client import Lab
+from .lab import Lab
 
 # Numbers that nothing else produces: what is found anywhere else has leaked.
 MARKED = StepRecord(
