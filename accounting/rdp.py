@@ -1,7 +1,6 @@
 """Rényi differential privacy of every mechanism, from the formulas alone.
 
-This is the second, independent way to a price: it shares nothing with the PLD path but the events. It is an
-upper bound, looser than PLD where both have a price, and costs microseconds once a mechanism's curve is known.
+An upper bound, looser than PLD where both have a price, that costs microseconds once a mechanism's curve is known.
 It is the only way to a price for shares of integer noise (`shares.py`), for batches of fixed size and for
 tuning (`amplification.py`); those have theorems at whole orders only, so their curves are infinite elsewhere.
 
@@ -23,8 +22,6 @@ from . import amplification, shares
 from .errors import PricingError
 from .events import DistributedDiscreteGaussian, DistributedSkellam, FixedSizeGaussian, Tuning
 from .mechanisms import AnyMechanism, Mechanism, Parts, charged_delta, counted
-
-__all__ = ["ORDERS", "Mechanism", "Parts", "delta", "epsilon", "rdp_curve", "step_rdp", "total_curve"]
 
 Floats = NDArray[np.float64]
 
