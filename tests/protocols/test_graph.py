@@ -60,6 +60,31 @@ def test_a_cut_below_the_windows_separates_the_graph() -> None:
     assert graph.weakest_cut(set(range(16)) - removed) == 0
 
 
+def is_connected(graph: MaskGraph, members: set[int]) -> bool:
+    """Whether the masks among `members` join them all."""
+    reached, todo = set(), [min(members)]
+    while todo:
+        reached.add(member := todo.pop())
+        todo += (members - reached).intersection(graph.neighbours(member))
+    return reached == members
+
+
+@pytest.mark.parametrize(("n", "degree", "colluders"), [(7, 4, 1), (8, 4, 2), (9, 4, 3), (9, 6, 3)])
+def test_who_passes_the_check_stays_connected_whoever_colludes(n: int, degree: int, colluders: int) -> None:
+    """The proof in docs/parameters.md, for every set of survivors and every set of colluders in it."""
+    graph = MaskGraph(n, degree, T1)
+    cuts = 0
+    for size in range(colluders + 2, n + 1):
+        for survivors in map(set, itertools.combinations(range(n), size)):
+            whole = all(
+                is_connected(graph, survivors.difference(some))
+                for some in itertools.combinations(survivors, colluders)
+            )
+            assert whole or graph.weakest_cut(survivors) <= colluders
+            cuts += not whole
+    assert cuts  # or nothing was at stake
+
+
 def test_a_complete_graph_has_no_cut() -> None:
     assert MaskGraph(5, 4, T1).weakest_cut({0, 1, 2}) == 3
 
