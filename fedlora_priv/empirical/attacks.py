@@ -30,6 +30,7 @@ ATTACKERS = {
 }
 """What each attack needs to see."""
 
+_MAX_TOKENS = 2048  # padded tokens computed at once
 _RANK_TOLERANCE = 1e-9
 """Relative size below which an eigenvalue, computed from float32 gradients, is rounding."""
 
@@ -54,7 +55,6 @@ class UpdateAttack:
         plan: the client's plan, of which only public numbers are used.
         trains: the roles that are trained.
         learning_rate: of the experiment.
-        max_tokens: padded tokens computed at once.
     """
 
     trainer: PrivateTrainer
@@ -62,7 +62,6 @@ class UpdateAttack:
     plan: Plan
     trains: frozenset[Role]
     learning_rate: float
-    max_tokens: int = 2048
 
     def scores(self, start: State, update: State) -> NDArray[np.float64]:
         """Return the estimated counts, (m,), from one noised update and the state it started from."""
@@ -104,7 +103,7 @@ class UpdateAttack:
         size = sum(parameter.numel() for parameter in trained.values())
         gradients: Tensor = torch.empty((len(self.rows), size), dtype=torch.float64)
         with per_example_gradients(model, trained) as hooked:
-            for indices in microbatches(self.rows.lengths(), self.max_tokens):
+            for indices in microbatches(self.rows.lengths(), _MAX_TOKENS):
                 gradients[indices] = _per_example(
                     hooked, self.rows.subset(indices), trained, self.trainer.device
                 )
@@ -127,15 +126,13 @@ def _per_example(
     return torch.cat(parts, dim=1)
 
 
-def losses(
-    trainer: PrivateTrainer, rows: TokenisedExamples, state: State, *, max_tokens: int = 2048
-) -> NDArray[np.float64]:
+def losses(trainer: PrivateTrainer, rows: TokenisedExamples, state: State) -> NDArray[np.float64]:
     """Return the loss of each row at a state, (n,); the model is left at that state."""
     write_state(trainer.model, state)
     trainer.model.eval()
     found = np.empty(len(rows))
     with torch.no_grad():
-        for indices in microbatches(rows.lengths(), max_tokens):
+        for indices in microbatches(rows.lengths(), _MAX_TOKENS):
             part = rows.subset(indices)
             batch = collate(part, trainer.device)
             logits = trainer.model(**batch).logits

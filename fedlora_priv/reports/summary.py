@@ -227,11 +227,11 @@ def power_text(value: float) -> str:
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-def up_text(value: float, digits: int = 3) -> str:
-    """Return a bound rounded UP, so that the printed number is a bound too.
+def up_text(value: float) -> str:
+    """Return a bound rounded UP to three digits, so that the printed number is a bound too.
 
     >>> up_text(7.99812), up_text(2.0)
     ('7.999', '2.000')
     """
-    shown = f"{value:.{digits}f}"
-    return shown if float(shown) >= value else f"{value + 0.5 * 10**-digits:.{digits}f}"
+    shown = f"{value:.3f}"
+    return shown if float(shown) >= value else f"{value + 0.0005:.3f}"

@@ -50,13 +50,13 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(index * step, 10) for index in range(first, last + 1)]
 
 
-def round_ticks(rounds: int, wanted: int = 10) -> list[int]:
-    """Return the rounds to label: the first, the last and evenly spaced ones between.
+def round_ticks(rounds: int) -> list[int]:
+    """Return the rounds to label, about ten: the first, the last and evenly spaced ones between.
 
     >>> round_ticks(12), round_ticks(60)
     ([1, 2, 4, 6, 8, 10, 12], [1, 10, 20, 30, 40, 50, 60])
     """
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, rounds) if rounds / s <= wanted)
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, rounds) if rounds / s <= 10)
     spaced = (number for number in range(step, rounds, step) if rounds - number >= 0.6 * step)
     return sorted({1, *spaced, rounds})
 
@@ -98,10 +98,10 @@ def line(points: Sequence[tuple[float, float]], class_: str) -> Markup:
     return element("path", d=path, class_=f"line {class_}")
 
 
-def level(y: float, class_: str, label: str, below: bool = False) -> list[Markup]:
+def level(y: float, class_: str, label: str) -> list[Markup]:
     """Return a dashed horizontal line with its label at the right end."""
     rule = element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_=f"level {class_}")
-    return [rule, text(label, WIDTH - RIGHT - 2, y + 14 if below else y - 6, f"note end {class_}-text")]
+    return [rule, text(label, WIDTH - RIGHT - 2, y - 6, f"note end {class_}-text")]
 
 
 def dots(points: Sequence[tuple[float, float]], class_: str, tips: Sequence[str]) -> list[Markup]:
