@@ -19,7 +19,7 @@ from .errors import PricingError
 from .events import Event
 from .losses import gaussian_delta
 from .mechanisms import Parts, compose
-from .pricing import SMALLEST_PLD_DELTA, accountant_for, check_delta, distribution
+from .pricing import SMALLEST_PLD_DELTA, accountant_for, check_delta, distribution, round_off
 
 Floats = NDArray[np.float64]
 _POINTS = 20_000
@@ -104,4 +104,5 @@ def _pld_curve(parts: Parts, smallest_delta: float) -> tuple[Floats, Floats]:
     """Epsilons from 0 to where delta is `smallest_delta`, and the certified delta at each."""
     certified = distribution(parts)
     at = np.linspace(0.0, float(certified.get_epsilon_for_delta(smallest_delta)), _POINTS)
-    return at, np.asarray(certified.get_delta_for_epsilon(at), dtype=np.float64)
+    deltas = np.asarray(certified.get_delta_for_epsilon(at), dtype=np.float64)
+    return at, np.minimum(deltas + round_off(parts), 1.0)

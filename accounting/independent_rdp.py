@@ -61,7 +61,7 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     if not counts:
         return 0.0
     left = delta - sum(
-        times * event.rounding_beta
+        times * event.rounding_beta * (2 if event.adjacency == "replace-one" else 1)
         for event, times in counts.items()
         if isinstance(event, DistributedNoise) and event.unit == "example"
     )

@@ -116,9 +116,12 @@ def adaptive_clip_noise(event: AdaptiveClipPoissonGaussian) -> float:
 
 
 def charged_delta(parts: Parts) -> float:
-    """What the parts take from delta: rounding bounds that nobody could check may fail, at every step."""
+    """What the parts take from delta: rounding bounds that nobody could check may fail, at every step.
+
+    Under replace-one two vectors are rounded, the one taken out and the one put in, and either bound may fail.
+    """
     return sum(
-        steps * mechanism.rounding_beta
+        steps * mechanism.rounding_beta * (2 if mechanism.adjacency == "replace-one" else 1)
         for mechanism, steps in parts
         if isinstance(mechanism, DistributedDiscreteGaussian | DistributedSkellam)
         and mechanism.unit == "example"

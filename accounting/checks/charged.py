@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import report as reports
 from ..case import Case, Findings, needs_rows
+from ..chain import Chain
 from ..errors import PricingError
 from ..events import Gaussian, PoissonGaussian, PrivateEvent
 from ..planning import plan_digest
@@ -22,6 +23,8 @@ def everything_charged(case: Case, found: Findings) -> None:
         _check_remasked(case, found, entry)
     if case.report.get("secure_aggregation", {}).get("mode") == "secure":
         _check_masked(case, found)
+    for client_id, chain in case.chains.items():
+        _check_what_releases_cost(found, client_id, chain)
     for client_id, plan in case.plans.items():
         _check_plan_kept(case, found, client_id, plan)
         _check_plan_recorded(case, found, client_id, plan)
@@ -49,6 +52,27 @@ def _check_released(case: Case, found: Findings, client_id: str, entry: Mapping[
         for release in releases
     ):
         found.problems.append(f"{where}: its ledger records another transcript of that session")
+
+
+def _check_what_releases_cost(found: Findings, client_id: str, chain: Chain) -> None:
+    """What was released was charged, and one session summed one vector of each client, in whatever run."""
+    first: dict[str, int] = {}
+    for charge in chain.charges.values():
+        where, steps = f"{client_id}, row {charge.reservation}", charge.charged.steps
+        if charge.releases and steps == 0:
+            found.problems.append(f"{where} is released, and charged for no step at all")
+        elif charge.releases and steps < charge.reserved.steps:
+            found.doubts.append(
+                f"{where} is released with {steps} of {charge.reserved.steps} steps charged: that the others did "
+                "not run is the client's word"
+            )
+        for session in sorted(
+            {release.session for release in charge.releases if release.session is not None}
+        ):
+            if (other := first.setdefault(session, charge.reservation)) != charge.reservation:
+                found.problems.append(
+                    f"{where} and row {other} are released into one session, which sums one vector"
+                )
 
 
 def _check_remasked(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:

@@ -52,8 +52,27 @@ def epsilon_rederived(case: Case, found: Findings) -> None:
             found.problems.append(
                 f"{who} ({view}): no lifetime epsilon is claimed, the rows cost {lifetime:.6f}"
             )
+    _check_accountants(case, found)
     run, lifetime = derived[reports.FEDERATION]
     found.facts.insert(0, f"federation: PLD gives {run:.6f} for the run, {lifetime:.6f} over the lifetime")
+
+
+def _check_accountants(case: Case, found: Findings) -> None:
+    """Each claim names the accountant that prices its rows; the federation's is RDP if any client's is."""
+    try:
+        by = {
+            who: accountant_for(case.chains[who].spent()) if who in case.chains else "pld"
+            for who in case.plans
+        }
+    except AccountingError:
+        return  # rows that do not compose have been found already
+    by[reports.FEDERATION] = max(by.values())
+    for claim in case.report["claims"]:
+        if claim["accountant"] != by.get(claim["who"], claim["accountant"]):
+            found.problems.append(
+                f"{claim['who']} ({claim['view']}): priced by {claim['accountant'].upper()}, the report says, where "
+                f"{by[claim['who']].upper()} prices its rows"
+            )
 
 
 def planned_cost(plan: Mapping[str, Any]) -> float:

@@ -275,3 +275,39 @@ def test_signed_rows_beyond_all_bounds_fail_and_end(finished: Any, changes: dict
     finished.rebuild("client-1", edited)
     finished.anchor_again("client-1")
     assert statuses(finished, "FAIL") >= {2, 4}
+
+
+@pytest.mark.parametrize(("steps", "status"), [(0, "FAIL"), (1, "UNVERIFIABLE")])
+def test_a_release_whose_steps_were_refunded(finished: Any, steps: int, status: str) -> None:
+    """The client trains and sends its update, then commits that little or nothing ran."""
+
+    def refund(entry: Any) -> Any:
+        return replace(entry, event=replace(entry.event, steps=steps)) if isinstance(entry, Commit) else entry
+
+    finished.rebuild("client-1", [refund(row.entry) for row in finished.rows["client-1"]])
+    finished.anchor_again("client-1")
+    found = audit(finished.report, finished.lines, finished.roster)[3]
+    assert found.status == status
+    assert "released" in found.evidence
+
+
+@pytest.mark.parametrize(("run", "attempt"), [("ab" * 16, 2), ("cd" * 16, 1)])
+def test_two_vectors_in_one_session(finished: Any, run: str, attempt: int) -> None:
+    """A second update in the reported session, charged to this run or to another one."""
+    entries: list[Any] = [row.entry for row in finished.rows["client-1"]]
+    again = replace(entries[1], run=run, attempt=attempt)
+    session = finished.report["rounds"][0]["session_id"]
+    more = [again, Commit(len(entries), again.event), Release(len(entries), session, None)]
+    finished.rebuild("client-1", entries + more)
+    finished.anchor_again("client-1")
+    found = audit(finished.report, finished.lines, finished.roster)[3]
+    assert found.status == "FAIL"
+    assert "one session" in found.evidence
+
+
+def test_a_claim_that_names_another_accountant(finished: Any) -> None:
+    for claim in finished.report["claims"]:
+        claim["accountant"] = "rdp"
+    found = audit(finished.report, finished.lines, finished.roster)[1]
+    assert found.status == "FAIL"
+    assert "PLD prices its rows" in found.evidence

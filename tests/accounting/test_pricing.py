@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from accounting import mechanisms, pricing, rdp
 from accounting.errors import PricingError
 from accounting.events import Adjacency, Gaussian, NonPrivate, PoissonGaussian
+from accounting.independent import bracket
 from accounting.mechanisms import Mechanism
 
 DELTA = 1e-5
@@ -176,3 +177,16 @@ def test_what_has_no_price_is_refused() -> None:
 def test_a_delta_that_pld_cannot_certify_is_refused(delta: float) -> None:
     with pytest.raises(PricingError, match="delta"):
         pricing.epsilon([dp_sgd(1.0, 0.1, 1)], delta)
+
+
+@pytest.mark.parametrize("delta", [5e-9, 1e-8])
+def test_round_off_of_many_steps_is_charged_to_delta(delta: float) -> None:
+    """Transforms in plain floats put delta 1e-11 too low here: 6.956506 where epsilon at 5e-9 is 6.956972 or more."""
+    event = dp_sgd(0.37843018, 1.3928631377808516e-05, 70273)
+    assert pricing.epsilon([event], delta) >= bracket([event], delta).low
+    assert pricing.delta_of([event], 6.956972) >= 4.9999e-9
+
+
+def test_where_round_off_would_take_delta_rdp_prices() -> None:
+    event = dp_sgd(5.0, 1e-4, 4_000_000)
+    assert pricing.epsilon([event], 1e-9) == pricing.epsilon([event], 1e-9, "rdp")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import skellam
 
-from accounting import pricing, rdp, shares
+from accounting import independent_rdp, pricing, rdp, shares
 from accounting.errors import PricingError
 from accounting.events import (
     DistributedDiscreteGaussian,
@@ -240,6 +240,17 @@ def test_unchecked_rounding_is_paid_from_delta() -> None:
     assert pricing.epsilon([unchecked], 1e-6) == pytest.approx(pricing.epsilon([checked], 1e-6 - 50e-15))
     with pytest.raises(PricingError, match="all of it"):
         pricing.epsilon([replace(unchecked, steps=10**9)], 1e-6)
+
+
+def test_under_replace_one_two_vectors_are_rounded() -> None:
+    """The bound on either's norm may fail: 6e8 steps at 1e-15 take 1.2e-6 of delta, not 6e-7."""
+    event = golden(
+        KINDS[1], 4096.0, unit="example", adjacency="replace-one", rounding_beta=1e-15, steps=6 * 10**8
+    )
+    for price in (pricing.epsilon, independent_rdp.epsilon):
+        with pytest.raises(PricingError, match="all of"):
+            price([event], 1e-6)
+        assert price([replace(event, adjacency="add-remove")], 1e-6) > 0
 
 
 def test_noise_shares_compose_with_gaussians_by_rdp() -> None:
