@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -14,6 +15,8 @@ from protocols.errors import ProtocolError
 
 SERVER_S = 60.0
 """Seconds of silence after which a client gives the server up."""
+PAUSE_S = 0.1
+"""Seconds before a client asks again, whatever a server does that should have kept the request open."""
 
 
 def exchange(http: httpx2.Client, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
@@ -39,8 +42,11 @@ def take_part(participant: Participant, http: httpx2.Client, step: bool) -> None
             raise SystemExit(f"{participant.name}: the session went on without it")
         if status == 410:
             return
-        if status != 200:
+        if status == 204:
+            time.sleep(PAUSE_S)
             continue
+        if status != 200:
+            raise SystemExit(f"{participant.name}: the server answers with status {status}")
         if step:
             print(participant.phase, flush=True)
             sys.stdin.readline()

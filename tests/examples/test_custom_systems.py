@@ -349,6 +349,27 @@ def test_what_an_http_server_says_to_an_answer_is_not_read_to_its_end(
     assert sent <= 4 * MAX_MESSAGE
 
 
+def test_an_http_server_cannot_keep_a_client_busy(
+    federation: tuple[Path, SecAggServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx2
+
+    from examples.custom_http import client
+
+    folder, _ = federation
+    pauses: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", pauses.append)
+    for last, said in ((500, "status 500"), (302, "status 302"), (410, "went on without it")):
+        statuses = iter((204, 204, last))
+        transport = httpx2.MockTransport(lambda request, statuses=statuses: httpx2.Response(next(statuses)))
+        with (
+            httpx2.Client(transport=transport, base_url="http://session") as http,
+            pytest.raises(SystemExit, match=said),
+        ):
+            client.take_part(Participant(folder / "client-1"), http, step=False)
+    assert pauses == [client.PAUSE_S] * 6
+
+
 @pytest.mark.long
 def test_a_stranger_that_never_ends_its_request_does_not_keep_the_http_server(tmp_path: Path) -> None:
     pytest.importorskip("starlette", reason="the extra [examples] is not installed")
