@@ -67,6 +67,8 @@ def _steps(case: Case, found: Findings) -> list[_Steps]:
     groups: dict[tuple[str, PoissonGaussian, int, int], list[StepRecord]] = {}
     for client_id in sorted(case.evidence.private):
         for charge, record in _tied(case, found, client_id):
+            if charge.committed is None:
+                continue  # no digest ties it: made-up steps could make up for what the others lack
             if isinstance(charge.reserved, PoissonGaussian):
                 key = (client_id, replace(charge.reserved, steps=0), record.examples, record.dimension)
                 groups.setdefault(key, []).extend(record.steps)

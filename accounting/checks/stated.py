@@ -13,6 +13,8 @@ from ..chain import Charge
 _PRODUCED_BY = ("python", "numpy", "dp_accounting", "fedlora_priv", "code_sha256")
 # Names of seeds that must not be known to anybody, wherever a report states them.
 _SEED_OF_SECRETS = re.compile(r"(nois|sampl|batch).*seed|seed.*(nois|sampl|batch)", re.IGNORECASE)
+# What is as good as a seed, among what a report says of its randomness.
+_SECRET_STATE = re.compile(r"seed|key|state|nonce|counter", re.IGNORECASE)
 # Words in the name of a source that mean: whoever knows the seed can draw the noise again.
 _REPRODUCIBLE = ("determin", "reproduc", "seed")
 
@@ -131,7 +133,7 @@ def randomness_disclosed(case: Case, found: Findings) -> None:
     randomness = case.report["randomness"]
     if randomness["deterministic"]:
         found.problems.append("noise or batches were reproducible, so whoever knows the seed can remove them")
-    seeds = {key for key in _keys(randomness) if "seed" in key.lower()}
+    seeds = {key for key in _keys(randomness) if _SECRET_STATE.search(key)}
     seeds |= {key for key in _keys(case.report) if _SEED_OF_SECRETS.search(key)}
     for key in sorted(seeds):
         found.problems.append(f"the report publishes {key!r} of the noise or the batches")

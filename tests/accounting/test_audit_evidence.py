@@ -19,7 +19,7 @@ from accounting.events import AdaptiveClipPoissonGaussian, Gaussian, RepeatedTri
 from accounting.rows import Partition
 
 from .forgeries import attack, shares
-from .forging import claim_again, commit_to, edit_events
+from .forging import claim_again, commit_to, edit_events, edit_private
 
 
 def verdicts(federation: Any, evidence: Evidence | None = None) -> dict[int, Verdict]:
@@ -61,6 +61,20 @@ def test_a_file_with_missing_attempts_confirms_only_a_part(finished: Any) -> Non
     for number in (6, 7):
         assert found[number].status == "UNVERIFIABLE"
         assert "client-1: its private audit file lacks 1 of 3 attempts" in found[number].evidence
+
+
+def test_steps_that_no_commit_ties_make_up_for_nothing(finished: Any) -> None:
+    """Batches are too large; a made-up record of a reservation that was never committed would mend their total."""
+    edit_private(finished, "client-2", lambda step: replace(step, batch_size=step.batch_size + 7, clipped=0))
+    lost = next(row for row in finished.rows["client-2"] if getattr(row.entry, "round", 0) == 2)
+    record = finished.private["client-2"][0]
+    steps = tuple(
+        replace(step, batch_size=7, sum_norm=1.0, noise_digest=f"{number:016x}")
+        for number, step in enumerate(record.steps)
+    )
+    made_up = replace(record, round=2, reservation=lost.position, steps=steps)
+    finished.private["client-2"] += (made_up,)
+    assert verdicts(finished, Evidence(finished.private))[6].status == "FAIL"
 
 
 def test_a_file_that_no_row_commits_to_is_on_its_own_word(finished: Any) -> None:

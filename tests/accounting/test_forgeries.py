@@ -311,3 +311,11 @@ def test_a_claim_that_names_another_accountant(finished: Any) -> None:
     found = audit(finished.report, finished.lines, finished.roster)[1]
     assert found.status == "FAIL"
     assert "PLD prices its rows" in found.evidence
+
+
+@pytest.mark.parametrize("name", ["generator_state", "aes_key", "Nonce"])
+def test_what_is_as_good_as_a_seed_published(finished: Any, name: str) -> None:
+    finished.report["randomness"][name] = "00" * 32
+    found = audit(finished.report, finished.lines, finished.roster)[12]
+    assert found.status == "FAIL"
+    assert name in found.evidence
