@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -26,17 +25,31 @@ def certified(events: list[PrivateEvent]) -> float:
     return pricing.pld_epsilon(mechanisms.compose(events), DELTA)
 
 
-def test_a_planned_run_fits_to_its_last_round_and_not_one_further(open_ledger: Callable[..., Ledger]) -> None:
+@pytest.fixture
+def certificates(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Everything that PLD is asked to price from here on: what makes a check expensive."""
+    asked: list[object] = []
+    certify = pricing.pld_epsilon
+
+    def counted(parts: mechanisms.Parts, delta: float) -> float:
+        asked.append(parts)
+        return certify(parts, delta)
+
+    monkeypatch.setattr(pricing, "pld_epsilon", counted)
+    return asked
+
+
+def test_a_planned_run_fits_to_its_last_round_and_not_one_further(
+    open_ledger: Callable[..., Ledger], certificates: list[object]
+) -> None:
     noise = calibrate(0.7, DELTA, 0.03, 60)
     event = PoissonGaussian(noise, 0.03, 5, 1.0)
     budget, ledger = Budget(0.7, DELTA), open_ledger()
-    slowest_s, number = 0.0, 0
+    certificates.clear()
     for number in range(1, 13):
-        began = time.process_time()
         budget.require(ledger, event)
-        slowest_s = max(slowest_s, time.process_time() - began)
         ledger.reserve(event, round=number, run=RUN)
-    assert slowest_s < 0.05
+    assert certificates == []  # the plan's own certificate covers every round of it
     with pytest.raises(BudgetExceeded, match=r"above the budget of 0\.7") as caught:
         budget.require(ledger, event)
     assert caught.value.epsilon == pytest.approx(certified([event] * 13), abs=1e-9)
@@ -75,15 +88,15 @@ def test_what_a_budget_lets_through_never_costs_more(rounds: list[tuple[float, i
     assert not spent or certified(spent) <= limit
 
 
-def test_warm_checks_are_cheap_without_a_plan() -> None:
+def test_warm_checks_are_cheap_without_a_plan(certificates: list[object]) -> None:
     """Nothing was calibrated here: one search finds the last affordable step, and then every round is free."""
     event = PoissonGaussian(5.0, 0.04, 10, 1.0)
     limit = certified([event] * 100)
     budget = Budget(limit, DELTA)
     budget.require_events([event] * 98, event)
-    began = time.process_time()
+    certificates.clear()
     budget.require_events([event] * 99, event)
-    assert time.process_time() - began < 0.05
+    assert certificates == []
     with pytest.raises(BudgetExceeded):
         budget.require_events([event] * 100, event)
 
