@@ -34,6 +34,8 @@ class Budget:
     def require(self, ledger: Ledger, event: PrivateEvent) -> None:
         """Return if the ledger's whole history and `event` together stay within the budget.
 
+        Where several processes write one ledger, ask within `Ledger.reserve(require=...)` by `require_events`.
+
         Guarantee: certified by PLD, or by RDP, which is above it; never an estimate. After a plan for the
         same mechanism was calibrated in this process, or after one search, a call takes milliseconds.
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from accounting import private_audit
 from accounting.budget import Budget
+from accounting.chain import Chain
 from accounting.errors import BudgetExceeded
 from accounting.ledger import Ledger
 from accounting.planning import Plan
@@ -184,9 +185,12 @@ class FederationClient:
             raise FederationError("an update of this round, from another start, has already been released")
         setup.accept(task.state)
         event = setup.plan.round_event()
-        self._run_budget.require_events(setup.ledger.spent_events(run), event)
-        self._lifetime_budget.require(setup.ledger, event)
-        reservation = setup.ledger.reserve(event, round=task.round, run=run)
+
+        def require(chain: Chain) -> None:
+            self._run_budget.require_events(chain.spent(run), event)
+            self._lifetime_budget.require_events(chain.spent(), event)
+
+        reservation = setup.ledger.reserve(event, round=task.round, run=run, require=require)
         stream = setup.stream("train", task.round)
         result = setup.train(task.state, setup.plan, self._contract.trains, stream)
         noted = self._keep_private(task.round, reservation, result)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from accounting import mechanisms, pricing
 from accounting.budget import Budget
 from accounting.calibration import calibrate
+from accounting.chain import Chain
 from accounting.errors import BudgetExceeded, PricingError
 from accounting.events import Gaussian, NonPrivate, PoissonGaussian, PrivateEvent
 from accounting.ledger import Ledger
@@ -136,3 +137,21 @@ def test_a_curve_knows_its_last_affordable_step_from_any_start() -> None:
     assert cold.affordable_steps(0.3) == warm.affordable_steps(0.3)
     assert cold.epsilon(cold.affordable_steps(0.3)) <= 0.3 < cold.epsilon(cold.affordable_steps(0.3) + 1)
     assert cold.affordable_steps(1e-9) == 0
+
+
+def test_two_that_both_find_room_cannot_both_take_it(open_ledger: Callable[..., Ledger]) -> None:
+    """Each process asks before the other reserves; asked again within the reservation, the second is refused."""
+    event = PoissonGaussian(1.0, 0.02, 10, 1.0)
+    budget = Budget(1.01 * certified([event]), DELTA)
+    first, second = open_ledger(), open_ledger()
+
+    def require(chain: Chain) -> None:
+        budget.require_events(chain.spent(), event)
+
+    for ledger in (first, second):
+        budget.require(ledger, event)
+    first.reserve(event, round=1, run=RUN, require=require)
+    with pytest.raises(BudgetExceeded):
+        second.reserve(event, round=1, run="cd" * 16, require=require)
+    assert len(first.rows()) == len(second.rows()) == 2  # the refusal left nothing
+    assert second.reserve(event, round=1, run="cd" * 16) == 2  # and the ledger goes on

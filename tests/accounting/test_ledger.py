@@ -212,7 +212,8 @@ def test_what_was_reserved_survives_a_kill(tmp_path: Path, open_ledger: OpenLedg
     assert worker.stdout is not None
     seen = [int(worker.stdout.readline()) for _ in range(5)]
     os.kill(worker.pid, signal.SIGKILL)
-    seen += [int(line) for line in worker.communicate()[0].split()]
+    with worker:  # not `communicate`, which would lose what `readline` has read ahead
+        seen += [int(line) for line in worker.stdout.read().split()]
     reserved = [charge.round for charge in open_ledger().charges()]
     assert reserved[: len(seen)] == seen
     assert len(reserved) - len(seen) in (0, 1)  # one may have become durable without being told of
