@@ -32,11 +32,15 @@ def read(path: str | Path) -> Merged:
         data = path.read_bytes()
     except OSError as error:
         raise LedgerError(f"{path} cannot be read: {error.strerror or error}") from error
-    if data.startswith(_SQLITE):
-        return _read_database(path)
     if not data:
         raise LedgerError(f"{path} is empty: it holds no ledger")
-    return Merged.of(replay(_lines(path, data)).values())
+    try:
+        if data.startswith(_SQLITE):
+            return _read_database(path)
+        return Merged.of(replay(_lines(path, data)).values())
+    except LedgerError as error:  # of several files that are read, it must say which
+        error.args = (str(error) if str(path) in str(error) else f"{path}: {error}",)
+        raise
 
 
 def read_all(paths: Iterable[str | Path]) -> Merged:

@@ -43,7 +43,11 @@ app = typer.Typer(
 console = Console()
 P = ParamSpec("P")
 
-ExperimentFile = Annotated[Path, typer.Argument(help="The experiment's TOML file.", show_default=False)]
+# Names that explain themselves: the pinned typer does not show what an argument's help says.
+ExperimentFile = Annotated[
+    Path,
+    typer.Argument(metavar="EXPERIMENT.toml", help="The experiment's TOML file.", show_default=False),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value; may be repeated."),
@@ -127,7 +131,9 @@ def plan(
             "--what-if", help="Show other rounds, batches, participation and targets, and plot them."
         ),
     ] = False,
-    plot: Annotated[Path, typer.Option(help="Where --what-if writes its page.")] = Path("what-if.html"),
+    plot: Annotated[
+        Path | None, typer.Option(help="Where --what-if writes its page.", show_default="what-if.html")
+    ] = None,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Show noise, rounds, bytes and guarantee, before anything is spent."""
@@ -135,8 +141,10 @@ def plan(
 
     experiment = Experiment.load(file, overrides or [])
     if what_if:
-        _what_if(experiment, plot, as_json)
+        _what_if(experiment, plot or Path("what-if.html"), as_json)
         return
+    if plot is not None:
+        raise ConfigError("--plot goes with --what-if", "add it")
     from fedlora_priv.federation.preview import preview
     from fedlora_priv.reports.tables import print_plan
 
@@ -171,7 +179,8 @@ def audit(
     target: Annotated[
         Path,
         typer.Argument(
-            help="A run folder, or a report.json with its ledger.jsonl; with --empirical an experiment's TOML file."
+            metavar="RUN_FOLDER|report.json|EXPERIMENT.toml",
+            help="A run folder, or a report.json with its ledger.jsonl; with --empirical an experiment's TOML file.",
         ),
     ],
     ledger: Annotated[
@@ -248,6 +257,7 @@ def budget(
     targets: Annotated[
         list[Path],
         typer.Argument(
+            metavar="LEDGER|HOME|RUN_FOLDER...|EXPERIMENT.toml",
             help="Ledger files (.sqlite or .jsonl), clients' homes, run folders; or one experiment's TOML file.",
             show_default=False,
         ),
@@ -277,7 +287,11 @@ def budget(
             raise ConfigError("an experiment is asked about alone", "name either it, or ledgers")
         question = ask_experiment(Experiment.load(targets[0], overrides or []), delta, limit)
     else:
+        if overrides:
+            raise ConfigError("--set goes with an experiment's TOML file, not with ledgers", "leave it out")
         question = ask(targets, delta, limit)
+    if rows_each is not None and rows_each < 1:
+        raise ConfigError(f"--rows-each must be 1 or more, not {rows_each}", "count the rows of one person")
     answered = answer(question, overlapping=overlapping, rows_each=rows_each)
     if as_json:
         console.print_json(json.dumps(answered))

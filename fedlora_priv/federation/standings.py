@@ -16,6 +16,7 @@ from accounting.errors import BudgetExceeded
 from accounting.events import PrivateEvent
 from accounting.merge import Merged
 from accounting.planning import Plan
+from accounting.pricing import SMALLEST_PLD_DELTA
 from accounting.standing import standing
 from accounting.transfer import read, read_all
 from fedlora_priv.config import Experiment
@@ -50,7 +51,7 @@ def ask(targets: Sequence[Path], delta: float | None, limit: float | None) -> Qu
 
     Raises:
         RunFolderError: a target holds no ledger.
-        ConfigError: the limit is none.
+        ConfigError: the limit or delta is none.
         AccountingError: a ledger is damaged, or two contradict each other.
     """
     files = [file for target in targets for file in _ledger_files(target)]
@@ -85,6 +86,8 @@ def _question(
     """Return a question whose numbers make sense."""
     if limit is not None and not 0 < limit < float("inf"):
         raise ConfigError(f"the limit must be finite and above 0, not {limit:g}")
+    if not SMALLEST_PLD_DELTA <= delta < 1:
+        raise ConfigError(f"--delta must be at least {SMALLEST_PLD_DELTA:g} and below 1, not {delta:g}")
     return Question(merged, delta, limit, next_rounds or {}, missing)
 
 

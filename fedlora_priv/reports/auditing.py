@@ -32,6 +32,10 @@ def audit_files(
         AccountingError: the report breaks its schema, or a file of evidence is damaged.
     """
     report = target / "report.json" if target.is_dir() else target
+    if report.suffix == ".toml":
+        raise ConfigError(
+            f"{report} is an experiment, not a report", "name its run folder, or say --empirical"
+        )
     if not report.is_file():
         hint = "the run has not finished: 'fedlora run' resumes it" if target.is_dir() else "check the path"
         raise RunFolderError(f"there is no {report}", hint)
@@ -70,8 +74,10 @@ def _pinned(path: Path | None) -> dict[str, bytes] | None:
         return None
     try:
         return dict(Roster.load(path))
-    except (OSError, ProtocolError) as error:
-        raise ConfigError(f"{path} is no roster: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"the roster {path} cannot be read: {error.strerror}", "check --roster") from error
+    except ProtocolError as error:
+        raise ConfigError(str(error), "name a roster.json, of client ids and public keys in hex") from error
 
 
 def _worse(first: list[Verdict], second: list[Verdict]) -> list[Verdict]:

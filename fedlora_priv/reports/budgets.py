@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from accounting.merge import OVERLAPPING
+from fedlora_priv.reports.tables import print_fact
 
 
 def print_standings(console: Console, answered: dict[str, Any]) -> None:
@@ -59,22 +60,21 @@ def _print_federation(console: Console, claims: list[dict[str, Any]]) -> None:
     if not claims:
         return
     claim = claims[0]
-    console.print(
-        f"federation  ε {claim['epsilon']:.4f} per {claim['unit']}, {claim['adjacency']}: {claim['basis']}; "
+    print_fact(
+        console,
+        "federation",
+        f"ε {claim['epsilon']:.4f} per {claim['unit']}, {claim['adjacency']}: {claim['basis']}; "
         f"against {', '.join(each['view'] for each in claims)}",
-        highlight=False,
     )
     if claim["basis"] != OVERLAPPING and len(claim["clients"]) > 1:
-        console.print(
-            "            valid if no row is in two of these ledgers; else say --overlapping", style="dim"
-        )
+        print_fact(console, "", "valid if no row is in two of these ledgers; else say --overlapping", "dim")
     if claim["rows_each"] is None:
-        console.print(
-            "            for one row each: how many rows a person has (k) is unknown, so persons are promised nothing; "
+        print_fact(
+            console,
+            "",
+            "for one row each: how many rows a person has (k) is unknown, so persons are promised nothing; "
             "say --rows-each k",
-            style="dim",
+            "dim",
         )
     else:
-        console.print(
-            f"            for up to {claim['rows_each']} rows of one person together", highlight=False
-        )
+        print_fact(console, "", f"for up to {claim['rows_each']} rows of one person together")

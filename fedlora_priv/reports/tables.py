@@ -41,33 +41,43 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         if guarantee["simulation"]
         else "no row is declared public"
     )
-    console.print(
-        f"guarantee   ε ≤ {guarantee['epsilon']:g} at δ = {guarantee['delta']:g} per {guarantee['unit']}, "
+    print_fact(
+        console,
+        "guarantee",
+        f"ε ≤ {guarantee['epsilon']:g} at δ = {guarantee['delta']:g} per {guarantee['unit']}, "
         f"{guarantee['adjacency']}, mode {guarantee['mode']} ({kind})",
-        highlight=False,
     )
     found = ", ".join(
         f"{rate:.1%} of the members at {float(at):.1%} false alarms"
         for at, rate in guarantee["tpr_at_fpr"].items()
     )
-    console.print(
-        f"            that is μ-GDP with μ = {guarantee['mu_gdp']:.3f}; no attack finds more than {found}",
-        highlight=False,
+    print_fact(
+        console, "", f"that is μ-GDP with μ = {guarantee['mu_gdp']:.3f}; no attack finds more than {found}"
     )
     values, dense = sizes["values_per_client_and_round"], sizes["dense_lora_fp32_per_client_and_round"]
-    console.print(
-        f"upload      {sizes['coordinates_that_travel']:,} of {sizes['coordinates']:,} coordinates at "
+    print_fact(
+        console,
+        "upload",
+        f"{sizes['coordinates_that_travel']:,} of {sizes['coordinates']:,} coordinates at "
         f"{sizes['modulus_bits']} bits: {values / 1000:,.1f} kB a round and client, "
         f"{values / dense:.3f} of dense float32 LoRA ({dense / 1000:,.1f} kB); keys and shares come on top",
-        highlight=False,
     )
-    rounds = f"rounds      {planned['rounds']} of {planned['method']}, {secure['mode']} aggregation"
+    rounds = f"{planned['rounds']} of {planned['method']}, {secure['mode']} aggregation"
     if secure["mode"] == "secure":
         rounds += (
             f" of {secure['clients']} clients: quorum {secure['quorum']}, threshold {secure['threshold']}, "
             f"at least {secure['min_survivors']} in a sum, up to {secure['max_colluders']} colluding"
         )
-    console.print(rounds, highlight=False)
+    print_fact(console, "rounds", rounds)
+
+
+def print_fact(console: Console, label: str, text: str, style: str = "") -> None:
+    """Print a label and, beside it, a text that stays in its own column where it wraps."""
+    fact = Table.grid()
+    fact.add_column(width=12)
+    fact.add_column()
+    fact.add_row(Text(label), Text(text, style=style))
+    console.print(fact)
 
 
 def print_verdicts(console: Console, verdicts: Sequence[Verdict], *, private: bool = False) -> None:

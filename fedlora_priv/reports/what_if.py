@@ -82,7 +82,7 @@ def _plot(title: str, plan: Plan, rows: Sequence[Row], pick: Callable[[Row], flo
     x, y = Scale(1, max(2, most), LEFT + 10, WIDTH - RIGHT - 60), Scale(marks[0], marks[-1], floor, TOP)
     parts = svg.y_axis(marks, [f"{mark:g}" for mark in marks], y) + svg.x_axis(most, x, floor)
     for target in sorted({target for target, _, _ in points}):
-        own = [(number, value) for at, number, value in points if at == target]
+        own = sorted((number, value) for at, number, value in points if at == target)
         class_ = "secondary" if target == plan.target_epsilon else "primary"
         at = [(x(number), y(value)) for number, value in own]
         parts.append(svg.line(at, class_))
@@ -95,7 +95,7 @@ def _plot(title: str, plan: Plan, rows: Sequence[Row], pick: Callable[[Row], flo
 def _caption(plan: Plan) -> str:
     """Return whose plan this is."""
     return (
-        f"What if, for {plan.client_id}: {plan.declared_examples} examples, {plan.steps_per_round} steps a round, "
+        f"What if, for {plan.client_id}: {plan.declared_examples} examples, steps a round: {plan.steps_per_round}, "
         f"rounds in reserve: {plan.retry_rounds}, clip norm {plan.clip_norm:g}, δ = {plan.delta:g}"
     )
 

@@ -75,7 +75,9 @@ def check_vector(vector: NDArray[np.uint32], parameters: SessionParameters, clie
         LocalProtocolError: says what is wrong; never a value.
     """
     if not isinstance(vector, np.ndarray) or vector.dtype != np.uint32:
-        raise LocalProtocolError(f"{client_id}: the vector must be a uint32 array of ring elements")
+        raise LocalProtocolError(
+            f"{client_id}: the vector must be a uint32 array of ring elements, as Quantiser.quantise gives"
+        )
     if vector.shape != (parameters.vector_length,):
         raise LocalProtocolError(f"{client_id}: the vector must have shape ({parameters.vector_length},)")
     if not _is_bounded(vector, parameters.modulus_bits, parameters.bound):

@@ -230,7 +230,7 @@ def _wire_of_dataclass(kind: Any) -> _Wire:
 
 def _checked_unsigned(value: int, size: int) -> bytes:
     """Return an integer's bytes if it fits."""
-    if not 0 <= value < 256**size:
+    if not (isinstance(value, int) and 0 <= value < 256**size):
         raise LocalProtocolError(f"{value} does not fit into {size} unsigned bytes")
     return value.to_bytes(size, "little")
 

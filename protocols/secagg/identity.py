@@ -149,7 +149,11 @@ class Roster(Mapping[str, bytes]):
         try:
             keys = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
             return Roster({client_id: bytes.fromhex(key) for client_id, key in keys.items()})
-        except (ValueError, AttributeError, TypeError) as error:
+        except (AttributeError, TypeError):
+            raise LocalProtocolError(
+                f"{path} is not a roster: it must map client ids to keys in hex"
+            ) from None
+        except ValueError as error:
             raise LocalProtocolError(f"{path} is not a roster: {error}") from None
 
 

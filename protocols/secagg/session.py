@@ -30,6 +30,11 @@ Index = Annotated[int, Unsigned(2)]
 Count = Annotated[int, Unsigned(4)]
 Digest = Annotated[bytes, Fixed(32)]
 
+_COUNTS = (
+    "round", "exchange", "max_colluders", "quorum", "threshold", "min_survivors", "degree", "vector_length",
+    "modulus_bits", "bound", "min_contributors",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class CoordinateGroup:
@@ -155,6 +160,10 @@ class SessionParameters:
         """
         for client_id in self.roster:
             check_client_id(client_id)
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 <= value < 2**32:
+                raise LocalProtocolError(f"{name} must be a Python int from 0 to 2^32 - 1, not {value!r}")
         for holds, rule in self._rules():
             if not holds:
                 raise LocalProtocolError(f"unsafe session parameters: they must satisfy {rule}")

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from accounting.ledger import Ledger
+
 Prepare = Callable[[Path, Path], list[str]]
 """(scratch folder, tiny data) → overrides."""
 
@@ -244,3 +246,44 @@ def test_no_public_file_says_where_things_lie(
     for path in public:
         for place in (tiny_model, tiny_data, tmp_path):
             assert str(place).encode() not in path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("plan", "{toml}", "--plot", "page.html"), "--plot goes with --what-if"),
+        (("budget", "{folder}", "--set", "privacy.epsilon=2"), "--set goes with an experiment's TOML file"),
+        (("audit", "{toml}",), "is an experiment, not a report"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_do_nothing_is_refused(
+    fedlora: Callable[..., Any],
+    experiment_file: Callable[..., Path],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    line: str,
+) -> None:
+    paths = {"toml": str(experiment_file()), "folder": str(tmp_path)}
+    ran = fedlora(*(argument.format(**paths) for argument in arguments))
+    assert (ran.code, line in ran.err) == (2, True), ran.err
+
+
+def test_of_several_ledgers_the_damaged_one_is_named(fedlora: Callable[..., Any], tmp_path: Path) -> None:
+    Ledger.open(
+        tmp_path / "ledger.sqlite", client_id="a", dataset_id="d", partition_id="iid", public=True
+    ).close()
+    (tmp_path / "other.jsonl").write_text("{\n")
+    ran = fedlora("budget", tmp_path, tmp_path / "other.jsonl")
+    assert ran.code == 6
+    assert "other.jsonl: ledger row 0" in ran.err
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[]", '{"a": "xyz"}'])
+def test_a_file_that_is_no_roster_is_named_once(
+    fedlora: Callable[..., Any], tmp_path: Path, text: str
+) -> None:
+    for name in ("report.json", "ledger.jsonl"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "keys.json").write_text(text)
+    ran = fedlora("audit", tmp_path, "--roster", tmp_path / "keys.json")
+    assert (ran.code, ran.err.count("keys.json")) == (2, 1), ran.err

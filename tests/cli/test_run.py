@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -242,6 +243,9 @@ def test_what_if_is_a_table_and_a_page(
     assert "page.html" in ran.out
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 2
+    for line in re.findall(r'<path d="([^"]+)" class="line', page):  # from left to right, never back
+        across = [float(number) for number in re.findall(r"[ML]([\d.]+) ", line)]
+        assert (len(across), across) == (5, sorted(across))
     assert "<script" not in page
     shown = json.loads(
         fedlora("plan", experiment_file(), "--what-if", "--json", "--plot", tmp_path / "page.html").out
