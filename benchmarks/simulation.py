@@ -72,9 +72,10 @@ class Simulation:
             min_survivors=sizes.min_survivors, degree=sizes.degree, vector_length=self.d,
             modulus_bits=self.quantiser.modulus_bits, bound=self.quantiser.levels, context=CONTEXT,
         )  # fmt: skip
+        policy = ClientPolicy(exact_round=(1, 0), exact_form=self.parameters.form)
         self.clients = {
             name: SecAggClient(
-                client_id=name, identity=identities[name], roster=roster, policy=ClientPolicy(),
+                client_id=name, identity=identities[name], roster=roster, policy=policy,
                 guard=MemoryGuard(), context=CONTEXT,
             )
             for name in self.names

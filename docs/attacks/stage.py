@@ -65,7 +65,7 @@ class Stage:
             "context": CONTEXT,
         }
         self.parameters = SessionParameters(**{**proposed, **changes})
-        self.policy = ClientPolicy(max_colluders, 2, 2, 2)
+        self.policy = ClientPolicy(max_colluders, 2, 2, 2, exact_round=None, exact_form=None)
         self.guards = after.guards if after else {name: MemoryGuard() for name in self.names}
         rng = np.random.default_rng(1)
         bound = self.parameters.bound

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import hmac
 import os
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +111,8 @@ class ClientHome:
         """Return the client's once-only record of secure-aggregation outputs; `scope` names the run."""
         try:
             return SqliteGuard(self.path / "guard.sqlite", scope=scope)
-        except sqlite3.Error as error:
-            raise RunFolderError(
-                f"{self.path / 'guard.sqlite'} is damaged ({error})",
-                "restore it; without it this client cannot tell what it has sent",
-            ) from error
+        except ProtocolError as error:
+            raise RunFolderError(str(error), "without it this client cannot tell what it has sent") from error
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from protocols.errors import GuardViolation
+from protocols.errors import GuardViolation, LocalProtocolError
 
 
 class Guard(Protocol):
@@ -49,7 +49,11 @@ class Guard(Protocol):
 
 
 class SqliteGuard:
-    """A guard in an SQLite file, flushed to disk before any call returns; processes may share it."""
+    """A guard in an SQLite file, flushed to disk before any call returns; processes may share it.
+
+    Raises, here and in every method:
+        LocalProtocolError: the file cannot be read or written. Nothing was recorded, so nothing may be sent.
+    """
 
     def __init__(self, path: Path | str, scope: str = "") -> None:
         self._path = str(path)
@@ -119,16 +123,21 @@ class SqliteGuard:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Hold the write lock from the first read, so that two processes cannot both find nothing."""
-        with closing(self._connect()) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+        try:
+            with closing(self._connect()) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                except BaseException:
+                    connection.execute("ROLLBACK")
+                    raise
+                connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise LocalProtocolError(
+                f"the guard {self._path} cannot be used ({error}): restore it, or make room; nothing was sent"
+            ) from None
 
 
 class MemoryGuard:

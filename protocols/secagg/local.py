@@ -15,7 +15,9 @@ Example:
     ...     session_id=bytes(32), round=0, exchange=0, roster=names, max_colluders=0, quorum=counts.quorum,
     ...     threshold=counts.threshold, min_survivors=counts.min_survivors, degree=counts.degree,
     ...     vector_length=2, modulus_bits=8, bound=9, context=context)
-    >>> policy = ClientPolicy(max_colluders=0, min_survivors=2, min_quorum=2, min_contributors=2)
+    >>> policy = ClientPolicy(
+    ...     max_colluders=0, min_survivors=2, min_quorum=2, min_contributors=2,
+    ...     exact_round=(0, 0), exact_form=parameters.form)
     >>> clients = {
     ...     name: SecAggClient(client_id=name, identity=identities[name], roster=roster, policy=policy,
     ...                        guard=MemoryGuard(), context=context)

@@ -17,7 +17,7 @@ The proofs are in ``docs/parameters.md``.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from protocols.errors import LocalProtocolError, PolicyViolation
@@ -219,11 +219,11 @@ class ClientPolicy:
         max_proposal_bytes: a longer proposal is refused unread; all later messages are limited by the session.
         exact_roster: if given, the session must have these clients and lose none of them: for an exchange
             whose sum, set against an earlier one of other clients, would tell who differs.
-        exact_round: if given, the (round, exchange) that this client's vector belongs to by its own count. Else
-            it is the server who says which vectors are of one round, and a server that numbers a failed round
-            anew gets the same vector masked twice.
-        exact_form: if given, the form that this client's vector has. Else a server can propose a smaller bound or
-            ring, or a group without this client, and learns from whether `mask` refuses what is in the vector.
+        exact_round: the (round, exchange) that this client's vector belongs to by its own count. None leaves it to
+            the server to say which vectors are of one round, and a server that numbers a failed round anew gets
+            the same vector masked twice: only where every session gets a fresh vector.
+        exact_form: the form that this client's vector has. With None a server can propose a smaller bound or ring, or
+            a group without this client, and learns from whether `mask` refuses what is in the vector: for tests.
         allow_remask: whether a second masked vector for the same round and exchange may be sent. Only if
             every vector is private by itself (mode `local`): their difference is not hidden by anything.
     """
@@ -237,8 +237,8 @@ class ClientPolicy:
     max_modulus_bits: int = 32
     max_proposal_bytes: int = 2**20
     exact_roster: frozenset[str] | None = None
-    exact_round: tuple[int, int] | None = None
-    exact_form: VectorForm | None = None
+    exact_round: tuple[int, int] | None = field(kw_only=True)
+    exact_form: VectorForm | None = field(kw_only=True)
     allow_remask: bool = False
 
     def check(self, parameters: SessionParameters) -> None:

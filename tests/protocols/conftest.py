@@ -55,7 +55,13 @@ class Federation:
         )
         self.parameters = replace(parameters, **{"groups": (), "min_contributors": 0, **changes})
         self.policy = ClientPolicy(
-            max_colluders=max_colluders, min_survivors=2, min_quorum=2, min_contributors=2, allow_remask=True
+            max_colluders=max_colluders,
+            min_survivors=2,
+            min_quorum=2,
+            min_contributors=2,
+            exact_round=None,
+            exact_form=None,
+            allow_remask=True,
         )
         self.guards: dict[str, Guard] = {name: MemoryGuard() for name in self.names}
         rng = np.random.default_rng(n)

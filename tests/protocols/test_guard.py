@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocols.errors import GuardViolation
+from protocols.errors import GuardViolation, LocalProtocolError
 from protocols.secagg.guard import Guard, MemoryGuard, SqliteGuard
 
 A, B, C = (bytes([i]) * 32 for i in range(3))
@@ -26,6 +26,22 @@ def test_a_session_begins_once(guard: Guard) -> None:
     guard.begin_session(B)
     with pytest.raises(GuardViolation):
         guard.begin_session(A)
+
+
+def test_a_guard_that_cannot_remember_lets_nothing_out(tmp_path: Path) -> None:
+    path = tmp_path / "guard.db"
+    guard = SqliteGuard(path)
+    path.unlink()
+    for stray in tmp_path.iterdir():
+        stray.unlink()
+    with pytest.raises(LocalProtocolError, match=r"guard\.db cannot be used .*restore it"):
+        guard.record(A, "mask", b"digest")
+    path.write_bytes(b"no database at all, and long enough to be looked at" * 99)
+    for use in (lambda: SqliteGuard(path), lambda: guard.begin_session(A)):
+        with pytest.raises(LocalProtocolError, match="cannot be used"):
+            use()
+    with pytest.raises(LocalProtocolError, match="cannot be used"):
+        SqliteGuard(":memory:").begin_session(A)  # another one for every call
 
 
 def test_an_output_is_given_once(guard: Guard) -> None:

@@ -20,7 +20,9 @@ from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy
 
 FOLDER = Path(__file__).parent / "vectors"
-POLICY = ClientPolicy(max_colluders=0, min_survivors=2, min_quorum=2, min_contributors=2)
+POLICY = ClientPolicy(
+    max_colluders=0, min_survivors=2, min_quorum=2, min_contributors=2, exact_round=None, exact_form=None
+)
 NAMES = ("session", "session_setup", "session_masks", "session_late", "session_ring")
 BAD = json.loads((FOLDER / "session_bad.json").read_text(encoding="utf-8"))
 

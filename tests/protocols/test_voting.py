@@ -195,7 +195,14 @@ class Vote:
         self.identities = identities
         self.roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
         self.guards = {name: MemoryGuard() for name in self.names}
-        self.policy = ClientPolicy(max_colluders=1, min_survivors=4, min_quorum=4, min_contributors=4)
+        self.policy = ClientPolicy(
+            max_colluders=1,
+            min_survivors=4,
+            min_quorum=4,
+            min_contributors=4,
+            exact_round=None,
+            exact_form=None,
+        )
         self.rules = rules(dimension=40, votes=5, size=8)
         rng = np.random.default_rng(4)
         signal = np.zeros(40)

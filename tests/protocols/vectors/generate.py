@@ -40,7 +40,9 @@ SESSIONS: dict[str, dict[str, Any]] = {
     },
     "session_ring": {"n": 7, "bits": 20, "degree": 2, "lost": {"client-3": "mask"}},
 }
-POLICY = ClientPolicy(max_colluders=0, min_survivors=2, min_quorum=2, min_contributors=2)
+POLICY = ClientPolicy(
+    max_colluders=0, min_survivors=2, min_quorum=2, min_contributors=2, exact_round=None, exact_form=None
+)
 
 
 def record(
