@@ -75,7 +75,10 @@ def import_ledger(
         raise LedgerError(
             f"{target} exists: a ledger is imported into a new file, never over or into another"
         )
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    except OSError as error:
+        raise LedgerError(f"{target} cannot be written: {error.strerror}") from error
     try:
         with closing(prepare(folder / "ledger")) as connection:
             connection.execute("BEGIN IMMEDIATE")

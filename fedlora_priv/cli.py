@@ -179,7 +179,7 @@ def audit(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN_FOLDER|report.json|EXPERIMENT.toml",
+            metavar="RUN_FOLDER|report.json|TOML",
             help="A run folder, or a report.json with its ledger.jsonl; with --empirical an experiment's TOML file.",
         ),
     ],
@@ -257,7 +257,7 @@ def budget(
     targets: Annotated[
         list[Path],
         typer.Argument(
-            metavar="LEDGER|HOME|RUN_FOLDER...|EXPERIMENT.toml",
+            metavar="LEDGERS...|EXPERIMENT.toml",
             help="Ledger files (.sqlite or .jsonl), clients' homes, run folders; or one experiment's TOML file.",
             show_default=False,
         ),

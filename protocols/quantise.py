@@ -169,8 +169,11 @@ class Quantiser:
 
     def _check_vector(self, values: NDArray[np.floating[Any]]) -> None:
         """Raise unless `values` is a finite float vector of the right length."""
-        if values.ndim != 1 or values.dtype not in (np.float32, np.float64) or not self._fits(values.size):
-            raise QuantisationError("a vector to quantise is float32 of shape (d,), as long as the bounds")
+        floats = isinstance(values, np.ndarray) and values.dtype in (np.float32, np.float64)
+        if not floats or values.ndim != 1 or not self._fits(values.size):
+            raise QuantisationError(
+                "a vector to quantise is a float array of shape (d,), as long as the bounds"
+            )
         if not np.isfinite(values).all():
             raise QuantisationError(
                 "the vector has a NaN or an infinity: training diverged, drop this update"

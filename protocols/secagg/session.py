@@ -82,6 +82,10 @@ def recommended(n: int, max_colluders: int, degree: int | None = None) -> Thresh
         >>> recommended(5, 1)
         Thresholds(quorum=4, threshold=4, min_survivors=4, degree=4)
     """
+    if n > MAX_CLIENTS or max_colluders < 0:
+        raise LocalProtocolError(
+            f"{n} clients and {max_colluders} colluders are out of range: at most {MAX_CLIENTS}, and 0 or more"
+        )
     quorum = (n + max_colluders) // 2 + 1
     min_survivors = max(quorum, max_colluders + 2)
     if degree is None or degree == n - 1:

@@ -210,6 +210,11 @@ def test_an_import_never_touches_a_ledger_that_is_there(export: Path, database: 
 # --- anchors ---
 
 
+def test_an_import_into_no_folder_is_refused(tmp_path: Path, export: Path) -> None:
+    with pytest.raises(LedgerError, match=r"new\.sqlite cannot be written: No such file"):
+        import_ledger(export, tmp_path / "nowhere" / "new.sqlite")
+
+
 def test_an_import_is_held_against_its_anchors(tmp_path: Path, export: Path, signer: Any) -> None:
     target = tmp_path / "new.sqlite"
     anchor = anchor_of(export.with_name("ledger.sqlite"), signer)

@@ -164,6 +164,8 @@ def test_few_clients_are_completely_joined() -> None:
         ((5, 1, 0.1, 1e-2), "may fail with probability 0.081: add clients"),
         ((200, 20, 0.9, 1e-6), "may fail"),
         ((3, 2, 0.1, 0.1), "cannot be protected from 2 colluders"),
+        ((5, -1, 0.1, 0.1), "5 clients and -1 colluders are out of range"),
+        ((70_000, 1, 0.1, 0.1), "70000 clients and 1 colluders are out of range"),
         ((10, 1, 1.0, 0.1), "dropout_rate must be"),
         ((10, 1, -0.1, 0.1), "dropout_rate must be"),
         ((10, 1, 0.1, 0.0), "failure_probability"),

@@ -98,9 +98,11 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
         Quantiser(1.0, 8, 2).quantise(values, SecretStream(KEY))
 
 
-@pytest.mark.parametrize("values", [np.zeros(3, dtype=np.int64), np.zeros((2, 2), dtype=np.float32)])
+@pytest.mark.parametrize(
+    "values", [np.zeros(3, dtype=np.int64), np.zeros((2, 2), dtype=np.float32), [0.5, 0.25]]
+)
 def test_what_is_no_float_vector_is_refused(values: np.ndarray) -> None:
-    with pytest.raises(QuantisationError):
+    with pytest.raises(QuantisationError, match=r"a float array of shape \(d,\)"):
         Quantiser(1.0, 8, 2).quantise(values, SecretStream(KEY))
 
 
