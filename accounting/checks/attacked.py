@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..case import Case, Findings
 
 BOUND_TOLERANCE = 1e-6
+LEAST_CONFIDENCE = 0.9
 
 
 def attack_contradicts(case: Case, found: Findings) -> None:
@@ -23,6 +24,11 @@ def attack_contradicts(case: Case, found: Findings) -> None:
         )
     if result.run != case.run:
         found.doubts.append("the attack was on another run, so it says nothing about this one")
+        return
+    if result.confidence < LEAST_CONFIDENCE:
+        found.doubts.append(
+            f"a bound at confidence {result.confidence:g} shows nothing; {LEAST_CONFIDENCE:g} is the least"
+        )
         return
     claims = [c for c in case.report["claims"] if c["who"] == result.client_id]
     if not claims:

@@ -95,6 +95,8 @@ def _check_masked(case: Case, found: Findings) -> None:
     least = case.report["secure_aggregation"].get("min_survivors")
     if least is None:
         found.problems.append("secure aggregation without min_survivors: a sum of one would hide nothing")
+    elif least < 2:
+        found.problems.append(f"min_survivors {least}: a sum of one hides nothing, though 'secure'")
     sessions = [entry["session_id"] for entry in case.report["rounds"] if entry["session_id"] is not None]
     if len(set(sessions)) < len(sessions):
         found.problems.append("a session is listed for two rounds: one sum cannot be both")

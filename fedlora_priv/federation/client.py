@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from accounting import private_audit
 from accounting.budget import Budget
 from accounting.chain import Chain
-from accounting.errors import BudgetExceeded
+from accounting.errors import BudgetExceeded, PricingError
 from accounting.ledger import Ledger
 from accounting.planning import Plan
 from accounting.private_audit import AttemptRecord, StepRecord
@@ -135,7 +135,7 @@ class FederationClient:
         """
         try:
             return wire.encode(self._answer(wire.decode(data)))
-        except (BudgetExceeded, ProtocolError, FederationError) as error:
+        except (BudgetExceeded, PricingError, ProtocolError, FederationError) as error:
             return wire.encode(wire.Message(wire.REFUSED, {"code": type(error).__name__}))
 
     def _answer(self, message: wire.Message) -> wire.Message:

@@ -350,6 +350,13 @@ def test_an_attack_on_another_run_says_nothing(finished: Any) -> None:
     assert (found.status, "another run" in found.evidence) == ("UNVERIFIABLE", True)
 
 
+def test_a_bound_that_may_well_be_chance_says_nothing(finished: Any) -> None:
+    doubtful = outcome(finished, confidence=0.5)
+    doubtful = replace(doubtful, lower_bound=doubtful.rederived())
+    found = verdicts(finished, Evidence(empirical=doubtful))[15]
+    assert (found.status, "confidence 0.5 shows nothing" in found.evidence) == ("UNVERIFIABLE", True)
+
+
 def test_an_attack_below_the_claims_delta_says_nothing(finished: Any) -> None:
     low = outcome(finished, delta=0.0, lower_bound=3.492965)
     assert abs(low.rederived() - low.lower_bound) < 1e-6

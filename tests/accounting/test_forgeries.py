@@ -57,7 +57,7 @@ def test_a_client_dropped_whole(finished: Any) -> None:
     report["anchors"] = [value for value in report["anchors"] if value["client_id"] != "client-3"]
     report["ledger_head"] = ledger_head(map(Anchor.from_json, report["anchors"]))
     claim_again(finished)
-    assert statuses(finished, "FAIL") == {1}
+    assert statuses(finished, "FAIL") == {1, 4}, "and a round of one is left"
     assert "client-3 is in the roster" in verdicts(finished)[1].evidence
 
 
@@ -161,6 +161,8 @@ def test_a_sum_of_fewer_than_the_report_allows(finished: Any) -> None:
     assert statuses(finished, "FAIL") == {4}
     finished.report["rounds"][1]["survivors"] = []
     assert statuses(finished, "FAIL") == set(), "a lost round is no sum"
+    finished.report["secure_aggregation"]["min_survivors"] = 1
+    assert statuses(finished, "FAIL") == {4}, "one alone is hidden by nobody"
     del finished.report["secure_aggregation"]["min_survivors"]
     assert statuses(finished, "FAIL") == {4}
 
