@@ -263,9 +263,12 @@ def budget(
         ),
     ],
     overrides: Overrides = None,
-    delta: Annotated[float | None, typer.Option(help="Delta. [default: the experiment's, or 1e-5]")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Delta.", show_default="the experiment's, or 1e-5")
+    ] = None,
     limit: Annotated[
-        float | None, typer.Option(help="Lifetime limit on epsilon. [default: the experiment's]")
+        float | None,
+        typer.Option(help="Lifetime limit on epsilon.", show_default="the experiment's, if named"),
     ] = None,
     overlapping: Annotated[
         bool, typer.Option("--overlapping", help="A row may be in several of these ledgers.")

@@ -125,7 +125,10 @@ def _rows(path: Path, experiment: Experiment, names: list[str], tokenizer: Any) 
     texts, labels = read_table(path, data.text_column, data.label_column)
     index = {name: number for number, name in enumerate(names)}
     if unknown := {str(label) for label in labels} - index.keys():
-        raise DataError(f"{path.name} has {len(unknown)} labels that the run does not know")
+        raise DataError(
+            f"{path.name} has {len(unknown)} labels that the run does not know",
+            f"its labels are {', '.join(names)}",
+        )
     numbers = [index[str(label)] for label in labels]
     return tokenise(tokenizer, texts, numbers, max_length=experiment.model.max_length)
 
