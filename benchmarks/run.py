@@ -45,7 +45,7 @@ def report(sections: tuple[str, ...] | list[str]) -> Iterator[str]:
     began = time.monotonic()
     yield "# Results"
     yield f"\n`{' '.join(('python benchmarks/run.py', *sections))}`, one run. {_machine()}\n"
-    yield "Times are CPU time; the machine is shared, so read the ratios. What stands behind them: docs/decisions 0014, 0015."
+    yield "Times are CPU time; the machine is shared, so read the ratios. docs/decisions 0014 and 0015 explain them."
     for name in sections:
         yield from _section(name)
     yield f"\nThe whole run took {(time.monotonic() - began) / 60:.0f} minutes of wall time."
