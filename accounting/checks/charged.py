@@ -92,11 +92,15 @@ def _check_remasked(case: Case, found: Findings, entry: Mapping[str, Any]) -> No
 
 def _check_masked(case: Case, found: Findings) -> None:
     """Where the report says that sums were secure: no upload left unmasked, and no sum of too few."""
-    least = case.report["secure_aggregation"].get("min_survivors")
+    stated = case.report["secure_aggregation"]
+    least, colluders = stated.get("min_survivors"), stated.get("max_colluders")
+    colluders = colluders if type(colluders) is int else 0
     if least is None:
         found.problems.append("secure aggregation without min_survivors: a sum of one would hide nothing")
-    elif least < 2:
-        found.problems.append(f"min_survivors {least}: a sum of one hides nothing, though 'secure'")
+    elif least < colluders + 2:
+        found.problems.append(
+            f"min_survivors {least}: beside {colluders} colluders nobody would be hidden by another"
+        )
     sessions = [entry["session_id"] for entry in case.report["rounds"] if entry["session_id"] is not None]
     if len(set(sessions)) < len(sessions):
         found.problems.append("a session is listed for two rounds: one sum cannot be both")

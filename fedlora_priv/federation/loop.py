@@ -7,13 +7,14 @@ more and are not charged again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from accounting.planning import Plan
-from accounting.pricing import running_bound
+from accounting.pricing import epsilon, running_bound
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Metered, Traffic
 from fedlora_priv.errors import BudgetError, FederationError, FedloraError
@@ -24,6 +25,8 @@ from fedlora_priv.federation.rounds import BUDGET_CODE, RoundConductor, RoundRec
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.methods.base import State
 
+CERTIFIED_POINTS = 24
+"""So many bounds on ε are certified for the progress line and the curve over a run, all different plans together."""
 LOST_IN_A_ROW = 3
 """After so many rounds without a sum a run ends: each is charged at the clients and brings nothing."""
 
@@ -118,7 +121,7 @@ class Loop:
             "survivors": list(record.survivors),
             **record.losses(),
             "aborted": record.aborted,
-            "epsilon": {client_id: _epsilon(plan, record.round) for client_id, plan in self.plans.items()},
+            "epsilon": running_epsilon(self.plans, record.round),
             "uploaded_bytes": dict(traffic.uploaded),
             "downloaded_bytes": dict(traffic.downloaded),
         }
@@ -141,12 +144,19 @@ def ended_early(records: Sequence[RoundRecord]) -> FedloraError | None:
     return None
 
 
-def _epsilon(plan: Plan, number: int) -> float:
-    """Return a cheap upper bound on ε after that many rounds and all planned retries.
+def running_epsilon(plans: Mapping[str, Plan], number: int) -> dict[str, float]:
+    """Return, by client, an upper bound on ε after that many rounds and all planned retries.
 
-    Claims are certified at the end, from the ledgers.
+    A bound is certified at some of the rounds and holds until then; how many depends on how many different plans
+    there are, so that a round is never held up for long. Claims are certified at the end, from the ledgers.
     """
-    event = plan.round_event()
-    return running_bound(
-        [event] * min(number + plan.retry_rounds, plan.rounds + plan.retry_rounds), plan.delta
-    )
+    different = len({plan.round_event() for plan in plans.values()})
+    bounds = {}
+    for client_id, plan in plans.items():
+        event, most = plan.round_event(), plan.rounds + plan.retry_rounds
+        every = math.ceil(most * different / CERTIFIED_POINTS)
+        charged = min(number + plan.retry_rounds, most)
+        certified = min(math.ceil(charged / every) * every, most)
+        epsilon([event] * certified, plan.delta)  # from here on `running_bound` knows it
+        bounds[client_id] = running_bound([event] * charged, plan.delta)
+    return bounds

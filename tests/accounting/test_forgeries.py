@@ -161,8 +161,9 @@ def test_a_sum_of_fewer_than_the_report_allows(finished: Any) -> None:
     assert statuses(finished, "FAIL") == {4}
     finished.report["rounds"][1]["survivors"] = []
     assert statuses(finished, "FAIL") == set(), "a lost round is no sum"
-    finished.report["secure_aggregation"]["min_survivors"] = 1
-    assert statuses(finished, "FAIL") == {4}, "one alone is hidden by nobody"
+    for least, colluders in ((1, 0), (2, 1), (1, "none")):
+        finished.report["secure_aggregation"] |= {"min_survivors": least, "max_colluders": colluders}
+        assert 4 in statuses(finished, "FAIL"), "one alone is hidden by nobody"
     del finished.report["secure_aggregation"]["min_survivors"]
     assert statuses(finished, "FAIL") == {4}
 

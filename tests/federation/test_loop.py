@@ -1,0 +1,31 @@
+"""The bound on ε that a run shows after every round."""
+
+from __future__ import annotations
+
+import pytest
+
+from accounting.planning import Plan, plan
+from accounting.pricing import epsilon
+from fedlora_priv.federation.loop import running_epsilon
+
+
+def planned(client_id: str, examples: int, rounds: int) -> Plan:
+    """A plan of one step a round for ε = 8, with one round for a retry."""
+    return plan(
+        client_id=client_id, declared_examples=examples, planned_batch_size=40, rounds=rounds, retry_rounds=1,
+        steps_per_round=1, clip_norm=1.0, target_epsilon=8.0, delta=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("rounds", "sizes"), [(12, (400, 400)), (30, (400, 500, 600))])
+def test_the_bound_grows_with_the_rounds_and_is_one(rounds: int, sizes: tuple[int, ...]) -> None:
+    plans = {f"client-{i}": planned(f"client-{i}", size, rounds) for i, size in enumerate(sizes)}
+    shown = [running_epsilon(plans, number) for number in range(1, rounds + 1)]
+    for client_id, own in plans.items():
+        curve = [bounds[client_id] for bounds in shown]
+        spent = [epsilon([own.round_event()] * (number + 1), own.delta) for number in range(1, rounds + 1)]
+        assert all(bound >= true - 1e-9 for bound, true in zip(curve, spent, strict=True))
+        assert curve == sorted(curve)
+        assert curve[0] < 0.7 * curve[-1]  # RDP alone is above the whole run's price for most of a short run
+        assert curve[-1] == pytest.approx(spent[-1])
+        assert len(set(curve)) >= min(rounds, 24 // len(sizes)) - 1
