@@ -92,7 +92,7 @@ def recommended(n: int, max_colluders: int, degree: int | None = None) -> Thresh
         degree, threshold = n - 1, quorum
     else:
         threshold = max(max_colluders + 1, (2 * (degree + 1) + 2) // 3)
-    if min_survivors > n or not max_colluders < threshold <= degree + 1:
+    if min_survivors > n or not max_colluders < threshold <= degree + 1 or degree <= max_colluders:
         raise LocalProtocolError(
             f"{n} clients cannot be protected from {max_colluders} colluders: add clients, or assume fewer"
         )

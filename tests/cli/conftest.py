@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fedlora_priv import cli
 from fedlora_priv.cli import app
 
 
@@ -25,7 +26,7 @@ class Ran:
 def fedlora(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ran]:
     """Return a function that runs `fedlora` with these arguments, its homes inside tmp_path."""
     monkeypatch.setenv("FEDLORA_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli.console, "width", 200)  # whatever it was when the module was imported
 
     def run(*arguments: object) -> Ran:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])

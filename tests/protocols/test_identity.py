@@ -121,7 +121,7 @@ def test_recommended_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "colluders", "degree"), [(1, 0, None), (3, 2, None), (2, 1, None), (50, 11, 10)]
+    ("n", "colluders", "degree"), [(1, 0, None), (3, 2, None), (2, 1, None), (50, 11, 10), (50, 10, 10)]
 )
 def test_no_counts_protect_too_few(n: int, colluders: int, degree: int | None) -> None:
     with pytest.raises(LocalProtocolError, match="cannot be protected"):

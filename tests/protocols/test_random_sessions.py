@@ -46,7 +46,7 @@ def plans(draw: st.DrawFn) -> Plan:
     counts = recommended(n, colluders)
     min_survivors = draw(st.integers(counts.min_survivors, n))
     quorum = draw(st.integers(counts.quorum, min_survivors))
-    degree = draw(st.sampled_from([n - 1] + [k for k in range(2, n - 1, 2) if k >= colluders]))
+    degree = draw(st.sampled_from([n - 1] + [k for k in range(2, n - 1, 2) if k > colluders]))
     threshold = draw(st.integers(colluders + 1, degree + 1))
     bits = draw(st.integers((2 * n).bit_length() + 1, 32))
     shape = {
