@@ -91,7 +91,7 @@ def certifying() -> Row:
     fast = best(lambda: losses.fast_epsilon([*parts], DELTA, 1e-4))
 
     def certified() -> float:
-        pricing._single_step.cache_clear()
+        _forget()
         return pricing.pld_epsilon(parts, DELTA)
 
     what = "the same figure by our own loss distributions (to search with)"
@@ -104,9 +104,14 @@ def _calibrate(target: float, rate: float, steps: int) -> float:
     """Calibrate with nothing remembered."""
     calibration._calibrate.cache_clear()
     calibration._approach.cache_clear()
-    pricing.step_curve.cache_clear()
-    pricing._single_step.cache_clear()
+    _forget()
     return calibration.calibrate(target, DELTA, rate, steps)
+
+
+def _forget() -> None:
+    """Drop every price that this process remembers."""
+    for remembered in (pricing.step_curve, pricing._composed, pricing._single_step):
+        remembered.cache_clear()
 
 
 def _plain_epsilon(event: PoissonGaussian, rounds: int) -> float:
