@@ -11,7 +11,7 @@ help:
 	@echo "make demo       run a private federation on real text (about five minutes, two cores)"
 	@echo "make test       the whole suite        make test-fast  without the long ones"
 	@echo "make check      ruff, mypy, import contracts, doctests"
-	@echo "make bench      the benchmarks, about twenty minutes; tables in benchmarks/RESULTS.md"
+	@echo "make bench      the benchmarks, about half an hour; tables in benchmarks/RESULTS.md"
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fedlora run examples/quickstart.toml --again
