@@ -32,7 +32,7 @@ def poisson(base: Callable[[Floats], Floats], sample_rate: float, order: int) ->
         math.log(math.comb(order, 2)) + 2 * log_take + (order - 2) * log_keep + float(curve[0]),
     ]
     higher = math.log(3) + _log_binomial(order, k) + (order - k) * log_keep + k * log_take
-    log_moment = _log_sum([*terms, *(higher + (k - 1) * curve[1:])])
+    log_moment = log_sum([*terms, *(higher + (k - 1) * curve[1:])])
     return min(float(curve[-1]), max(0.0, log_moment / (order - 1)))
 
 
@@ -54,7 +54,7 @@ def fixed_size_gaussian(noise_multiplier: float, sample_rate: float, order: int)
         pair = (central[j // 2 - 1] + central[(j + 1) // 2 - 1]) / 2
         log_weight[index] = min(log_weight[index], math.log(4) + pair)
     terms = _log_binomial(order, k) + k * math.log(sample_rate) + log_weight
-    return _log_sum([0.0, *terms]) / (order - 1)
+    return log_sum([0.0, *terms]) / (order - 1)
 
 
 def _log_central_moment(noise_multiplier: float, even: int) -> float:
@@ -69,7 +69,7 @@ def _log_central_moment(noise_multiplier: float, even: int) -> float:
     # ln|e^L - 1|, without overflow; where L is 0 the integrand is 0
     size = np.maximum(loss, 0) + np.log(np.maximum(-np.expm1(-np.abs(loss)), 1e-300))
     log_normal = -((x / noise_multiplier) ** 2) / 2 - math.log(noise_multiplier * math.sqrt(2 * math.pi))
-    return _log_sum(even * size + log_normal) + math.log(step)
+    return log_sum(even * size + log_normal) + math.log(step)
 
 
 def best_of_random_many(curve: Floats, orders: Floats, shape: float, gamma: float, mean: float) -> Floats:
@@ -90,6 +90,6 @@ def _log_binomial(n: int, k: Floats) -> Floats:
     return np.asarray(log_factorial[n] - log_factorial[chosen] - log_factorial[n - chosen])
 
 
-def _log_sum(values: Floats | Sequence[float]) -> float:
+def log_sum(values: Floats | Sequence[float]) -> float:
     """ln of a sum of exponentials, without overflow."""
     return float(np.logaddexp.reduce(np.asarray(values, dtype=np.float64)))

@@ -103,8 +103,8 @@ class _Task(NamedTuple):
 
     def fast_epsilon(self, noise_multiplier: float, grid: float) -> float:
         """The price by our own loss distributions, on a grid."""
-        parts = [part for part in self.parts(noise_multiplier) if isinstance(part[0], Mechanism)]
-        return losses.fast_epsilon(parts, self.delta, grid)  # type: ignore[arg-type]
+        parts = [(step, count) for step, count in self.parts(noise_multiplier) if isinstance(step, Mechanism)]
+        return losses.fast_epsilon(parts, self.delta, grid)
 
 
 def _task(

@@ -91,7 +91,7 @@ def _curve(event: Event) -> Curve:
         base = _shares(event)
         amplified = event.adjacency == "add-remove" and event.sample_rate < 1
         return _any_on_a_poisson_sample(base, event.sample_rate) if amplified else base
-    step = step_of(event)  # type: ignore[arg-type]
+    step = step_of(event)  # type: ignore[arg-type]  # a Gaussian: `can_price` has refused all others
     noise = Decimal(step.noise_multiplier) / (2 if step.replace else 1)
     per_pair = (1 / (2 * noise**2)).exp()  # e^(1/2z²), and E[e^(kL)] = (e^(1/2z²))^(k² - k)
     if step.sample_rate == 1:

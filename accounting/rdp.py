@@ -12,7 +12,7 @@ conversion to (epsilon, delta).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -147,7 +147,7 @@ def _log_moment_whole(order: float, noise_multiplier: float, sample_rate: float)
     log_factorial = np.array([math.lgamma(i + 1) for i in k])
     log_binomial = log_factorial[-1] - log_factorial - log_factorial[::-1]
     log_weight = log_binomial + k * math.log(sample_rate) + k[::-1] * math.log1p(-sample_rate)
-    return _log_sum(log_weight + (k * k - k) / (2 * noise_multiplier**2))
+    return amplification.log_sum(log_weight + (k * k - k) / (2 * noise_multiplier**2))
 
 
 def _log_moment_fractional(order: float, noise_multiplier: float, sample_rate: float) -> float:
@@ -163,11 +163,4 @@ def _log_moment_fractional(order: float, noise_multiplier: float, sample_rate: f
         math.log1p(-sample_rate), math.log(sample_rate) + (2 * x - 1) / (2 * noise_multiplier**2)
     )
     log_normal = -((x / noise_multiplier) ** 2) / 2 - math.log(noise_multiplier * math.sqrt(2 * math.pi))
-    return _log_sum(order * log_ratio + log_normal) + math.log(step)
-
-
-def _log_sum(values: Iterable[float] | Floats) -> float:
-    """ln of a sum of exponentials, without overflow."""
-    array = np.asarray(values, dtype=np.float64)
-    top = float(array.max())
-    return top + math.log(float(np.exp(array - top).sum()))
+    return amplification.log_sum(order * log_ratio + log_normal) + math.log(step)

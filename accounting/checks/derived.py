@@ -17,7 +17,7 @@ from ..events import PoissonGaussian, PrivateEvent
 from ..independent import bracket, can_price
 from ..mechanisms import compose
 from ..merge import DISJOINT, OVERLAPPING
-from ..pricing import Accountant, accountant_for, epsilon
+from ..pricing import accountant_for, epsilon
 
 # Accountants agree to ~1e-9 across platforms; a reported epsilon may have lost digits in printing.
 EPSILON_TOLERANCE = 1e-6
@@ -94,9 +94,7 @@ def _planned_event(plan: Mapping[str, Any]) -> PoissonGaussian:
         raise PricingError(f"the plan is none: {error}") from error
 
 
-def bounded_epsilon(
-    events: tuple[PrivateEvent, ...], delta: float, accountant: Accountant | None = None
-) -> float:
+def bounded_epsilon(events: tuple[PrivateEvent, ...], delta: float) -> float:
     """`epsilon`, within the bounds that the report's schema sets to a plan, so that it ends.
 
     Raises:
@@ -112,7 +110,7 @@ def bounded_epsilon(
                     raise PricingError(f"{name} {value:g} is outside {least:g} to {most:g}: not priced")
         if (steps := sum(count for _, count in parts)) > _LIFETIMES * bounds["planned_steps"]["maximum"]:
             raise PricingError(f"{steps:.3g} steps are more than this audit prices")
-        return epsilon(events, delta, accountant)
+        return epsilon(events, delta)
     except (ArithmeticError, ValueError, TypeError, MemoryError) as error:
         raise PricingError(f"cannot be priced: {error}") from error
 
