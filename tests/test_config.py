@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedlora_priv import config_reference
-from fedlora_priv.config import Experiment, Section
+from fedlora_priv.config import Experiment
+from fedlora_priv.config_base import Section
 from fedlora_priv.errors import ConfigError, FedloraError, exit_codes
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.config import DataSection, Experiment
+from fedlora_priv.config import Experiment
+from fedlora_priv.config_data import DataSection
 from fedlora_priv.data import hub, tables
 from fedlora_priv.data.assets import MOVIE_SNIPPETS, Say, fetch, quietly
 from fedlora_priv.errors import ConfigError, DataError

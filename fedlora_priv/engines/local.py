@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from fedlora_priv.config import Dropout
+from fedlora_priv.config_federation import Dropout
 from fedlora_priv.engines.base import Step
 
 

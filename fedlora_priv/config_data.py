@@ -1,0 +1,85 @@
+"""The section that says whose text is trained on, and what about it is public: [data]."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from fedlora_priv.config_base import Section, demo_must_exist
+
+DEMO_DATASETS = ("demo:movie-snippets",)
+
+
+class DataSection(Section):
+    """The text, its labels, its split over clients, and what about it is public."""
+
+    source: str = Field(
+        default="demo:movie-snippets",
+        min_length=1,
+        description="'demo:movie-snippets' (MIT; Hutto & Gilbert 2014), a local tsv/csv/jsonl file, a local "
+        "folder with train.* and perhaps dev.*, or a hub dataset name.",
+    )
+    train_file: str | None = Field(
+        default=None, min_length=1, description="Training file inside a source folder. Default: train.*."
+    )
+    evaluation_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Evaluation file inside a source folder. Default: dev.*, validation.* or test.*; "
+        "without any, examples are held out of the training data if that is public.",
+    )
+    text_column: str = Field(default="sentence", min_length=1, description="Column that holds the text.")
+    label_column: str = Field(default="label", min_length=1, description="Column that holds the label.")
+    labels: Annotated[tuple[str, ...] | None, Field(strict=False)] = Field(
+        default=None,
+        min_length=2,
+        description="PUBLIC names of the labels, in the order of the classes; rows with another label are "
+        "refused. Required unless the data is public: names found in private rows would be released.",
+    )
+    evaluation_examples: int = Field(
+        default=1000,
+        ge=1,
+        description="Examples held out of PUBLIC data for evaluation, drawn by the public seed, where the source "
+        "has no evaluation split of its own. From private data nothing is held out.",
+    )
+    evaluation_public: bool = Field(
+        default=False,
+        description="Declare the evaluation split public. Otherwise no accuracy is reported (unless all data "
+        "is public), because an accuracy over private rows is a release outside the guarantee.",
+    )
+    public: bool = Field(
+        default=False,
+        description="Declare all data public: the report then says that its privacy claim is a simulation.",
+    )
+    partition: Literal["iid", "dirichlet", "one-label-per-client"] = Field(
+        default="iid", description="How training examples are split over the clients; disjoint."
+    )
+    dirichlet_alpha: float = Field(
+        default=0.5,
+        gt=0,
+        description="Concentration of the 'dirichlet' partition; smaller is more skewed in labels.",
+    )
+    dataset_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="Public, stable name of the dataset; a client keeps one privacy ledger for each.",
+    )
+    declared_examples_per_client: int | None = Field(
+        default=None,
+        ge=1,
+        description="PUBLIC number of examples per client, from which sampling rate and noise "
+        "are planned. Required unless the data is public: a true private size must not leak.",
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _known_demo(cls, source: str) -> str:
+        """Refuse a demo dataset that there is not."""
+        return demo_must_exist(source, DEMO_DATASETS)
+
+    @property
+    def accuracy_may_be_reported(self) -> bool:
+        """Whether evaluating releases nothing private: all data, or its evaluation split, is public."""
+        return self.public or self.evaluation_public

@@ -1,0 +1,177 @@
+"""The sections that say who works together, and under which promise.
+
+[federation], [privacy], [secure_aggregation], [communication], [engine] and [simulate].
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from fedlora_priv.config_base import Section
+
+Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
+"""A phase of secure aggregation at which a client can be lost, before it sends that phase's message."""
+
+
+class FederationSection(Section):
+    """How many clients, for how long, combined by which method."""
+
+    clients: int = Field(default=5, ge=1, le=65_535, description="Number of clients: client-1 to client-N.")
+    rounds: int = Field(default=12, ge=1, le=100_000, description="Rounds of training and aggregation.")
+    method: Literal["fedit", "ffa", "fra"] = Field(
+        default="ffa",
+        description="'ffa': A frozen, B summed (exact); 'fedit': factors averaged (inexact product); 'fra': "
+        "full-rank aggregation of B·A.",
+    )
+    local_steps: int = Field(
+        default=1, ge=1, le=100_000, description="DP-SGD steps of each client in a round."
+    )
+    evaluate_every: int = Field(
+        default=1, ge=1, description="Rounds between evaluations; the last round is always evaluated."
+    )
+
+
+class PrivacySection(Section):
+    """The promise: unit, epsilon and delta."""
+
+    mode: Literal["local", "distributed", "client"] = Field(
+        default="local",
+        description="Who adds noise. 'local': every client in full. The others are refused: not built yet.",
+    )
+    epsilon: float = Field(gt=0, description="Target epsilon of every client over the whole run.")
+    lifetime_epsilon: float | None = Field(
+        default=None,
+        gt=0,
+        description="Limit on what a client's ledger may amount to over all runs on its dataset, at `delta`. "
+        "Default: epsilon.",
+    )
+    delta: float = Field(
+        default=1e-5,
+        ge=1e-9,
+        lt=1,
+        description="Delta, a probability; must be below 1 / all examples of the federation. Below 1e-9 nothing "
+        "can be certified.",
+    )
+    unit: Literal["example"] = Field(
+        default="example", description="What is protected: one example (a row), added or removed."
+    )
+    retry_rounds: int = Field(
+        default=1,
+        ge=0,
+        description="Rounds that a client may have to train again after a crash, paid for in the noise.",
+    )
+
+    @property
+    def ledger_limit(self) -> float:
+        """The epsilon that a client's whole ledger may reach."""
+        return self.epsilon if self.lifetime_epsilon is None else self.lifetime_epsilon
+
+    @field_validator("mode")
+    @classmethod
+    def _built(cls, mode: str) -> str:
+        """Refuse the modes that are not built yet."""
+        if mode != "local":
+            raise ValueError(f"{mode!r} is not built yet; use 'local'")
+        return mode
+
+
+class SecureAggregationSection(Section):
+    """What the server may see, and how many losses and colluders a round survives."""
+
+    mode: Literal["secure", "insecure"] = Field(
+        default="secure",
+        description="'secure': the server sees only masked vectors and their sum; 'insecure': it sees every "
+        "update (baselines and tests).",
+    )
+    max_colluders: int = Field(
+        default=1, ge=0, description="Clients that may collude with the server without breaking the masks."
+    )
+    quorum: int | None = Field(
+        default=None,
+        ge=1,
+        description="Clients that must confirm a round; 2·quorum > clients + max_colluders. Default: the "
+        "smallest such number.",
+    )
+    threshold: int | None = Field(
+        default=None,
+        ge=1,
+        description="Shares that recover a lost client's masks; above max_colluders. Default: quorum.",
+    )
+    min_survivors: int | None = Field(
+        default=None,
+        ge=1,
+        description="Fewest clients in a sum; below it the round is lost. At least quorum, the default.",
+    )
+
+    def thresholds(self, clients: int) -> tuple[int, int, int]:
+        """Return (quorum, threshold, min_survivors) with the defaults filled in.
+
+        >>> SecureAggregationSection(max_colluders=1).thresholds(5)
+        (4, 4, 4)
+        """
+        quorum = self.quorum or (clients + self.max_colluders) // 2 + 1
+        return quorum, self.threshold or quorum, self.min_survivors or quorum
+
+    def summary(self, clients: int) -> dict[str, int | str]:
+        """Return what a plan and a report state of the sessions; without sessions, only that there are none."""
+        if self.mode == "insecure":
+            return {"mode": self.mode}
+        quorum, threshold, min_survivors = self.thresholds(clients)
+        return {
+            "mode": self.mode,
+            "clients": clients,
+            "max_colluders": self.max_colluders,
+            "quorum": quorum,
+            "threshold": threshold,
+            "min_survivors": min_survivors,
+        }
+
+
+class CommunicationSection(Section):
+    """Which coordinates travel, at how many bits."""
+
+    support: Literal["dense", "server-topk", "seeded-random-k"] = Field(
+        default="dense",
+        description="Coordinates that travel, the same for every client: all; the largest public ones; or "
+        "drawn by the public seed.",
+    )
+    density: float = Field(
+        default=1.0, gt=0, le=1, description="Fraction of coordinates that travel; 1 for 'dense'."
+    )
+    exploration: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Fraction of a 'server-topk' support that is drawn at random, so that unused coordinates "
+        "can grow.",
+    )
+    value_bits: int = Field(
+        default=16,
+        ge=2,
+        le=24,
+        description="Bits per travelling value before the head room for summing clients is added.",
+    )
+
+
+class EngineSection(Section):
+    """Where the clients run."""
+
+    kind: Literal["local"] = Field(default="local", description="'local': all clients in this process.")
+
+
+class Dropout(Section):
+    """One client lost in one round, on purpose."""
+
+    round: int = Field(ge=1, description="Round of the loss; the first round is 1.")
+    client_id: str = Field(description="Who is lost: 'client-1' to 'client-N'.")
+    phase: Phase = Field(description="The client is lost BEFORE it sends this phase's message.")
+
+
+class SimulateSection(Section):
+    """Failures to act out."""
+
+    dropouts: Annotated[tuple[Dropout, ...], Field(strict=False)] = Field(
+        default=(), description="Clients to lose, as [[simulate.dropouts]] tables."
+    )

@@ -1,0 +1,87 @@
+"""The sections that say what is trained and how: [model], [lora] and [training]."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from fedlora_priv.config_base import Names, Section, demo_must_exist
+
+DEMO_MODELS = ("demo:minilm",)
+
+
+class ModelSection(Section):
+    """The frozen encoder and how a sentence becomes one vector."""
+
+    source: str = Field(
+        default="demo:minilm",
+        min_length=1,
+        description="'demo:minilm' (all-MiniLM-L6-v2, Apache-2.0), a local folder, or a hub model name.",
+    )
+    pooling: Literal["mean", "native"] = Field(
+        default="mean",
+        description="'mean': mean over the attention mask and a linear head (what sentence encoders are "
+        "trained for); 'native': the architecture's own classification head.",
+    )
+    max_length: int = Field(
+        default=64, ge=4, le=8192, description="Longest input in tokens; longer texts are truncated."
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _known_demo(cls, source: str) -> str:
+        """Refuse a demo model that there is not."""
+        return demo_must_exist(source, DEMO_MODELS)
+
+
+class LoraSection(Section):
+    """Which low-rank adapters are trained."""
+
+    rank: int = Field(default=8, ge=1, le=1024, description="Rank r of every adapter.")
+    alpha: float = Field(default=16.0, gt=0, description="LoRA alpha; the adapter is scaled by alpha / rank.")
+    target_modules: Names = Field(
+        default=("query", "value"), min_length=1, description="Name endings of the linear maps to adapt."
+    )
+    train_head: bool = Field(
+        default=True, description="Train the classification head too; it is clipped and noised with the rest."
+    )
+    use_dora: bool = Field(default=False, description="Must be false: DoRA is refused under DP-SGD.")
+
+    @field_validator("use_dora")
+    @classmethod
+    def _no_dora(cls, use_dora: bool) -> bool:
+        """Refuse DoRA, with the reason."""
+        if use_dora:
+            raise ValueError(
+                "cannot be honoured under DP-SGD: DoRA normalises the merged weight, of which no exact "
+                "per-example gradients are to be had, so clipping would bound nothing; set it to false"
+            )
+        return use_dora
+
+
+class TrainingSection(Section):
+    """The local DP-SGD step."""
+
+    batch_size: int = Field(
+        default=64,
+        ge=1,
+        description="EXPECTED examples per client and step; the true number is Poisson-sampled and secret.",
+    )
+    optimizer: Literal["sgd", "adam"] = Field(
+        default="sgd", description="Optimizer that consumes the clipped and noised gradient."
+    )
+    learning_rate: float = Field(default=0.5, gt=0, description="Learning rate.")
+    clip_norm: float = Field(
+        default=1.0, gt=0, description="L2 bound of one example's gradient over all trained arrays."
+    )
+    max_tokens_per_microbatch: int = Field(
+        default=1024,
+        ge=1,
+        description="Padded tokens in one forward pass; bounds memory, does not change the result.",
+    )
+    deterministic_noise: bool = Field(
+        default=False,
+        description="Tests only: reproducible noise and sampling. There is NO privacy then, and the audit "
+        "fails.",
+    )
