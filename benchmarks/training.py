@@ -13,7 +13,7 @@ from fedlora_priv.adapters import read_state, trainable_parameters
 from fedlora_priv.modeling import LoraSettings, attach_lora
 from fedlora_priv.pooling import MeanPoolingClassifier
 from fedlora_priv.training import PrivateTrainer, TokenisedExamples
-from fedlora_priv.training.batching import collate, microbatches
+from fedlora_priv.training.batching import microbatches
 from fedlora_priv.training.losses import example_losses
 from protocols.prg import SecretStream
 
@@ -41,9 +41,8 @@ def rows() -> Iterator[Row]:
             parameter.requires_grad_(True)
             parameter.grad = None
         for indices in microbatches(examples.lengths(), 1024):
-            part = examples.subset(indices)
-            batch, labels = collate(part, torch.device("cpu")), torch.from_numpy(part.labels)
-            loss = example_losses(model(**batch).logits, labels, batch).sum() / 64
+            batch = examples.subset(indices).collate(torch.device("cpu"))
+            loss = example_losses(model(**batch.inputs).logits, batch).sum() / 64
             loss.backward()  # type: ignore[no-untyped-call]
         torch.optim.SGD(parameters, lr=0.1).step()
 

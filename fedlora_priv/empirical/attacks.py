@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from accounting.planning import Plan
 from fedlora_priv.adapters import trainable_parameters, write_state
 from fedlora_priv.methods.base import Role, State
-from fedlora_priv.training.batching import collate, microbatches
-from fedlora_priv.training.examples import TokenisedExamples
+from fedlora_priv.training.batching import microbatches
+from fedlora_priv.training.examples import Examples
 from fedlora_priv.training.hooks import per_example_gradients
 from fedlora_priv.training.losses import example_losses
 from fedlora_priv.training.trainer import PrivateTrainer
@@ -58,7 +58,7 @@ class UpdateAttack:
     """
 
     trainer: PrivateTrainer
-    rows: TokenisedExamples
+    rows: Examples
     plan: Plan
     trains: frozenset[Role]
     learning_rate: float
@@ -113,11 +113,11 @@ class UpdateAttack:
 
 
 def _per_example(
-    hooked: nn.Module, rows: TokenisedExamples, trained: dict[str, nn.Parameter], device: torch.device
+    hooked: nn.Module, rows: Examples, trained: dict[str, nn.Parameter], device: torch.device
 ) -> Tensor:
     """Return the gradients of a microbatch, float64 (n, d); forgets them in the model."""
-    batch = collate(rows, device)
-    example_losses(hooked(**batch).logits, _labels(rows, device), batch).sum().backward()  # type: ignore[no-untyped-call]
+    batch = rows.collate(device)
+    example_losses(hooked(**batch.inputs).logits, batch).sum().backward()  # type: ignore[no-untyped-call]
     parts = []
     owners: Any = trained.values()
     for parameter in owners:
@@ -126,27 +126,18 @@ def _per_example(
     return torch.cat(parts, dim=1)
 
 
-def losses(trainer: PrivateTrainer, rows: TokenisedExamples, state: State) -> NDArray[np.float64]:
+def losses(trainer: PrivateTrainer, rows: Examples, state: State) -> NDArray[np.float64]:
     """Return the loss of each row at a state, (n,); the model is left at that state."""
     write_state(trainer.model, state)
     trainer.model.eval()
     found = np.empty(len(rows))
     with torch.no_grad():
         for indices in microbatches(rows.lengths(), _MAX_TOKENS):
-            part = rows.subset(indices)
-            batch = collate(part, trainer.device)
-            logits = trainer.model(**batch).logits
-            found[indices] = example_losses(logits, _labels(part, trainer.device), batch).cpu().numpy()
+            batch = rows.subset(indices).collate(trainer.device)
+            found[indices] = example_losses(trainer.model(**batch.inputs).logits, batch).cpu().numpy()
     return found
 
 
-def loss_drop(
-    trainer: PrivateTrainer, rows: TokenisedExamples, before: State, after: State
-) -> NDArray[np.float64]:
+def loss_drop(trainer: PrivateTrainer, rows: Examples, before: State, after: State) -> NDArray[np.float64]:
     """Return by how much training lowered each row's loss, (n,); hard rows are not mistaken for non-members."""
     return losses(trainer, rows, before) - losses(trainer, rows, after)
-
-
-def _labels(rows: TokenisedExamples, device: torch.device) -> Tensor | None:
-    """Return the labels as a tensor."""
-    return None if rows.labels is None else torch.from_numpy(rows.labels).to(device)

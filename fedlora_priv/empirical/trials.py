@@ -73,7 +73,7 @@ def repeat_step(
         ConfigError: the canary makes no difference at all.
     """
     stream = stream or SecretStream()
-    together = _joined(companions, canary)
+    together = companions + canary
 
     def moved(examples: TokenisedExamples, noise: float) -> NDArray[np.float64]:
         result = trainer.train(
@@ -100,11 +100,3 @@ def repeat_step(
         return np.array([float((step - without) @ difference) / size for step in steps])
 
     return StepTrials(scores(together), scores(companions), float(np.sqrt(size)) / clip_norm)
-
-
-def _joined(first: TokenisedExamples, second: TokenisedExamples) -> TokenisedExamples:
-    """Return the rows of both."""
-    labels = None
-    if first.labels is not None and second.labels is not None:
-        labels = np.concatenate([first.labels, second.labels])
-    return TokenisedExamples(first.input_ids + second.input_ids, labels, first.pad_id)

@@ -7,11 +7,7 @@ microbatch with whom.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from fedlora_priv.training.examples import TokenisedExamples
 
 
 def microbatches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
@@ -30,16 +26,3 @@ def microbatches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np
         groups.append(order[start : start + size])
         start += size
     return groups
-
-
-def collate(examples: TokenisedExamples, device: torch.device) -> dict[str, Tensor]:
-    """Return ``input_ids`` and ``attention_mask`` of shape (n, longest), int64, padded on the right."""
-    ids = np.full((len(examples), int(examples.lengths().max())), examples.pad_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, tokens in enumerate(examples.input_ids):
-        ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-    return {
-        "input_ids": torch.from_numpy(ids).to(device),
-        "attention_mask": torch.from_numpy(mask).to(device),
-    }

@@ -10,31 +10,44 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedlora_priv.errors import ConfigError
+from fedlora_priv.training.examples import Batch
 
 
-def example_losses(logits: Tensor, labels: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
-    """Return the cross-entropy of each example, shape (n,).
+def example_losses(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the cross-entropy of each example, float32, shape (n,).
 
     Args:
-        logits: (n, classes), or (n, tokens, vocabulary) for next-token prediction.
-        labels: (n,) class numbers; None for next-token prediction.
-        batch: ``input_ids`` and ``attention_mask``, both (n, tokens).
+        logits: of the model on ``batch.inputs``: (n, classes), or (n, tokens, vocabulary) for next-token
+            prediction.
+        batch: with labels, or with targets for next-token prediction.
+
+    Raises:
+        ConfigError: the model is of the other kind than the batch.
     """
-    if labels is not None and logits.dim() == 2:
-        return cross_entropy(logits, labels, reduction="none")
-    if labels is None and logits.dim() == 3:
-        return next_token_losses(logits, batch["input_ids"], batch["attention_mask"])
+    if batch.labels is not None and logits.dim() == 2:
+        return cross_entropy(logits.float(), batch.labels, reduction="none")
+    if batch.targets is not None and logits.dim() == 3:
+        return next_token_losses(logits, batch.inputs["input_ids"], batch.targets)
     raise ConfigError(
         f"the model gives logits of {logits.dim()} dimensions, which do not go with these labels",
         "use a classifier with labels, or a language model without",
     )
 
 
-def next_token_losses(logits: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return the mean over each sequence's own tokens of the next token's cross-entropy, shape (n,).
+def next_token_losses(logits: Tensor, input_ids: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over each sequence's own target tokens of their cross-entropy, float32, shape (n,).
 
-    A sequence of one token has nothing to predict and loss 0.
+    A sequence without targets has nothing to predict and loss 0. Only the logits that predict a target are
+    brought to float32: with a large vocabulary they are most of the memory.
+
+    Args:
+        logits: (n, tokens, vocabulary); those at t predict the token at t + 1.
+        input_ids: (n, tokens).
+        targets: bool (n, tokens), which tokens count.
     """
-    targets = attention_mask[:, 1:].to(logits.dtype)
-    losses = cross_entropy(logits[:, :-1].transpose(1, 2), input_ids[:, 1:], reduction="none")
-    return (losses * targets).sum(dim=1) / targets.sum(dim=1).clamp(min=1)
+    counted = targets[:, 1:]
+    rows, columns = counted.nonzero(as_tuple=True)
+    predictions = logits.flatten(0, 1)[rows * logits.shape[1] + columns].float()
+    losses = cross_entropy(predictions, input_ids[:, 1:][counted], reduction="none")
+    placed = losses.new_zeros(counted.shape).masked_scatter(counted, losses)
+    return placed.sum(dim=1) / counted.sum(dim=1).clamp(min=1)

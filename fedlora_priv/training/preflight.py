@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from fedlora_priv.adapters import read_state, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.methods.base import State
-from fedlora_priv.training.batching import collate
-from fedlora_priv.training.examples import TokenisedExamples
+from fedlora_priv.training.examples import Examples, TokenisedExamples
 from fedlora_priv.training.hooks import per_example_gradients
 from fedlora_priv.training.losses import example_losses
 
@@ -43,7 +42,7 @@ class PreflightReport:
 
 
 def preflight(
-    model: Any, *, device: str | torch.device = "cpu", examples: TokenisedExamples | None = None
+    model: Any, *, device: str | torch.device = "cpu", examples: Examples | None = None
 ) -> PreflightReport:
     """Return how exact the model's per-example gradients are; its state is as before afterwards.
 
@@ -119,17 +118,16 @@ def _made_up(model: Any, lengths: tuple[int, ...] = _LENGTHS) -> TokenisedExampl
     return TokenisedExamples(ids, None if is_generative else np.array([0, 1, 1], dtype=np.int64), pad)
 
 
-def _losses(model: nn.Module, examples: TokenisedExamples, device: torch.device) -> Tensor:
+def _losses(model: nn.Module, examples: Examples, device: torch.device) -> Tensor:
     """Return one loss per example, in one padded batch."""
-    batch = collate(examples, device)
-    labels = None if examples.labels is None else torch.from_numpy(examples.labels).to(device)
-    return example_losses(model(**batch).logits, labels, batch)
+    batch = examples.collate(device)
+    return example_losses(model(**batch.inputs).logits, batch)
 
 
 def _by_hooks(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
-    examples: TokenisedExamples,
+    examples: Examples,
     device: torch.device,
 ) -> dict[str, Tensor]:
     """Return the per-example gradients by Opacus' hooks, (n, *shape) each."""
@@ -145,7 +143,7 @@ def _by_hooks(
 
 
 def _alone(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], example: TokenisedExamples, device: torch.device
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], example: Examples, device: torch.device
 ) -> dict[str, Tensor]:
     """Return one example's gradients by plain autograd, unpadded and alone."""
     model.eval()

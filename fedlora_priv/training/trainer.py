@@ -17,10 +17,10 @@ from fedlora_priv.adapters import layout, read_state, trainable_parameters, writ
 from fedlora_priv.errors import ConfigError, DataError
 from fedlora_priv.methods.base import Role, State
 from fedlora_priv.modeling import refuse_batch_norm
-from fedlora_priv.training.batching import collate, microbatches
+from fedlora_priv.training.batching import microbatches
 from fedlora_priv.training.checks import StepCheck
 from fedlora_priv.training.dpsgd import ClipCounts, SecretNoiseOptimizer, make_optimizer
-from fedlora_priv.training.examples import TokenisedExamples
+from fedlora_priv.training.examples import Batch, Examples
 from fedlora_priv.training.hooks import per_example_gradients
 from fedlora_priv.training.losses import example_losses
 from fedlora_priv.training.sampling import poisson_draw
@@ -97,7 +97,7 @@ class PrivateTrainer:
 
     def train(
         self,
-        examples: TokenisedExamples,
+        examples: Examples,
         start_state: State,
         *,
         steps: int,
@@ -167,7 +167,7 @@ class PrivateTrainer:
 
     def evaluate(
         self,
-        examples: TokenisedExamples,
+        examples: Examples,
         state: State | None = None,
         *,
         max_tokens_per_microbatch: int = 1024,
@@ -179,15 +179,17 @@ class PrivateTrainer:
             state: written to the model first, if given.
             max_tokens_per_microbatch: padded tokens computed at once.
         """
-        if examples.labels is None or len(examples) == 0:
-            raise DataError("accuracy needs at least one example with a label")
+        if len(examples) == 0:
+            raise DataError("accuracy needs at least one example")
         if state is not None:
             write_state(self.model, state)
         self.model.eval()
         correct = 0
         with torch.no_grad():
-            for batch, labels in self._microbatches(examples, max_tokens_per_microbatch):
-                correct += int((self.model(**batch).logits.argmax(dim=-1) == labels).sum())
+            for batch in self._microbatches(examples, max_tokens_per_microbatch):
+                if batch.labels is None:
+                    raise DataError("accuracy needs labels")
+                correct += int((self.model(**batch.inputs).logits.argmax(dim=-1) == batch.labels).sum())
         return correct / len(examples)
 
     def _trained(self, roles: frozenset[Role]) -> dict[str, nn.Parameter]:
@@ -206,27 +208,23 @@ class PrivateTrainer:
         self,
         hooked: nn.Module,
         optimizer: SecretNoiseOptimizer,
-        drawn: TokenisedExamples,
+        drawn: Examples,
         settings: StepSettings,
     ) -> StepRecord:
         """Take one step on the drawn examples; with none of them, a step of noise alone."""
         optimizer.zero_grad()
         counts = []
-        for batch, labels in self._microbatches(drawn, settings.max_tokens_per_microbatch):
-            example_losses(hooked(**batch).logits, labels, batch).sum().backward()  # type: ignore[no-untyped-call]
+        for batch in self._microbatches(drawn, settings.max_tokens_per_microbatch):
+            example_losses(hooked(**batch.inputs).logits, batch).sum().backward()  # type: ignore[no-untyped-call]
             counts.append(optimizer.clip_and_accumulate())
         sums = optimizer.clipped_sums()
         optimizer.step()
         return _record(len(drawn), counts, sums, optimizer)
 
-    def _microbatches(
-        self, examples: TokenisedExamples, max_tokens: int
-    ) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
-        """Yield the tensors and the labels of each microbatch; nothing for no examples."""
+    def _microbatches(self, examples: Examples, max_tokens: int) -> Iterator[Batch]:
+        """Yield the tensors of each microbatch; nothing for no examples."""
         for indices in microbatches(examples.lengths(), max_tokens):
-            part = examples.subset(indices)
-            labels = None if part.labels is None else torch.from_numpy(part.labels).to(self.device)
-            yield collate(part, self.device), labels
+            yield examples.subset(indices).collate(self.device)
 
 
 def _record(

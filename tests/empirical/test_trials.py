@@ -74,10 +74,10 @@ def test_a_loss_that_couples_examples_is_caught(
 ) -> None:
     """The mean over all tokens of the batch: a long row shrinks what all others contribute."""
 
-    def token_mean(logits: Any, labels: Any, batch: dict[str, Any]) -> Any:
-        per_example = next_token_losses(logits, batch["input_ids"], batch["attention_mask"])
-        targets = batch["attention_mask"].sum(dim=1) - 1
-        return per_example * targets / targets.sum()
+    def token_mean(logits: Any, batch: Any) -> Any:
+        per_example = next_token_losses(logits, batch.inputs["input_ids"], batch.targets)
+        counts = batch.targets.sum(dim=1)
+        return per_example * counts / counts.sum()
 
     monkeypatch.setattr("fedlora_priv.training.trainer.example_losses", token_mean)
     found = step_trials(trainer)

@@ -20,14 +20,33 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from fedlora_priv.modeling import LoraSettings, attach_lora
 from fedlora_priv.pooling import MeanPoolingClassifier
 from fedlora_priv.training import TokenisedExamples
+from fedlora_priv.training.examples import ImageExamples
 
 VOCABULARY = 97
-TARGETS = {"bert": ("query", "value"), "gpt2": ("c_attn",), "llama": ("q_proj", "v_proj")}
+TARGETS = {
+    "bert": ("query", "value"),
+    "roberta": ("query", "value"),
+    "gpt2": ("c_attn",),
+    "llama": ("q_proj", "v_proj"),
+    "qwen2": ("q_proj", "v_proj"),
+    "qwen3": ("q_proj", "v_proj"),
+    "vit": ("q_proj", "v_proj"),
+}
 
 
 def tiny_bert() -> BertConfig:
@@ -51,6 +70,29 @@ def tiny_llama() -> LlamaConfig:
     )  # fmt: skip
 
 
+def tiny_roberta() -> RobertaConfig:
+    return RobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=66, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        num_labels=2,
+    )  # fmt: skip
+
+
+def tiny_qwen(config: type[Qwen2Config | Qwen3Config]) -> Any:
+    return config(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, intermediate_size=32, max_position_embeddings=64, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+
+
+def tiny_vit() -> ViTConfig:
+    return ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8,
+        patch_size=4, num_channels=1, num_labels=2,
+    )  # fmt: skip
+
+
 _BASES = {
     "bert-mean": lambda: MeanPoolingClassifier(BertModel(tiny_bert()), 2),
     "bert": lambda: BertForSequenceClassification(tiny_bert()),
@@ -58,6 +100,12 @@ _BASES = {
     "llama": lambda: LlamaForSequenceClassification(tiny_llama()),
     "gpt2-lm": lambda: GPT2LMHeadModel(tiny_gpt2()),
     "llama-lm": lambda: LlamaForCausalLM(tiny_llama()),
+    "roberta": lambda: RobertaForSequenceClassification(tiny_roberta()),
+    "qwen2": lambda: Qwen2ForSequenceClassification(tiny_qwen(Qwen2Config)),
+    "qwen3": lambda: Qwen3ForSequenceClassification(tiny_qwen(Qwen3Config)),
+    "qwen2-lm": lambda: Qwen2ForCausalLM(tiny_qwen(Qwen2Config)),
+    "qwen3-lm": lambda: Qwen3ForCausalLM(tiny_qwen(Qwen3Config)),
+    "vit": lambda: ViTForImageClassification(tiny_vit()),
 }
 
 
@@ -88,6 +136,12 @@ def _make_examples(
     return TokenisedExamples(ids, classes if labels else None, 0)
 
 
+def _make_images(n: int = 12, *, seed: int = 3) -> ImageExamples:
+    """Random images for "vit"; the label is whether the mean is positive."""
+    pixels = np.random.default_rng(seed).normal(size=(n, 1, 8, 8)).astype(np.float32)
+    return ImageExamples(pixels, (pixels.mean(axis=(1, 2, 3)) > 0).astype(np.int64), patch_size=4)
+
+
 @pytest.fixture
 def tiny_base() -> Callable[..., Any]:
     """Builds an unwrapped tiny model: ``tiny_base("bert-mean")``; see `_BASES` for the kinds."""
@@ -104,6 +158,12 @@ def tiny_model() -> Callable[..., Any]:
 def make_examples() -> Callable[..., TokenisedExamples]:
     """Builds random examples: ``make_examples(8, labels=False)``."""
     return _make_examples
+
+
+@pytest.fixture
+def make_images() -> Callable[..., ImageExamples]:
+    """Builds random images for the "vit" model: ``make_images(8)``."""
+    return _make_images
 
 
 @pytest.fixture(autouse=True)

@@ -45,14 +45,14 @@ def test_per_example_gradients_are_exact_and_independent(kind, tiny_model):
 
 
 # Trap 1: a loss averaged over the batch's tokens couples examples.
-def _token_mean(logits, labels, batch):
-    per_token = next_token_losses(logits, batch["input_ids"], batch["attention_mask"])
-    lengths = batch["attention_mask"].sum(dim=1) - 1
-    return per_token * lengths / lengths.sum()
+def _token_mean(logits, batch):
+    per_example = next_token_losses(logits, batch.inputs["input_ids"], batch.targets)
+    counts = batch.targets.sum(dim=1)
+    return per_example * counts / counts.sum()
 
 
-def _batch_mean(logits, labels, batch):
-    return losses_module.cross_entropy(logits, labels, reduction="none") / len(logits)
+def _batch_mean(logits, batch):
+    return losses_module.cross_entropy(logits, batch.labels, reduction="none") / len(logits)
 
 
 @pytest.mark.parametrize(("kind", "coupled"), [("llama-lm", _token_mean), ("bert-mean", _batch_mean)])
@@ -71,7 +71,7 @@ def test_trap_1_a_pooling_that_counts_padding_is_caught(tiny_model, monkeypatch)
 def test_trap_1_the_next_token_loss_is_a_mean_within_each_sequence():
     logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0]])
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    mask = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0]]).bool()
     logs = logits.log_softmax(dim=-1)
     wanted = [-(logs[0, 0, 2] + logs[0, 1, 3] + logs[0, 2, 4]) / 3, -logs[1, 0, 2]]
     torch.testing.assert_close(next_token_losses(logits, ids, mask), torch.stack(wanted))
