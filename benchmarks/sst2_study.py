@@ -24,7 +24,7 @@ from fedlora_priv.methods.base import Role
 from fedlora_priv.modeling import LoraSettings, load_model, load_tokenizer
 from fedlora_priv.pooling import MeanPoolingClassifier, masked_mean
 from fedlora_priv.training import PrivateTrainer, TokenisedExamples, tokenise
-from fedlora_priv.training.batching import collate, microbatches
+from fedlora_priv.training.batching import microbatches
 from protocols.prg import SecretStream
 
 State = dict[str, NDArray[np.float32]]
@@ -224,7 +224,7 @@ def features(encoder: Path, examples: TokenisedExamples) -> NDArray[np.float64]:
     found = np.empty((len(examples), int(model.config.hidden_size)))
     with torch.no_grad():
         for indices in microbatches(examples.lengths(), 4096):
-            batch = collate(examples.subset(indices), torch.device("cpu"))
+            batch = examples.subset(indices).collate(torch.device("cpu")).inputs
             found[indices] = masked_mean(model(**batch).last_hidden_state, batch["attention_mask"]).numpy()
     return found
 
