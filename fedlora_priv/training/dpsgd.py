@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fedlora_priv.errors import FedloraError
 from fedlora_priv.training.noise import gaussian_noise
 from protocols.prg import SecretStream
+from protocols.redaction import Redacted
 
 _ROUNDING = 1e-6  # float32 products may err by this much; clip that much lower
 
@@ -38,8 +39,8 @@ class ClipCounts:
     largest_norm: float
 
 
-class SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer with noise from a `SecretStream` and a batch that may be empty.
+class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimizer with noise from a `SecretStream` and a batch that may be empty; never copied or pickled.
 
     After every backward pass call `clip_and_accumulate`; after the last, or after none, call `step`.
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.long
 
 CLIENT = "fedlora_priv.federation.client"
 KILLER = Path(__file__).with_name("killer.py")
+WITNESS = Path(__file__).with_name("witness.py")
 
 # (where, before or after its n-th call, clients charged for one more attempt, clients that mask again)
 POINTS = {
@@ -81,6 +82,29 @@ def test_a_killed_run_resumes_and_charges_exactly_what_was_released(
         check=False,
     )
     assert audited.returncode == 0
+
+
+def test_a_resumed_step_never_repeats_noise_or_batch(
+    experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Killed in the third of four steps of a client's second round, then resumed: all that was drawn is distinct."""
+    file, drawn = experiment_file(federation={"rounds": 2, "local_steps": 4}), tmp_path / "drawn"
+    lives = []
+    for reservation, step in ((6, 3), (0, 0)):
+        ran = subprocess.run(
+            [sys.executable, WITNESS, drawn, str(reservation), str(step), "run", str(file)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lives.append(ran.returncode)
+    assert lives == [-signal.SIGKILL, 0], ran.stdout + ran.stderr
+    lines = [line.split() for line in drawn.read_text().splitlines()]
+    assert sum(line == ["reserve"] for line in lines) == 2 * 5 + 1
+    for kind in ("noise", "batch"):
+        digests = [line[1] for line in lines if line[0] == kind]
+        # 3 steps died with the first life. 80 coins at q = 1/4 agree twice with a chance of 1e-16.
+        assert len(set(digests)) == len(digests) >= 2 * 5 * 4 + 3
 
 
 def test_deleting_the_run_folder_gives_no_budget_back(
