@@ -12,7 +12,7 @@ from benchmarks.common import Row, best
 from fedlora_priv.adapters import read_state, trainable_parameters
 from fedlora_priv.modeling import LoraSettings, attach_lora
 from fedlora_priv.pooling import MeanPoolingClassifier
-from fedlora_priv.training import PrivateTrainer, TokenisedExamples
+from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples
 from fedlora_priv.training.batching import microbatches
 from fedlora_priv.training.losses import example_losses
 from protocols.prg import SecretStream
@@ -28,11 +28,13 @@ def rows() -> Iterator[Row]:
     examples = TokenisedExamples(ids, rng.integers(0, 2, 64).astype(np.int64), 0)
     trainer, start = PrivateTrainer(model), read_state(model)
 
+    settings = StepSettings(
+        steps=1, sample_rate=1.0, planned_batch_size=64, noise_multiplier=1.0, clip_norm=1.0, learning_rate=0.1,
+        max_tokens_per_microbatch=1024,
+    )  # fmt: skip
+
     def private() -> None:
-        trainer.train(
-            examples, start, steps=1, sample_rate=1.0, planned_batch_size=64, noise_multiplier=1.0, clip_norm=1.0,
-            learning_rate=0.1, stream=SecretStream(), max_tokens_per_microbatch=1024,
-        )  # fmt: skip
+        trainer.train(examples, start, settings, stream=SecretStream())
 
     parameters = list(trainable_parameters(model).values())
 

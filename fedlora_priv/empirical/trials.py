@@ -16,6 +16,7 @@ from accounting.empirical import TrialCounts, clopper_pearson_epsilon, split_tri
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.methods.base import State
 from fedlora_priv.training.examples import TokenisedExamples
+from fedlora_priv.training.settings import StepSettings
 from fedlora_priv.training.trainer import PrivateTrainer
 from protocols.prg import SecretStream
 
@@ -76,17 +77,15 @@ def repeat_step(
     together = companions + canary
 
     def moved(examples: TokenisedExamples, noise: float) -> NDArray[np.float64]:
-        result = trainer.train(
-            examples,
-            start,
+        settings = StepSettings(
             steps=1,
             sample_rate=1.0,
             planned_batch_size=1.0,
             noise_multiplier=noise,
             clip_norm=clip_norm,
             learning_rate=1.0,
-            stream=stream,
         )
+        result = trainer.train(examples, start, settings, stream=stream)
         return np.concatenate([(start[name] - result.state[name]).ravel() for name in start]).astype(float)
 
     without = moved(companions, 0.0)

@@ -31,7 +31,7 @@ from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.methods import Layout, Method, Role, State, get
 from fedlora_priv.modeling import LoraSettings, load_model, load_tokenizer
-from fedlora_priv.training import PrivateTrainer, TokenisedExamples, coupling, tokenise
+from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples, coupling, tokenise
 from protocols.prg import SecretStream
 from protocols.secagg.identity import Identity, Roster
 
@@ -293,16 +293,18 @@ def _training(parts: Parts, client_id: str) -> LocalTraining:
         result = parts.trainer.train(
             examples,
             start,
-            steps=plan.steps_per_round,
-            sample_rate=plan.sample_rate,
-            planned_batch_size=plan.planned_batch_size,
-            noise_multiplier=plan.noise_multiplier,
-            clip_norm=plan.clip_norm,
-            learning_rate=training.learning_rate,
-            optimizer=training.optimizer,
-            trainable=trains,
-            max_tokens_per_microbatch=training.max_tokens_per_microbatch,
+            StepSettings(
+                steps=plan.steps_per_round,
+                sample_rate=plan.sample_rate,
+                planned_batch_size=plan.planned_batch_size,
+                noise_multiplier=plan.noise_multiplier,
+                clip_norm=plan.clip_norm,
+                learning_rate=training.learning_rate,
+                optimizer=training.optimizer,
+                max_tokens_per_microbatch=training.max_tokens_per_microbatch,
+            ),
             stream=stream,
+            trainable=trains,
         )
         if parts.observe is not None:
             parts.observe(client_id, start, result.state)

@@ -3,7 +3,7 @@
 ::
 
     examples ──sampling──► a secret Poisson batch ──batching──► microbatches of similar length
-        ──hooks──► per-example gradients ──dpsgd──► clipped, summed, noised, divided ──► the next state
+        ──clipping──► a sum of clipped per-example gradients ──dpsgd──► noised, divided ──► the next state
 
 Everything random comes from one `protocols.prg.SecretStream`; no seed of a configuration reaches it. What
 leaves `PrivateTrainer.train` is the noised state and the number of steps; batch sizes and clip counts are in
@@ -12,11 +12,13 @@ a private audit record that stays with the client.
 
 from fedlora_priv.training.examples import TokenisedExamples, tokenise
 from fedlora_priv.training.preflight import PreflightReport, coupling, preflight
+from fedlora_priv.training.settings import StepSettings
 from fedlora_priv.training.trainer import PrivateTrainer, TrainResult
 
 __all__ = [
     "PreflightReport",
     "PrivateTrainer",
+    "StepSettings",
     "TokenisedExamples",
     "TrainResult",
     "coupling",

@@ -1,4 +1,4 @@
-"""The private step: clip each example's gradient, sum, add noise, divide by the planned batch size.
+"""The private step: to a sum of clipped gradients add noise, divide by the planned batch size, step.
 
 Guarantee: one step on a Poisson batch is the Poisson-subsampled Gaussian mechanism with sensitivity
 `clip_norm` (add/remove one example) and standard deviation ``noise_multiplier * clip_norm``, for a batch of
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -22,27 +21,12 @@ from fedlora_priv.training.noise import gaussian_noise
 from protocols.prg import SecretStream
 from protocols.redaction import Redacted
 
-_ROUNDING = 1e-6  # float32 products may err by this much; clip that much lower
-
-
-@dataclass(frozen=True)
-class ClipCounts:
-    """What clipping did to a microbatch; private.
-
-    Attributes:
-        clipped, non_finite: how many examples were scaled down, or zeroed for a gradient that is not finite.
-        largest_norm: the largest norm of an example's gradient after that.
-    """
-
-    clipped: int
-    non_finite: int
-    largest_norm: float
-
 
 class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]
     """Opacus' optimizer with noise from a `SecretStream` and a batch that may be empty; never copied or pickled.
 
-    After every backward pass call `clip_and_accumulate`; after the last, or after none, call `step`.
+    Clipping is not done here: a `clipping.ClippingEngine` leaves each microbatch's clipped sum in the parameters'
+    ``summed_grad``. After the last microbatch, or after none, call `step`.
 
     Args:
         optimizer: a fresh torch optimizer over the trained parameters, all float32.
@@ -74,41 +58,6 @@ class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]
         self._stream = stream
         self.noise_digest = ""
 
-    def clip_and_accumulate(self) -> ClipCounts:
-        """Add the clipped gradients of the microbatch to each ``summed_grad`` (float64) and forget them.
-
-        Raises:
-            FedloraError: a parameter has no per-example gradients, so it would silently not be trained.
-        """
-        gradients = self._take_gradients()
-        # Summed in float64: float32 can lose 1e-3 of a long vector's norm, and would then clip too little.
-        squares = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) ** 2 for g in gradients]
-        norms = torch.stack(squares).sum(dim=0).sqrt()
-        finite = torch.isfinite(norms.float())  # beyond float32, the factor below would be too coarse
-        factors = (self.max_grad_norm / (norms * (1 + _ROUNDING))).clamp(max=1.0)
-        for parameter, gradient in zip(self.params, gradients, strict=True):
-            # Zero the rows first: 0 * inf would be nan. A zero row is within clip_norm like any other.
-            gradient[~finite] = 0.0
-            total = torch.einsum(
-                "i,i...->...", torch.where(finite, factors, 0.0).to(gradient.dtype), gradient
-            ).double()
-            parameter.summed_grad = total if parameter.summed_grad is None else parameter.summed_grad + total
-        kept = torch.where(finite, norms * factors, 0.0)
-        return ClipCounts(int((factors < 1).sum()), int((~finite).sum()), float(kept.max()))
-
-    def _take_gradients(self) -> list[Tensor]:
-        """Return each parameter's per-example gradients (n, *shape) and clear them, so none is used twice."""
-        gradients = []
-        for parameter in self.params:
-            if not isinstance(getattr(parameter, "grad_sample", None), Tensor):
-                raise FedloraError(
-                    f"a trainable of shape {tuple(parameter.shape)} got no per-example gradient",
-                    "build a new PrivateTrainer after changing the model; switch gradient checkpointing off",
-                )
-            gradients.append(parameter.grad_sample)
-            parameter.grad_sample = None
-        return gradients
-
     def add_noise(self) -> None:
         """Set each ``grad`` to its clipped sum, zero if the batch was empty, plus noise."""
         sizes = [p.numel() for p in self.params]
@@ -129,9 +78,7 @@ class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]
         ]
 
     def pre_step(self) -> bool:
-        """Noise and scale the accumulated sum; there is nothing left to clip."""
-        if any(getattr(p, "grad_sample", None) is not None for p in self.params):
-            self.clip_and_accumulate()
+        """Noise and scale the accumulated sum; the engine has clipped it."""
         self.add_noise()
         if self.step_hook:
             self.step_hook(self)

@@ -11,11 +11,50 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from opacus import GradSampleModule
-from torch import nn
+from torch import Tensor, nn
 
 from fedlora_priv.errors import ConfigError
+from fedlora_priv.training.engine import (
+    ClipCounts,
+    Clipping,
+    ClippingEngine,
+    GradientRows,
+    Losses,
+    nothing_recorded,
+)
 
 _LEFTOVERS = ("activations", "max_batch_len")
+
+
+class HooksEngine(ClippingEngine):
+    """Clips the per-example gradients that Opacus' hooks leave behind."""
+
+    name = "hooks"
+
+    def __init__(
+        self, hooked: GradSampleModule, trained: Mapping[str, nn.Parameter], clipping: Clipping
+    ) -> None:
+        super().__init__(trained, clipping)
+        self._hooked = hooked
+
+    def add(self, losses: Losses, clip_norm: float) -> ClipCounts:
+        """Clip and add one microbatch; see `ClippingEngine.add`."""
+        each = losses(self._hooked)
+        each.sum().backward()  # type: ignore[no-untyped-call]
+        return self._clip_and_add(take_gradients(self._trained), len(each), clip_norm)
+
+
+def take_gradients(trained: Mapping[str, nn.Parameter]) -> list[GradientRows]:
+    """Return each parameter's per-example gradients and clear them, so that none is used twice."""
+    gradients = []
+    for name, parameter in trained.items():
+        rows = getattr(parameter, "grad_sample", None)
+        if not isinstance(rows, Tensor):
+            raise nothing_recorded(name)
+        gradients.append(GradientRows(rows))
+        parameter.grad_sample = None  # type: ignore[attr-defined]
+        parameter.grad = None
+    return gradients
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from fedlora_priv.methods.base import Role, State
 from fedlora_priv.modeling import refuse_batch_norm
 from fedlora_priv.training.batching import microbatches
 from fedlora_priv.training.checks import StepCheck
-from fedlora_priv.training.dpsgd import ClipCounts, SecretNoiseOptimizer, make_optimizer
+from fedlora_priv.training.clipping import ClipCounts, ClippingEngine, per_example_clipping
+from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
 from fedlora_priv.training.examples import Batch, Examples
-from fedlora_priv.training.hooks import per_example_gradients
 from fedlora_priv.training.losses import example_losses
 from fedlora_priv.training.sampling import poisson_draw
+from fedlora_priv.training.settings import StepSettings
 from protocols.prg import SecretStream
 
 ALL_ROLES: frozenset[Role] = frozenset({"A", "B", "head"})
@@ -44,31 +46,6 @@ class TrainResult:
     steps_taken: int
     dimension: int
     private_audit: tuple[StepRecord, ...] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """The public constants of a client's steps; see `PrivateTrainer.train`."""
-
-    steps: int
-    sample_rate: float
-    planned_batch_size: float
-    noise_multiplier: float
-    clip_norm: float
-    learning_rate: float
-    optimizer: str
-    max_tokens_per_microbatch: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sample_rate <= 1:
-            raise ConfigError(f"the sample rate must be in (0, 1], not {self.sample_rate}")
-        positive = ("steps", "planned_batch_size", "clip_norm", "learning_rate", "max_tokens_per_microbatch")
-        for name in positive:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} must be positive, not {value}")
-        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
-            raise ConfigError(f"noise_multiplier must be zero or more, not {self.noise_multiplier}")
 
 
 class PrivateTrainer:
@@ -99,66 +76,50 @@ class PrivateTrainer:
         self,
         examples: Examples,
         start_state: State,
+        settings: StepSettings,
         *,
-        steps: int,
-        sample_rate: float,
-        planned_batch_size: float,
-        noise_multiplier: float,
-        clip_norm: float,
-        learning_rate: float,
         stream: SecretStream,
-        optimizer: str = "sgd",
         trainable: frozenset[Role] = ALL_ROLES,
-        max_tokens_per_microbatch: int = 2048,
         on_step: Callable[[int], None] | None = None,
     ) -> TrainResult:
-        """Return the state after `steps` private steps from `start_state` on one client's examples.
+        """Return the state after private steps from `start_state` on one client's examples.
 
         Args:
             examples: the client's, private.
             start_state: all trainable arrays; not modified.
-            steps: number of DP-SGD steps, at least 1.
-            sample_rate: probability q with which each example joins a step.
-            planned_batch_size: the normaliser, a public constant (q times the declared number of examples).
-            noise_multiplier: noise standard deviation over `clip_norm`; 0 gives no privacy at all.
-            clip_norm: L2 bound of one example's gradient over all trained arrays together.
-            learning_rate: of the optimizer.
+            settings: the public constants of the steps.
             stream: the client's secret randomness, for batches and noise.
-            optimizer: "sgd" (no momentum) or "adam"; its state starts afresh and sees noised gradients only.
             trainable: roles that are trained; the others are frozen, noise-free and come back bit-identical.
-            max_tokens_per_microbatch: padded tokens computed at once; bounds memory, not the batch.
             on_step: called with 1, 2, ... after each step.
 
         Guarantee:
-            The state is the result of `steps` adaptive Poisson-subsampled Gaussian mechanisms at
-            `sample_rate` and `noise_multiplier` under add/remove of one example; everything returned but
-            `private_audit` is post-processing of them.
+            The state is the result of ``settings.steps`` adaptive Poisson-subsampled Gaussian mechanisms at
+            the settings' sample rate and noise multiplier under add/remove of one example; everything
+            returned but `private_audit` is post-processing of them.
 
         Raises:
-            ConfigError: a value out of range.
+            ConfigError: nothing to train, or a mode that does not fit the model.
             FedloraError: something is not trained that should be, or the other way round.
         """
-        settings = StepSettings(
-            steps, sample_rate, planned_batch_size, noise_multiplier, clip_norm, learning_rate, optimizer,
-            max_tokens_per_microbatch,
-        )  # fmt: skip
         trained = self._trained(trainable)
         write_state(self.model, start_state)
-        dp_optimizer = SecretNoiseOptimizer(
-            make_optimizer(optimizer, list(trained.values()), learning_rate),
+        optimizer = SecretNoiseOptimizer(
+            make_optimizer(settings.optimizer, list(trained.values()), settings.learning_rate),
             stream=stream,
-            noise_multiplier=noise_multiplier,
-            clip_norm=clip_norm,
-            planned_batch_size=planned_batch_size,
+            noise_multiplier=settings.noise_multiplier,
+            clip_norm=settings.clip_norm,
+            planned_batch_size=settings.planned_batch_size,
         )
         records = []
-        with per_example_gradients(self.model, trained) as hooked:
+        with per_example_clipping(
+            self.model, trained, mode=settings.mode, clipping=settings.clipping
+        ) as engine:
             for step in range(1, settings.steps + 1):
                 check = None if trainable in self._verified else StepCheck(self.model, trained)
-                drawn = examples.subset(poisson_draw(stream, len(examples), sample_rate))
-                records.append(self._step(hooked, dp_optimizer, drawn, settings))
+                drawn = examples.subset(poisson_draw(stream, len(examples), settings.sample_rate))
+                records.append(self._step(engine, optimizer, drawn, settings))
                 if check is not None:
-                    check.require_changes(noised=noise_multiplier > 0)
+                    check.require_changes(noised=settings.noise_multiplier > 0)
                     self._verified.add(trainable)
                 if on_step is not None:
                     on_step(step)
@@ -206,7 +167,7 @@ class PrivateTrainer:
 
     def _step(
         self,
-        hooked: nn.Module,
+        engine: ClippingEngine,
         optimizer: SecretNoiseOptimizer,
         drawn: Examples,
         settings: StepSettings,
@@ -215,8 +176,7 @@ class PrivateTrainer:
         optimizer.zero_grad()
         counts = []
         for batch in self._microbatches(drawn, settings.max_tokens_per_microbatch):
-            example_losses(hooked(**batch.inputs).logits, batch).sum().backward()  # type: ignore[no-untyped-call]
-            counts.append(optimizer.clip_and_accumulate())
+            counts.append(engine.add(partial(_losses, batch=batch), settings.clip_norm))
         sums = optimizer.clipped_sums()
         optimizer.step()
         return _record(len(drawn), counts, sums, optimizer)
@@ -225,6 +185,11 @@ class PrivateTrainer:
         """Yield the tensors of each microbatch; nothing for no examples."""
         for indices in microbatches(examples.lengths(), max_tokens):
             yield examples.subset(indices).collate(self.device)
+
+
+def _losses(model: nn.Module, *, batch: Batch) -> Tensor:
+    """Return one loss per example of a microbatch."""
+    return example_losses(model(**batch.inputs).logits, batch)
 
 
 def _record(

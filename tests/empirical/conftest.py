@@ -86,15 +86,7 @@ def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     """The production trainer with its noise, but it adds gradients up as they are."""
-    from fedlora_priv.training.dpsgd import SecretNoiseOptimizer
+    from fedlora_priv.training import engine
 
-    clipping = SecretNoiseOptimizer.clip_and_accumulate
-
-    def unbounded(self: Any) -> Any:
-        own, self.max_grad_norm = self.max_grad_norm, float("inf")
-        try:
-            return clipping(self)
-        finally:
-            self.max_grad_norm = own
-
-    monkeypatch.setattr(SecretNoiseOptimizer, "clip_and_accumulate", unbounded)
+    clipping = engine.clip_factors
+    monkeypatch.setattr(engine, "clip_factors", lambda squares, clip_norm: clipping(squares, 1e30))

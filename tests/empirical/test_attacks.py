@@ -14,7 +14,7 @@ from fedlora_priv.empirical.attacks import ATTACKERS, UpdateAttack, loss_drop, l
 from fedlora_priv.empirical.canaries import Canaries, random_rows
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.modeling import LoraSettings, load_model
-from fedlora_priv.training import PrivateTrainer, TokenisedExamples
+from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples
 from protocols.prg import SecretStream
 
 PLAN = {
@@ -62,8 +62,12 @@ def test_the_update_attack_reads_the_counts_off_an_update_without_noise(trainer:
     roles: Any = frozenset({"B", "head"})
     inside = np.arange(0, 30, 2)
     update = trainer.train(
-        rows.subset(inside), start, steps=1, sample_rate=1.0, planned_batch_size=20.0, noise_multiplier=0.0,
-        clip_norm=0.05, learning_rate=0.5, stream=SecretStream(bytes(32)), trainable=roles,
+        rows.subset(inside), start,
+        StepSettings(
+            steps=1, sample_rate=1.0, planned_batch_size=20.0, noise_multiplier=0.0,
+            clip_norm=0.05, learning_rate=0.5,
+        ),
+        stream=SecretStream(bytes(32)), trainable=roles,
     ).state  # fmt: skip
     scores = UpdateAttack(trainer, rows, Plan(**PLAN), roles, 0.5).scores(start, update)  # type: ignore[arg-type]
     expected = np.isin(np.arange(30), inside)
@@ -74,8 +78,12 @@ def test_the_update_attack_shrinks_to_nothing_under_much_noise(trainer: PrivateT
     rows, start = make_rows(), read_state(trainer.model)
     roles: Any = frozenset({"B", "head"})
     update = trainer.train(
-        rows, start, steps=1, sample_rate=1e-9, planned_batch_size=20.0, noise_multiplier=100.0,
-        clip_norm=0.05, learning_rate=0.5, stream=SecretStream(bytes(32)), trainable=roles,
+        rows, start,
+        StepSettings(
+            steps=1, sample_rate=1e-9, planned_batch_size=20.0, noise_multiplier=100.0,
+            clip_norm=0.05, learning_rate=0.5,
+        ),
+        stream=SecretStream(bytes(32)), trainable=roles,
     ).state  # fmt: skip
     scores = UpdateAttack(trainer, rows, Plan(**PLAN), roles, 0.5).scores(start, update)  # type: ignore[arg-type]
     assert np.abs(scores).max() < 0.3
@@ -85,8 +93,12 @@ def test_loss_drop_is_larger_for_rows_that_were_trained_on(trainer: PrivateTrain
     rows, start = make_rows(), read_state(trainer.model)
     inside = np.arange(0, 30, 2)
     state = trainer.train(
-        rows.subset(inside), start, steps=20, sample_rate=1.0, planned_batch_size=15.0, noise_multiplier=0.0,
-        clip_norm=10.0, learning_rate=0.3, stream=SecretStream(bytes(32)),
+        rows.subset(inside), start,
+        StepSettings(
+            steps=20, sample_rate=1.0, planned_batch_size=15.0, noise_multiplier=0.0,
+            clip_norm=10.0, learning_rate=0.3,
+        ),
+        stream=SecretStream(bytes(32)),
     ).state  # fmt: skip
     drop = loss_drop(trainer, rows, start, state)
     outside = np.setdiff1d(np.arange(30), inside)

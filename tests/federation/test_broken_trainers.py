@@ -14,8 +14,7 @@ from accounting import private_audit
 from accounting.case import Case, Evidence, Verdict
 from accounting.chain import replay
 from accounting.checks import CHECKS
-from fedlora_priv.training import dpsgd, trainer
-from fedlora_priv.training.dpsgd import SecretNoiseOptimizer
+from fedlora_priv.training import dpsgd, engine, trainer
 from protocols.prg import SecretStream
 
 from .lab import Lab
@@ -90,29 +89,14 @@ def repeated_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients as long as they are, noise as planned."""
-    real = SecretNoiseOptimizer.clip_and_accumulate
-
-    def unclipped(self: SecretNoiseOptimizer) -> Any:
-        self.max_grad_norm *= 1e9
-        try:
-            return real(self)
-        finally:
-            self.max_grad_norm /= 1e9
-
-    monkeypatch.setattr(SecretNoiseOptimizer, "clip_and_accumulate", unclipped)
+    real = engine.clip_factors
+    monkeypatch.setattr(engine, "clip_factors", lambda squares, clip_norm: real(squares, 1e9 * clip_norm))
 
 
 def sums_scaled_up_after_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     """The norms are clipped as they should be, and the sum then multiplied."""
-    real = SecretNoiseOptimizer.clip_and_accumulate
-
-    def scaled(self: SecretNoiseOptimizer) -> Any:
-        counts = real(self)
-        for parameter in self.params:
-            parameter.summed_grad *= 10.0
-        return counts
-
-    monkeypatch.setattr(SecretNoiseOptimizer, "clip_and_accumulate", scaled)
+    real = engine.add_to_sum
+    monkeypatch.setattr(engine, "add_to_sum", lambda parameter, total: real(parameter, 10.0 * total))
 
 
 def fixed_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from fedlora_priv.adapters import layout, read_state, save_adapter, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError, FedloraError
-from fedlora_priv.training import PrivateTrainer
+from fedlora_priv.training import PrivateTrainer, StepSettings
 from protocols.prg import SecretStream
 
 SETTINGS = {
@@ -89,7 +89,7 @@ def test_a_head_that_is_not_trained_is_no_part_of_the_state(tiny_model, make_exa
     trainer = PrivateTrainer(model)
     assert trainer.layout.heads == {}
     start = read_state(model)
-    result = trainer.train(make_examples(6), start, **SETTINGS, stream=SecretStream(bytes(32)))
+    result = trainer.train(make_examples(6), start, StepSettings(**SETTINGS), stream=SecretStream(bytes(32)))
     assert set(result.state) == set(start) == set(trainer.layout.shapes())
 
 
@@ -118,7 +118,9 @@ def test_trap_8_saved_adapters_load_in_plain_peft(
 ):
     model = tiny_model(kind, train_head=train_head)
     trainer, examples = PrivateTrainer(model), make_examples(6)
-    state = trainer.train(examples, read_state(model), **SETTINGS, stream=SecretStream(bytes(32))).state
+    state = trainer.train(
+        examples, read_state(model), StepSettings(**SETTINGS), stream=SecretStream(bytes(32))
+    ).state
     write_state(model, state)
     folder = save_adapter(model, tmp_path / "adapter", base_model="acme/base", notes="epsilon 8")
     loaded = PeftModel.from_pretrained(tiny_base(kind), str(folder)).eval()

@@ -11,8 +11,11 @@ from torch import nn
 from fedlora_priv.adapters import read_state, trainable_parameters
 from fedlora_priv.errors import FedloraError
 from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
+from fedlora_priv.training.engine import ClippingEngine, GradientRows
+from fedlora_priv.training.hooks import take_gradients
 from fedlora_priv.training.noise import gaussian_noise
 from fedlora_priv.training.preflight import _alone, _by_hooks
+from fedlora_priv.training.settings import StepSettings
 from fedlora_priv.training.trainer import PrivateTrainer
 from protocols.prg import SecretStream
 
@@ -20,12 +23,29 @@ KEY = bytes(range(32))
 SETTINGS = {"steps": 1, "sample_rate": 1.0, "planned_batch_size": 10.0, "learning_rate": 0.5}
 
 
-def _optimizer(gradients, *, clip_norm=1.0, noise_multiplier=0.0, planned=4.0):
-    """An optimizer over zero parameters that hold the given per-example gradients."""
-    parameters = [nn.Parameter(torch.zeros(g.shape[1:])) for g in gradients]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad_sample = gradient.clone()
-        parameter.summed_grad = None
+class GivenGradients(ClippingEngine):
+    """An engine whose microbatches are given."""
+
+    name = "given"
+
+    def add(self, losses, clip_norm):
+        rows = losses(None)
+        return self._clip_and_add([GradientRows(g.clone()) for g in rows], len(rows[0]), clip_norm)
+
+
+def _parameters(gradients):
+    """Zero parameters of the shapes of the given per-example gradients, by name."""
+    return {f"{i}.weight": nn.Parameter(torch.zeros(g.shape[1:])) for i, g in enumerate(gradients)}
+
+
+def _clip(gradients, clip_norm=1.0):
+    """Parameters with the clipped sums of the given per-example gradients, and what clipping did."""
+    parameters = _parameters(gradients)
+    counts = GivenGradients(parameters, "flat").add(lambda _: gradients, clip_norm)
+    return list(parameters.values()), counts
+
+
+def _optimizer(parameters, *, clip_norm=1.0, noise_multiplier=0.0, planned=4.0):
     return SecretNoiseOptimizer(
         torch.optim.SGD(parameters, lr=1.0), stream=SecretStream(KEY), noise_multiplier=noise_multiplier,
         clip_norm=clip_norm, planned_batch_size=planned,
@@ -40,8 +60,7 @@ def _random_gradients(n=6, scale=1.0):
 @pytest.mark.parametrize("scale", [0.05, 0.3, 100.0])
 def test_clipped_sum_equals_opacus(scale):
     gradients = _random_gradients(scale=scale)
-    ours = _optimizer(gradients)
-    ours.clip_and_accumulate()
+    ours, counts = _clip(gradients)
     parameters = [nn.Parameter(torch.zeros(g.shape[1:])) for g in gradients]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad_sample = gradient.clone()
@@ -49,36 +68,37 @@ def test_clipped_sum_equals_opacus(scale):
         torch.optim.SGD(parameters, lr=1.0), noise_multiplier=0.0, max_grad_norm=1.0, expected_batch_size=4
     )
     oracle.clip_and_accumulate()
-    for own, theirs in zip(ours.params, parameters, strict=True):
+    for own, theirs in zip(ours, parameters, strict=True):
         torch.testing.assert_close(own.summed_grad.float(), theirs.summed_grad, rtol=1e-4, atol=1e-6)
+    norms = torch.cat([g.flatten(1) for g in gradients], dim=1).norm(dim=1)
+    assert (counts.examples, counts.clipped) == (6, int((norms > 1).sum()))
+    assert counts.unclipped == 6 - counts.clipped
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e15])
 def test_no_example_exceeds_the_clip_norm_over_all_parameters_together(scale):
-    gradients = _random_gradients(n=1, scale=scale)
-    optimizer = _optimizer(gradients, clip_norm=0.7)
-    optimizer.clip_and_accumulate()
-    norm = sum(float(p.summed_grad.double().pow(2).sum()) for p in optimizer.params) ** 0.5
+    parameters, counts = _clip(_random_gradients(n=1, scale=scale), clip_norm=0.7)
+    norm = sum(float(p.summed_grad.double().pow(2).sum()) for p in parameters) ** 0.5
     assert 0.699 < norm <= 0.7
+    assert counts.largest_norm == pytest.approx(norm, rel=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
 def test_non_finite_examples_become_zero_and_the_others_stay(bad):
     gradients = _random_gradients()
-    clean = _optimizer([g[1:] for g in gradients])
-    clean.clip_and_accumulate()
+    clean, _ = _clip([g[1:] for g in gradients])
     gradients[0][0, 1, 1] = gradients[0][0, 1, 2] = bad
-    optimizer = _optimizer(gradients)
-    counts = optimizer.clip_and_accumulate()
+    parameters, counts = _clip(gradients)
     assert counts.non_finite == 1
-    for own, reference in zip(optimizer.params, clean.params, strict=True):
+    for own, reference in zip(parameters, clean, strict=True):
         torch.testing.assert_close(own.summed_grad, reference.summed_grad)
 
 
 def test_a_step_is_sum_plus_noise_over_the_planned_size():
     gradients = _random_gradients(scale=0.01)
-    optimizer = _optimizer(gradients, noise_multiplier=2.0, clip_norm=1.5, planned=4.0)
-    optimizer.clip_and_accumulate()
+    parameters = _parameters(gradients)
+    optimizer = _optimizer(list(parameters.values()), noise_multiplier=2.0, clip_norm=1.5, planned=4.0)
+    GivenGradients(parameters, "flat").add(lambda _: gradients, 1.5)
     optimizer.step()
     noise = gaussian_noise(SecretStream(KEY), 17, 3.0)
     wanted = (
@@ -88,15 +108,19 @@ def test_a_step_is_sum_plus_noise_over_the_planned_size():
     torch.testing.assert_close(moved.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_are_used_once():
-    optimizer = _optimizer(_random_gradients())
-    optimizer.clip_and_accumulate()
+def test_gradients_are_used_once(tiny_model, make_examples):
+    gradients = _random_gradients()
+    parameters = _parameters(gradients)
+    optimizer = _optimizer(list(parameters.values()))
+    GivenGradients(parameters, "flat").add(lambda _: gradients, 1.0)
     optimizer.step()
-    with pytest.raises(FedloraError, match="no per-example gradient"):
-        optimizer.clip_and_accumulate()
     first = [p.detach().clone() for p in optimizer.params]
     optimizer.step()  # noise multiplier 0 and an empty batch: nothing may move
     assert all(torch.equal(a, b) for a, b in zip(first, optimizer.params, strict=True))
+    model = tiny_model()
+    _by_hooks(model, trainable_parameters(model), make_examples(3), torch.device("cpu"))
+    with pytest.raises(FedloraError, match="no per-example gradient"):
+        take_gradients(trainable_parameters(model))
 
 
 @pytest.mark.parametrize("max_tokens", [1, 30, 10_000])
@@ -105,8 +129,9 @@ def test_a_whole_step_equals_brute_force_however_it_is_cut(max_tokens, tiny_mode
     trainer = PrivateTrainer(model)
     start = _away_from_zero(read_state(model))
     result = trainer.train(
-        examples, start, **SETTINGS, noise_multiplier=0.0, clip_norm=0.05, stream=SecretStream(KEY),
-        max_tokens_per_microbatch=max_tokens,
+        examples, start,
+        StepSettings(**SETTINGS, noise_multiplier=0.0, clip_norm=0.05, max_tokens_per_microbatch=max_tokens),
+        stream=SecretStream(KEY),
     )  # fmt: skip
     parameters = trainable_parameters(model)
     _write(parameters, start)
@@ -128,8 +153,9 @@ def test_adam_steps_on_the_noised_gradient_and_starts_afresh(tiny_model, make_ex
 
     def one_step():
         return trainer.train(
-            make_examples(4), start, **SETTINGS, noise_multiplier=1.0, clip_norm=1.0, stream=SecretStream(KEY),
-            optimizer="adam",
+            make_examples(4), start,
+            StepSettings(**SETTINGS, noise_multiplier=1.0, clip_norm=1.0, optimizer="adam"),
+            stream=SecretStream(KEY),
         ).state  # fmt: skip
 
     first, second = one_step(), one_step()

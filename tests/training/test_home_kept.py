@@ -9,7 +9,7 @@ from scipy.stats import chi2, norm
 from fedlora_priv.adapters import read_state
 from fedlora_priv.methods import METHODS
 from fedlora_priv.methods.base import Role
-from fedlora_priv.training import PrivateTrainer, TokenisedExamples
+from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples
 from protocols.prg import SecretStream
 
 NOISE, CLIP, BATCH, RATE = 2.0, 0.5, 4.0, 0.1
@@ -26,8 +26,12 @@ def test_every_trained_array_gets_noise_of_the_full_size(tiny_model, roles):
     start = read_state(trainer.model)
     nobody = TokenisedExamples((), np.zeros(0, dtype=np.int64), 0)
     result = trainer.train(
-        nobody, start, steps=1, sample_rate=0.5, planned_batch_size=BATCH, noise_multiplier=NOISE, clip_norm=CLIP,
-        learning_rate=RATE, trainable=roles, stream=SecretStream(bytes(range(32))),
+        nobody, start,
+        StepSettings(
+            steps=1, sample_rate=0.5, planned_batch_size=BATCH, noise_multiplier=NOISE, clip_norm=CLIP,
+            learning_rate=RATE,
+        ),
+        trainable=roles, stream=SecretStream(bytes(range(32))),
     )  # fmt: skip
     for name, before in start.items():
         moved = (result.state[name].astype(np.float64) - before) * BATCH / (RATE * NOISE * CLIP)

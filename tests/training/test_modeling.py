@@ -17,7 +17,7 @@ from fedlora_priv.adapters import layout, read_state
 from fedlora_priv.errors import AssetError, ConfigError
 from fedlora_priv.modeling import LoraSettings, attach_lora, load_model, load_tokenizer
 from fedlora_priv.pooling import MeanPoolingClassifier, masked_mean
-from fedlora_priv.training import PrivateTrainer, preflight, tokenise
+from fedlora_priv.training import PrivateTrainer, StepSettings, preflight, tokenise
 from protocols.prg import SecretStream
 
 LORA = LoraSettings(("query", "value"), rank=2, alpha=4.0)
@@ -205,8 +205,12 @@ def test_real_llama_trains_and_passes_preflight(stories):
     trainer = PrivateTrainer(model)
     start = read_state(model)
     result = trainer.train(
-        examples, start, steps=2, sample_rate=1.0, planned_batch_size=3, noise_multiplier=1.0, clip_norm=1.0,
-        learning_rate=0.1, stream=SecretStream(bytes(32)),
+        examples, start,
+        StepSettings(
+            steps=2, sample_rate=1.0, planned_batch_size=3, noise_multiplier=1.0, clip_norm=1.0,
+            learning_rate=0.1,
+        ),
+        stream=SecretStream(bytes(32)),
     )  # fmt: skip
     assert all(not np.array_equal(result.state[name], start[name]) for name in start)
 

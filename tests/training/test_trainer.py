@@ -8,7 +8,7 @@ import torch
 
 from fedlora_priv.adapters import read_state
 from fedlora_priv.errors import ConfigError, DataError, FedloraError
-from fedlora_priv.training import PrivateTrainer, TokenisedExamples
+from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples
 from protocols.prg import SecretStream
 
 KEY = bytes(range(32))
@@ -28,7 +28,11 @@ def test_frozen_roles_come_back_bit_identical(roles, tiny_model, make_examples):
     start = read_state(trainer.model)
     required = [parameter.requires_grad for parameter in trainer.model.parameters()]
     result = trainer.train(
-        make_examples(12), start, **SETTINGS, stream=SecretStream(KEY), trainable=frozenset(roles)
+        make_examples(12),
+        start,
+        StepSettings(**SETTINGS),
+        stream=SecretStream(KEY),
+        trainable=frozenset(roles),
     )
     assert [parameter.requires_grad for parameter in trainer.model.parameters()] == required
     for name, value in result.state.items():
@@ -41,7 +45,9 @@ def test_frozen_roles_take_no_noise_from_the_stream(tiny_model, make_examples):
     trainer, stream, reference = PrivateTrainer(tiny_model()), SecretStream(KEY), SecretStream(KEY)
     start = read_state(trainer.model)
     settings = SETTINGS | {"steps": 1}
-    trainer.train(make_examples(12), start, **settings, stream=stream, trainable=frozenset({"B"}))
+    trainer.train(
+        make_examples(12), start, StepSettings(**settings), stream=stream, trainable=frozenset({"B"})
+    )
     reference.uniform(12 + 4 * sum(v.size for name, v in start.items() if name.endswith("lora_B")))
     assert stream.bytes(8) == reference.bytes(8)
 
@@ -52,32 +58,35 @@ def test_clients_in_turn_equal_clients_apart(tiny_model, make_examples):
     clients = [make_examples(10, seed=seed) for seed in range(5)]
     for i, examples in enumerate(clients):
         roles = frozenset({"B"}) if i % 2 else frozenset({"A", "B", "head"})
-        options = SETTINGS | {"trainable": roles, "optimizer": "adam" if i % 3 else "sgd"}
-        key = bytes([i]) * 32
-        together = shared.train(examples, start, **options, stream=SecretStream(key)).state
-        apart = PrivateTrainer(tiny_model()).train(examples, start, **options, stream=SecretStream(key)).state
+        settings = StepSettings(**SETTINGS, optimizer="adam" if i % 3 else "sgd")
+
+        def trained_by(trainer, examples=examples, settings=settings, roles=roles, key=bytes([i]) * 32):
+            stream = SecretStream(key)
+            return trainer.train(examples, start, settings, stream=stream, trainable=roles).state
+
+        together, apart = trained_by(shared), trained_by(PrivateTrainer(tiny_model()))
         assert all(np.array_equal(together[name], apart[name]) for name in start)
 
 
 def test_a_failed_call_leaves_nothing_behind(tiny_model, make_examples):
     trainer = PrivateTrainer(tiny_model())
     start, examples = read_state(trainer.model), make_examples(12)
-    wanted = trainer.train(examples, start, **SETTINGS, stream=SecretStream(KEY)).state
+    wanted = trainer.train(examples, start, StepSettings(**SETTINGS), stream=SecretStream(KEY)).state
     broken = TokenisedExamples(examples.input_ids, np.full(12, 9), 0)  # labels out of range: fails mid-step
     with pytest.raises((IndexError, RuntimeError)):
-        trainer.train(broken, start, **SETTINGS, stream=SecretStream(KEY))
+        trainer.train(broken, start, StepSettings(**SETTINGS), stream=SecretStream(KEY))
     assert not any("activations" in module.__dict__ for module in trainer.model.modules())
     assert all(
         parameter.requires_grad for name, parameter in trainer.model.named_parameters() if "lora" in name
     )
-    again = trainer.train(examples, start, **SETTINGS, stream=SecretStream(KEY)).state
+    again = trainer.train(examples, start, StepSettings(**SETTINGS), stream=SecretStream(KEY)).state
     assert all(np.array_equal(wanted[name], again[name]) for name in start)
 
 
 def test_private_facts_stay_in_the_audit_record(tiny_model, make_examples):
     trainer, seen = PrivateTrainer(tiny_model()), []
     result = trainer.train(
-        make_examples(24), read_state(trainer.model), **(SETTINGS | {"steps": 3}),
+        make_examples(24), read_state(trainer.model), StepSettings(**(SETTINGS | {"steps": 3})),
         stream=SecretStream(KEY), on_step=seen.append,
     )  # fmt: skip
     assert seen == [1, 2, 3]
@@ -92,7 +101,7 @@ def test_the_start_state_is_not_modified(tiny_model, make_examples):
     trainer = PrivateTrainer(tiny_model())
     start = read_state(trainer.model)
     copy = {name: value.copy() for name, value in start.items()}
-    trainer.train(make_examples(6), start, **SETTINGS, stream=SecretStream(KEY))
+    trainer.train(make_examples(6), start, StepSettings(**SETTINGS), stream=SecretStream(KEY))
     assert all(np.array_equal(copy[name], start[name]) for name in start)
 
 
@@ -101,8 +110,13 @@ def test_it_learns(tiny_model):
     examples = TokenisedExamples(ids, np.arange(32, dtype=np.int64) % 2, 0)
     trainer = PrivateTrainer(tiny_model())
     start = read_state(trainer.model)
-    settings = SETTINGS | {"steps": 25, "planned_batch_size": 16.0, "noise_multiplier": 0.3}
-    learnt = trainer.train(examples, start, **(settings | {"learning_rate": 1.0}), stream=SecretStream(KEY))
+    settings = SETTINGS | {
+        "steps": 25,
+        "planned_batch_size": 16.0,
+        "noise_multiplier": 0.3,
+        "learning_rate": 1.0,
+    }
+    learnt = trainer.train(examples, start, StepSettings(**settings), stream=SecretStream(KEY))
     assert trainer.evaluate(examples, start) <= 0.5
     assert trainer.evaluate(examples, learnt.state) == 1.0
 
@@ -126,17 +140,21 @@ def test_evaluation_counts_correct_labels(tiny_model, make_examples):
         ("steps", 0), ("sample_rate", 0.0), ("sample_rate", 1.5), ("planned_batch_size", 0),
         ("clip_norm", -1), ("clip_norm", float("nan")), ("learning_rate", 0), ("noise_multiplier", -0.1),
         ("noise_multiplier", float("inf")), ("max_tokens_per_microbatch", 0),
-        ("trainable", frozenset()), ("trainable", frozenset({"bias"})),
+        ("clipping", "ghost"), ("mode", "flat"),
     ],
 )  # fmt: skip
-def test_values_out_of_range_are_refused(name, value, tiny_model, make_examples):
+def test_values_out_of_range_are_refused(name, value):
+    with pytest.raises(ConfigError, match=name.removesuffix("_rate").replace("sample", "sample rate")):
+        StepSettings(**(SETTINGS | {name: value}))
+
+
+@pytest.mark.parametrize("roles", [frozenset(), frozenset({"bias"})])
+def test_unknown_roles_are_refused(roles, tiny_model, make_examples):
     trainer = PrivateTrainer(tiny_model())
-    with pytest.raises(ConfigError):
+    start = read_state(trainer.model)
+    with pytest.raises(ConfigError, match="trainable"):
         trainer.train(
-            make_examples(3),
-            read_state(trainer.model),
-            **(SETTINGS | {name: value}),
-            stream=SecretStream(KEY),
+            make_examples(3), start, StepSettings(**SETTINGS), stream=SecretStream(KEY), trainable=roles
         )
 
 
@@ -144,14 +162,17 @@ def test_a_state_of_another_model_is_refused(tiny_model, make_examples):
     trainer = PrivateTrainer(tiny_model(rank=2))
     for state in (read_state(tiny_model(rank=3)), {}):
         with pytest.raises(FedloraError, match="same model and LoRA"):
-            trainer.train(make_examples(3), state, **SETTINGS, stream=SecretStream(KEY))
+            trainer.train(make_examples(3), state, StepSettings(**SETTINGS), stream=SecretStream(KEY))
 
 
 @pytest.mark.parametrize("kind", ["gpt2-lm", "llama-lm"])
 def test_language_models_train_on_their_own_tokens(kind, tiny_model, make_examples):
     trainer = PrivateTrainer(tiny_model(kind))
     start = read_state(trainer.model)
-    result = trainer.train(make_examples(6, labels=False), start, **SETTINGS, stream=SecretStream(KEY))
+    result = trainer.train(
+        make_examples(6, labels=False), start, StepSettings(**SETTINGS), stream=SecretStream(KEY)
+    )
     assert all(not np.array_equal(result.state[name], start[name]) for name in start)
+    every_one = StepSettings(**(SETTINGS | {"sample_rate": 1.0}))
     with pytest.raises(ConfigError, match="logits"):
-        trainer.train(make_examples(6), start, **(SETTINGS | {"sample_rate": 1.0}), stream=SecretStream(KEY))
+        trainer.train(make_examples(6), start, every_one, stream=SecretStream(KEY))

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedlora_priv.adapters import read_state, trainable_parameters
 from fedlora_priv.errors import ConfigError, FedloraError
-from fedlora_priv.training import PrivateTrainer, preflight
+from fedlora_priv.training import PrivateTrainer, StepSettings, preflight
 from fedlora_priv.training import losses as losses_module
 from fedlora_priv.training.checks import StepCheck
 from fedlora_priv.training.losses import next_token_losses
@@ -84,8 +84,8 @@ def test_trap_2_an_empty_batch_is_a_step_of_noise(kind, tiny_model, make_example
     trainer = PrivateTrainer(tiny_model(kind))
     start = read_state(trainer.model)
     examples = make_examples(4, labels=not kind.endswith("-lm"))
-    settings = STEP | {"sample_rate": 1e-12}
-    result = trainer.train(examples, start, **settings, stream=SecretStream(KEY))
+    settings = StepSettings(**(STEP | {"sample_rate": 1e-12}))
+    result = trainer.train(examples, start, settings, stream=SecretStream(KEY))
     assert result.steps_taken == 1
     assert result.private_audit[0].batch_size == 0
     stream = SecretStream(KEY)
@@ -100,7 +100,9 @@ def test_trap_3_an_optimizer_that_does_not_reach_the_model_is_caught(tiny_model,
     trainer = PrivateTrainer(tiny_model())
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, closure=None: None)
     with pytest.raises(FedloraError, match="unchanged, so it is not being trained"):
-        trainer.train(make_examples(4), read_state(trainer.model), **STEP, stream=SecretStream(KEY))
+        trainer.train(
+            make_examples(4), read_state(trainer.model), StepSettings(**STEP), stream=SecretStream(KEY)
+        )
 
 
 def test_trap_3_parameters_replaced_after_the_optimizer_was_built_are_caught(tiny_model):
@@ -122,7 +124,7 @@ def test_trap_3_a_parameter_without_per_example_gradients_is_an_error(tiny_model
     unused = next(m for name, m in model.named_modules() if name.endswith("lora_B.default"))
     unused.forward = lambda x: torch.zeros(*x.shape[:-1], 16)  # in the model, but not in its graph
     with pytest.raises(FedloraError, match="no per-example gradient"):
-        trainer.train(make_examples(4), read_state(model), **STEP, stream=SecretStream(KEY))
+        trainer.train(make_examples(4), read_state(model), StepSettings(**STEP), stream=SecretStream(KEY))
 
 
 def test_trap_3_a_change_to_the_frozen_base_is_caught(tiny_model, make_examples):
@@ -136,7 +138,7 @@ def test_trap_3_a_change_to_the_frozen_base_is_caught(tiny_model, make_examples)
 
     frozen.register_forward_hook(drift)
     with pytest.raises(FedloraError, match=r"changed .*word_embeddings.*, which is frozen"):
-        trainer.train(make_examples(4), read_state(model), **STEP, stream=SecretStream(KEY))
+        trainer.train(make_examples(4), read_state(model), StepSettings(**STEP), stream=SecretStream(KEY))
 
 
 def test_trap_3_the_check_runs_once_for_each_set_of_roles(tiny_model, make_examples, monkeypatch):
@@ -145,7 +147,7 @@ def test_trap_3_the_check_runs_once_for_each_set_of_roles(tiny_model, make_examp
     trainer = PrivateTrainer(tiny_model())
     for roles in ({"B"}, {"B"}, {"A", "B"}):
         trainer.train(
-            make_examples(4), read_state(trainer.model), **(STEP | {"steps": 2}),
+            make_examples(4), read_state(trainer.model), StepSettings(**(STEP | {"steps": 2})),
             stream=SecretStream(KEY), trainable=frozenset(roles),
         )  # fmt: skip
     assert calls == [True, True]
@@ -159,8 +161,8 @@ def test_trap_4_global_seeds_decide_nothing(tiny_model, make_examples):
     def run(stream):
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(0)
-        settings = STEP | {"sample_rate": 0.5, "steps": 3}
-        return trainer.train(examples, start, **settings, stream=stream)
+        settings = StepSettings(**(STEP | {"sample_rate": 0.5, "steps": 3}))
+        return trainer.train(examples, start, settings, stream=stream)
 
     first, second = run(SecretStream()), run(SecretStream())
     assert all(not np.array_equal(first.state[name], second.state[name]) for name in start)
@@ -173,7 +175,7 @@ def test_trap_4_training_leaves_global_generators_alone(tiny_model, make_example
     torch.manual_seed(1)
     np.random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    trainer.train(make_examples(6), read_state(trainer.model), **STEP, stream=SecretStream())
+    trainer.train(make_examples(6), read_state(trainer.model), StepSettings(**STEP), stream=SecretStream())
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
 
@@ -184,13 +186,15 @@ def test_trap_5_the_drawn_size_does_not_scale_the_step(tiny_model, make_examples
     start, examples = read_state(trainer.model), make_examples(12)
 
     def moved(count, planned):
-        settings = STEP | {"noise_multiplier": 0.0, "planned_batch_size": planned, "clip_norm": 1e6}
-        result = trainer.train(examples.subset(range(count)), start, **settings, stream=SecretStream(KEY))
+        changes = {"noise_multiplier": 0.0, "planned_batch_size": planned, "clip_norm": 1e6}
+        settings = StepSettings(**(STEP | changes))
+        result = trainer.train(examples.subset(range(count)), start, settings, stream=SecretStream(KEY))
         return {name: result.state[name].astype(np.float64) - start[name] for name in start}
 
     twelve, half_planned, six = moved(12, 8.0), moved(12, 4.0), moved(6, 8.0)
     rest = trainer.train(
-        examples.subset(range(6, 12)), start, **(STEP | {"noise_multiplier": 0.0, "clip_norm": 1e6}),
+        examples.subset(range(6, 12)), start,
+        StepSettings(**(STEP | {"noise_multiplier": 0.0, "clip_norm": 1e6})),
         stream=SecretStream(KEY),
     ).state  # fmt: skip
     for name in start:
@@ -215,7 +219,7 @@ def test_trap_7_adapters_must_be_float32(tiny_model, make_examples):
     start = read_state(trainer.model)
     trainer.model.to(torch.bfloat16)
     with pytest.raises(ConfigError, match="moved or cast"):
-        trainer.train(make_examples(4), start, **STEP, stream=SecretStream(KEY))
+        trainer.train(make_examples(4), start, StepSettings(**STEP), stream=SecretStream(KEY))
 
 
 # Trap 8 (saving through Opacus' wrapper): see test_adapters.py; here, that no wrapper stays behind.
@@ -223,7 +227,7 @@ def test_trap_8_the_model_is_a_plain_peft_model_after_training(tiny_model, make_
     model = tiny_model()
     names = set(model.state_dict())
     trainer = PrivateTrainer(model)
-    trainer.train(make_examples(4), read_state(model), **STEP, stream=SecretStream(KEY))
+    trainer.train(make_examples(4), read_state(model), StepSettings(**STEP), stream=SecretStream(KEY))
     assert trainer.model is model
     assert set(model.state_dict()) == names
     assert not any(hasattr(p, "grad_sample") or p.grad is not None for p in model.parameters())
@@ -237,8 +241,8 @@ def test_trap_9_dropout_is_off_while_training(tiny_model, make_examples):
     assert model.get_base_model().config.hidden_dropout_prob > 0
     trainer = PrivateTrainer(model)
     start, examples = read_state(model), make_examples(6)
-    settings = STEP | {"noise_multiplier": 0.0}
-    runs = [trainer.train(examples, start, **settings, stream=SecretStream(KEY)).state for _ in range(2)]
+    settings = StepSettings(**(STEP | {"noise_multiplier": 0.0}))
+    runs = [trainer.train(examples, start, settings, stream=SecretStream(KEY)).state for _ in range(2)]
     assert all(np.array_equal(runs[0][name], runs[1][name]) for name in start)
 
 

@@ -1,0 +1,190 @@
+"""What every clipping engine shares: how much each example is scaled down, and how the scaled sum is kept.
+
+An engine runs one microbatch forward and backward and adds the clipped sum of the examples' gradients to each
+trained parameter's ``summed_grad``. Engines differ only in how they come by norms and sums: see `clipping`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedlora_priv.errors import ConfigError, FedloraError
+
+Mode = Literal["auto", "direct", "hooks", "ghost"]
+Clipping = Literal["flat", "per-layer"]
+Losses = Callable[[nn.Module], Tensor]
+"""Given the model to call, returns one loss per example, (n,), each a function of that example alone."""
+
+_ROUNDING = 1e-6  # float32 products may err by this much; clip that much lower
+
+
+@dataclass(frozen=True)
+class ClipCounts:
+    """What clipping did to a microbatch; private.
+
+    Attributes:
+        examples: how many there were.
+        clipped, non_finite: how many were scaled down, or zeroed for a gradient that is not finite.
+        largest_norm: the largest norm of an example's gradient after that.
+    """
+
+    examples: int
+    clipped: int
+    non_finite: int
+    largest_norm: float
+
+    @property
+    def unclipped(self) -> int:
+        """How many went in as they were."""
+        return self.examples - self.clipped - self.non_finite
+
+
+def clip_factors(squares: Tensor, clip_norm: float) -> tuple[Tensor, ClipCounts]:
+    """Return by how much to scale each group of each example's gradient, and what that does.
+
+    Args:
+        squares: squared norms, float64 (groups, n).
+        clip_norm: L2 bound of an example's whole gradient. Each group gets ``clip_norm / √groups`` of it.
+
+    Returns:
+        Factors in [0, 1], float64 (groups, n); 0 for an example any of whose norms is not finite.
+
+    Guarantee:
+        Scaled so, an example's gradient is at most `clip_norm` long over all groups together.
+    """
+    norms = squares.sqrt()
+    finite = torch.isfinite(norms.float()).all(dim=0)  # beyond float32, the factors would be too coarse
+    bound = clip_norm / math.sqrt(len(squares))
+    factors = (bound / (norms * (1 + _ROUNDING))).clamp(max=1.0)
+    factors = torch.where(finite, factors, 0.0)
+    kept = torch.where(finite, (norms * factors).square().sum(dim=0).sqrt(), 0.0)
+    clipped = (factors < 1).any(dim=0) & finite
+    return factors, ClipCounts(len(kept), int(clipped.sum()), int((~finite).sum()), float(kept.max()))
+
+
+class ExampleGradients(Protocol):
+    """The gradients of n examples with respect to one parameter, in whatever form they are kept."""
+
+    def squares(self) -> Tensor:
+        """Return each example's squared L2 norm, float64 (n,)."""
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Return the examples' sum, each times its weight (n,), float64 of the parameter's shape."""
+
+    def without(self, left_out: Tensor) -> ExampleGradients:
+        """Return them with zeros for the examples that `left_out`, bool (n,), marks."""
+
+
+@dataclass(frozen=True)
+class GradientRows:
+    """Per-example gradients one by one.
+
+    Attributes:
+        rows: (n, *shape of the parameter).
+    """
+
+    rows: Tensor
+
+    def squares(self) -> Tensor:
+        # Summed in float64: float32 can lose 1e-3 of a long vector's norm, and would then clip too little.
+        norms: Tensor = torch.linalg.vector_norm(self.rows.flatten(1), dim=1, dtype=torch.float64)
+        return norms.square()
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        total: Tensor = weights.to(self.rows.dtype) @ self.rows.flatten(1)
+        return total.double().view(self.rows.shape[1:])
+
+    def without(self, left_out: Tensor) -> GradientRows:
+        # A factor of zero would not do: 0 * inf is nan.
+        rows = self.rows.clone()
+        rows[left_out] = 0.0
+        return GradientRows(rows)
+
+
+class ClippingEngine(ABC):
+    """Clips each example's gradient and adds up.
+
+    Args:
+        trained: the parameters to train, by state name.
+        clipping: "flat" or "per-layer".
+
+    Attributes:
+        name: which engine it is.
+        reason: why this one, for people.
+    """
+
+    name: ClassVar[str]
+    reason: str = ""
+
+    def __init__(self, trained: Mapping[str, nn.Parameter], clipping: Clipping) -> None:
+        self._trained = dict(trained)
+        self._groups = group_numbers(self._trained, clipping)
+
+    @abstractmethod
+    def add(self, losses: Losses, clip_norm: float) -> ClipCounts:
+        """Add one microbatch's clipped gradients to each trained parameter's ``summed_grad`` (float64).
+
+        Args:
+            losses: one loss per example; their *sum* is differentiated.
+            clip_norm: L2 bound of one example's gradient over all trained parameters together.
+
+        Raises:
+            FedloraError: a parameter has no per-example gradients, so it would silently not be trained.
+        """
+
+    def _factors(self, squares: Sequence[Tensor], clip_norm: float) -> tuple[Tensor, ClipCounts]:
+        """Return each parameter's factors, (parameters, n), from its squared norms, one (n,) each."""
+        groups = torch.tensor(self._groups, device=squares[0].device)
+        stacked = torch.stack(list(squares))
+        grouped = stacked.new_zeros(max(self._groups) + 1, stacked.shape[1]).index_add(0, groups, stacked)
+        factors, counts = clip_factors(grouped, clip_norm)
+        return factors[groups], counts
+
+    def _clip_and_add(self, gradients: Sequence[ExampleGradients], n: int, clip_norm: float) -> ClipCounts:
+        """Scale the gradients of `n` examples, in the order of the trained parameters, and add them up."""
+        factors, counts = self._factors([g.squares() for g in gradients], clip_norm)
+        if factors.shape[1] != n:
+            raise ConfigError(
+                f"a trained layer sees {factors.shape[1]} rows for {n} examples, so no gradient is one example's",
+                "train other modules: this one is not computed example by example",
+            )
+        if counts.non_finite:
+            zeroed = (factors == 0).all(dim=0)
+            gradients = [g.without(zeroed) for g in gradients]
+        for parameter, gradient, weights in zip(self._trained.values(), gradients, factors, strict=True):
+            add_to_sum(parameter, gradient.weighted_sum(weights))
+        return counts
+
+
+def group_numbers(names: Mapping[str, Any], clipping: Clipping) -> list[int]:
+    """Return which group each array is clipped with: all together, or one an adapted module and the head.
+
+    >>> group_numbers(dict.fromkeys(["a.lora_A", "a.lora_B", "b.lora_B", "head.bias"]), "per-layer")
+    [0, 0, 1, 2]
+    """
+    if clipping == "flat":
+        return [0] * len(names)
+    owners = [name.rpartition(".")[0] if name.endswith((".lora_A", ".lora_B")) else "" for name in names]
+    numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners))}
+    return [numbers[owner] for owner in owners]
+
+
+def add_to_sum(parameter: Any, total: Tensor) -> None:
+    """Add a microbatch's clipped sum, float64, to what the parameter's batch has so far."""
+    so_far = getattr(parameter, "summed_grad", None)
+    parameter.summed_grad = total if so_far is None else so_far + total
+
+
+def nothing_recorded(name: str) -> FedloraError:
+    """Return the error for a trained parameter without per-example gradients."""
+    return FedloraError(
+        f"{name} got no per-example gradient",
+        "build a new PrivateTrainer after changing the model",
+    )

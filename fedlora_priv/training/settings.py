@@ -1,0 +1,58 @@
+"""The public constants of a client's private steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import get_args
+
+from fedlora_priv.errors import ConfigError
+from fedlora_priv.training.engine import Clipping, Mode
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What `PrivateTrainer.train` does in each step; nothing here may depend on private data.
+
+    Attributes:
+        steps: number of DP-SGD steps, at least 1.
+        sample_rate: probability q with which each example joins a step.
+        planned_batch_size: the normaliser, a public constant (q times the declared number of examples).
+        noise_multiplier: noise standard deviation over `clip_norm`; 0 gives no privacy at all.
+        clip_norm: L2 bound of one example's gradient over all trained arrays together.
+        learning_rate: of the optimizer.
+        optimizer: "sgd" (no momentum) or "adam"; its state starts afresh and sees noised gradients only.
+        max_tokens_per_microbatch: padded tokens computed at once; bounds memory, not the batch.
+        clipping: "flat" scales an example's whole gradient; "per-layer" each module's part of it, to
+            ``clip_norm / √modules``. Both bound the whole by `clip_norm`, so both are priced alike.
+        mode: how per-example gradients are clipped; every mode gives the same result up to rounding, and
+            "auto" takes the fastest that fits the model.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    steps: int
+    sample_rate: float
+    planned_batch_size: float
+    noise_multiplier: float
+    clip_norm: float
+    learning_rate: float
+    optimizer: str = "sgd"
+    max_tokens_per_microbatch: int = 2048
+    clipping: Clipping = "flat"
+    mode: Mode = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sample_rate <= 1:
+            raise ConfigError(f"the sample rate must be in (0, 1], not {self.sample_rate}")
+        positive = ("steps", "planned_batch_size", "clip_norm", "learning_rate", "max_tokens_per_microbatch")
+        for name in positive:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be positive, not {value}")
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
+            raise ConfigError(f"noise_multiplier must be zero or more, not {self.noise_multiplier}")
+        for name, known in (("clipping", get_args(Clipping)), ("mode", get_args(Mode))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"there is no {name} {getattr(self, name)!r}", f"use {', '.join(known)}")
