@@ -23,7 +23,7 @@ from fedlora_priv.errors import DataError
 from fedlora_priv.methods.base import Role
 from fedlora_priv.modeling import LoraSettings, load_model, load_tokenizer
 from fedlora_priv.pooling import MeanPoolingClassifier, masked_mean
-from fedlora_priv.training import PrivateTrainer, TokenisedExamples, tokenise
+from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples, tokenise
 from fedlora_priv.training.batching import microbatches
 from protocols.prg import SecretStream
 
@@ -130,9 +130,7 @@ def run(setting: Setting, task: Task) -> dict[str, Any]:
     model = load_model(task.encoder, pooling="mean", num_labels=2, lora=lora, seed=setting.seed)
     trainer = PrivateTrainer(model)
     average = Average(setting.average, lambda: read_state(model))
-    result = trainer.train(
-        task.train,
-        read_state(model),
+    settings = StepSettings(
         steps=setting.steps,
         sample_rate=setting.batch / len(task.train),
         planned_batch_size=setting.batch,
@@ -140,9 +138,14 @@ def run(setting: Setting, task: Task) -> dict[str, Any]:
         clip_norm=setting.clip_norm,
         learning_rate=setting.learning_rate,
         optimizer=setting.optimizer,
-        trainable=cast(frozenset[Role], frozenset(setting.roles)),
         max_tokens_per_microbatch=setting.max_tokens,
+    )
+    result = trainer.train(
+        task.train,
+        read_state(model),
+        settings,
         stream=SecretStream(),
+        trainable=cast(frozenset[Role], frozenset(setting.roles)),
         on_step=average.take,
     )
     minutes = (time.process_time() - began) / 60
