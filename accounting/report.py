@@ -47,6 +47,7 @@ def build(
     outputs: Sequence[Mapping[str, str]],
     versions: Mapping[str, str],
     secure_aggregation: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
     overlapping: bool = False,
 ) -> Report:
     """The report of one run, its claims computed from the clients' ledger rows, valid under the schema.
@@ -87,6 +88,8 @@ def build(
     }
     if secure_aggregation is not None:
         report["secure_aggregation"] = dict(secure_aggregation)
+    if environment is not None:
+        report["environment"] = dict(environment)
     validate(report)
     return report
 

@@ -18,7 +18,7 @@ from accounting.planning import plan
 from accounting.pricing import epsilon
 from fedlora_priv.adapters import read_state
 from fedlora_priv.data import assets
-from fedlora_priv.data.tables import read_table
+from fedlora_priv.data.tables import Columns, read_table
 from fedlora_priv.errors import DataError
 from fedlora_priv.methods.base import Role
 from fedlora_priv.modeling import LoraSettings, load_model, load_tokenizer
@@ -111,9 +111,9 @@ def load_task(data: Path, *, max_length: int, encoder: Path | None = None, limit
     tokenizer = load_tokenizer(folder)
 
     def read(name: str) -> TokenisedExamples:
-        texts, labels = read_table(data / name, "sentence", "label")
-        chosen = [int(label) for label in labels[:limit]]
-        return tokenise(tokenizer, texts[:limit], chosen, max_length=max_length)
+        table = read_table(data / name, Columns("sentence", label="label"))
+        labels = [int(label) for label in (table.labels or [])[:limit]]
+        return tokenise(tokenizer, table.texts[:limit], labels, max_length=max_length)
 
     return Task(folder, read("train.tsv"), read("dev.tsv"))
 
@@ -150,9 +150,9 @@ def run(setting: Setting, task: Task) -> dict[str, Any]:
     )
     minutes = (time.process_time() - began) / 60
     drawn = sum(record.batch_size for record in result.private_audit)
-    last = trainer.evaluate(task.dev, result.state)
+    last = trainer.evaluate(task.dev, result.state).value
     return {
-        "accuracy": trainer.evaluate(task.dev, average.state) if setting.average else last,
+        "accuracy": trainer.evaluate(task.dev, average.state).value if setting.average else last,
         "accuracy_of_last": last,
         "noise_multiplier": noise,
         "spent": spent,

@@ -29,6 +29,7 @@ def check(experiment: Experiment) -> None:
     """
     _private_ledgers(experiment)
     _private_sizes(experiment)
+    _task(experiment)
     _private_labels(experiment)
     _lifetime(experiment)
     declared = experiment.data.declared_examples_per_client
@@ -63,8 +64,34 @@ def _private_ledgers(experiment: Experiment) -> None:
         )
 
 
+def _task(experiment: Experiment) -> None:
+    """Refuse values that the task would ignore."""
+    data, model = experiment.data, experiment.model
+    if model.task == "classification":
+        if data.prompt_column is not None:
+            raise ConfigError(
+                "data.prompt_column has no effect on classification",
+                "remove it, or set model.task = 'language-modelling'",
+            )
+        return
+    idle = {
+        "data.labels": data.labels is not None,
+        "data.label_column": data.label_column != type(data).model_fields["label_column"].default,
+        f"data.partition = {data.partition!r}": data.partition != "iid",
+        f"model.pooling = {model.pooling!r}": model.pooling != "mean",
+    }
+    for name, is_set in idle.items():
+        if is_set:
+            raise ConfigError(
+                f"{name} has no meaning for model.task = 'language-modelling', whose rows have no labels",
+                "remove it, or set model.task = 'classification'",
+            )
+
+
 def _private_labels(experiment: Experiment) -> None:
     """Refuse to learn the names of the labels from private rows: they end up in the adapter's card."""
+    if experiment.model.task != "classification":
+        return
     if experiment.data.labels is None and not experiment.data.public:
         raise ConfigError(
             "data.labels is missing: the names and number of the classes are released with the adapter, so they "

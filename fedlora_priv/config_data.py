@@ -12,13 +12,14 @@ DEMO_DATASETS = ("demo:movie-snippets",)
 
 
 class DataSection(Section):
-    """The text, its labels, its split over clients, and what about it is public."""
+    """The text, its labels or prompts, its split over clients, and what about it is public."""
 
     source: str = Field(
         default="demo:movie-snippets",
         min_length=1,
-        description="'demo:movie-snippets' (MIT; Hutto & Gilbert 2014), a local tsv/csv/jsonl file, a local "
-        "folder with train.* and perhaps dev.*, or a hub dataset name.",
+        description="'demo:movie-snippets' (MIT; Hutto & Gilbert 2014), a local tsv/csv/jsonl file, for language "
+        "modelling also a txt file (each paragraph is a row), a local folder with train.* and perhaps dev.*, or a "
+        "hub dataset name.",
     )
     train_file: str | None = Field(
         default=None, min_length=1, description="Training file inside a source folder. Default: train.*."
@@ -30,12 +31,21 @@ class DataSection(Section):
         "without any, examples are held out of the training data if that is public.",
     )
     text_column: str = Field(default="sentence", min_length=1, description="Column that holds the text.")
-    label_column: str = Field(default="label", min_length=1, description="Column that holds the label.")
+    label_column: str = Field(
+        default="label", min_length=1, description="Column that holds the label. Classification only."
+    )
+    prompt_column: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Column that holds an instruction, for instruction tuning: the model sees it, a newline, and the "
+        "text, of which alone the loss is taken. Language modelling only.",
+    )
     labels: Annotated[tuple[str, ...] | None, Field(strict=False)] = Field(
         default=None,
         min_length=2,
         description="PUBLIC names of the labels, in the order of the classes; rows with another label are "
-        "refused. Required unless the data is public: names found in private rows would be released.",
+        "refused. Required for classification unless the data is public: names found in private rows would be "
+        "released.",
     )
     evaluation_examples: int = Field(
         default=1000,
@@ -45,15 +55,16 @@ class DataSection(Section):
     )
     evaluation_public: bool = Field(
         default=False,
-        description="Declare the evaluation split public. Otherwise no accuracy is reported (unless all data "
-        "is public), because an accuracy over private rows is a release outside the guarantee.",
+        description="Declare the evaluation split public. Otherwise no accuracy or perplexity is reported (unless "
+        "all data is public), because one over private rows is a release outside the guarantee.",
     )
     public: bool = Field(
         default=False,
         description="Declare all data public: the report then says that its privacy claim is a simulation.",
     )
     partition: Literal["iid", "dirichlet", "one-label-per-client"] = Field(
-        default="iid", description="How training examples are split over the clients; disjoint."
+        default="iid",
+        description="How training examples are split over the clients; disjoint. Only 'iid' needs no labels.",
     )
     dirichlet_alpha: float = Field(
         default=0.5,
@@ -80,6 +91,6 @@ class DataSection(Section):
         return demo_must_exist(source, DEMO_DATASETS)
 
     @property
-    def accuracy_may_be_reported(self) -> bool:
+    def evaluation_may_be_reported(self) -> bool:
         """Whether evaluating releases nothing private: all data, or its evaluation split, is public."""
         return self.public or self.evaluation_public

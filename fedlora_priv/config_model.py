@@ -12,21 +12,34 @@ DEMO_MODELS = ("demo:minilm",)
 
 
 class ModelSection(Section):
-    """The frozen encoder and how a sentence becomes one vector."""
+    """The frozen transformer and what it is to learn."""
 
     source: str = Field(
         default="demo:minilm",
         min_length=1,
         description="'demo:minilm' (all-MiniLM-L6-v2, Apache-2.0), a local folder, or a hub model name.",
     )
+    task: Literal["classification", "language-modelling"] = Field(
+        default="classification",
+        description="'classification': a text's label; 'language-modelling': the next tokens of a text (causal "
+        "models), measured by perplexity.",
+    )
     pooling: Literal["mean", "native"] = Field(
         default="mean",
-        description="'mean': mean over the attention mask and a linear head (what sentence encoders are "
-        "trained for); 'native': the architecture's own classification head.",
+        description="Classification only. 'mean': mean over the attention mask and a linear head (what sentence "
+        "encoders are trained for); 'native': the architecture's own classification head.",
     )
     max_length: int = Field(
-        default=64, ge=4, le=8192, description="Longest input in tokens; longer texts are truncated."
+        default=64,
+        ge=4,
+        le=8192,
+        description="Longest input in tokens; what a row has beyond that is cut off.",
     )
+
+    @property
+    def metric(self) -> Literal["accuracy", "perplexity"]:
+        """What the task is evaluated by."""
+        return "accuracy" if self.task == "classification" else "perplexity"
 
     @field_validator("source")
     @classmethod

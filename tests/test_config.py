@@ -56,7 +56,7 @@ def test_defaults_are_filled_in() -> None:
     assert experiment.client_ids == ("client-1", "client-2", "client-3", "client-4", "client-5")
     assert experiment.secure_aggregation.thresholds(5) == (4, 4, 4)
     assert experiment.privacy.epsilon == 8.0
-    assert experiment.data.accuracy_may_be_reported
+    assert experiment.data.evaluation_may_be_reported
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_private_labels_must_be_declared() -> None:
 
 
 def test_private_data_without_a_public_evaluation_split_reports_no_accuracy() -> None:
-    assert not load(text=PRIVATE).data.accuracy_may_be_reported
-    assert load("data.evaluation_public=true", text=PRIVATE).data.accuracy_may_be_reported
+    assert not load(text=PRIVATE).data.evaluation_may_be_reported
+    assert load("data.evaluation_public=true", text=PRIVATE).data.evaluation_may_be_reported
 
 
 def test_delta_is_below_one_over_all_examples() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from accounting.errors import ReportError
 from accounting.report import validate
 from fedlora_priv.reports import svg
 from fedlora_priv.reports.html import render
@@ -229,6 +230,26 @@ def test_what_limits_the_claim_is_said_first(changes: dict[str, Any], words: str
     assert words not in without
     assert brief in terminal({**quiet, **changes}, metrics_of())
     assert brief not in terminal(quiet, metrics_of())
+
+
+def test_a_language_model_is_measured_by_perplexity() -> None:
+    measured = {"perplexity_before": 41.237, "perplexity_after": 9.5, "evaluated_on": "722 held-out examples"}
+    rows = [{k: v for k, v in row.items() if k != "accuracy"} for row in metrics_of()]
+    rows = [{**row, "perplexity": 40 - 2.5 * row["round"]} for row in rows]
+    report = report_of(metrics=measured)
+    validate(report)
+    page = Page(render(report, rows))
+    text = " ".join(page.text.split())
+    for words in ("Perplexity, before → after", "41.24 → 9.50", "on 722 held-out examples", "Perplexity by round",
+                  "From 37.50 in round 1 to 10.00.", "before: 41.24", "privacy and perplexity report"):  # fmt: skip
+        assert words in text, words
+    assert "ccuracy" not in text
+    assert " %" not in text
+    assert "perplexity   41.24 → 9.50" in terminal(report, rows)
+    with pytest.raises(ReportError):
+        validate(report_of(metrics={**measured, "accuracy_before": None, "accuracy_after": None}))
+    with pytest.raises(ReportError):
+        validate(report_of(metrics={**measured, "perplexity_after": 0.5}))
 
 
 def test_accuracy_that_may_not_be_reported() -> None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fedlora_priv.data.tables import RawLabel, require_columns
+from fedlora_priv.data.tables import Columns, RawLabel, Table
 from fedlora_priv.errors import DataError
-
-Table = tuple[list[str], list[RawLabel]]
-"""Texts and raw labels."""
 
 PROBE_TIMEOUT_S = 10
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 _FILE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".txt", ".parquet")
 _EVALUATION_SPLITS = ("validation", "dev", "test")
-_OFFLINE = "offline, set data.source to a local tsv, csv or jsonl file"
+_OFFLINE = "offline, set data.source to a local tsv, csv, jsonl or txt file"
 
 
 def is_hub_name(source: str) -> bool:
@@ -28,7 +25,7 @@ def is_hub_name(source: str) -> bool:
     return _NAME.fullmatch(source) is not None and not source.endswith(_FILE_SUFFIXES)
 
 
-def load(source: str, text_column: str, label_column: str, evaluation: bool) -> tuple[Table, Table | None]:
+def load(source: str, columns: Columns, evaluation: bool) -> tuple[Table, Table | None]:
     """Return the training and, if wanted and there, the evaluation table of a hub dataset.
 
     Raises:
@@ -38,11 +35,11 @@ def load(source: str, text_column: str, label_column: str, evaluation: bool) -> 
     splits = _load_splits(name, config or None)
     if "train" not in splits:
         raise DataError(f"{source} has no split 'train'; its splits are {', '.join(splits)}")
-    train = _table(splits["train"], source, text_column, label_column)
+    train = _table(splits["train"], source, columns)
     chosen = next((split for split in _EVALUATION_SPLITS if split in splits), None)
     if not evaluation or chosen is None:
         return train, None
-    return train, _table(splits[chosen], f"{source} ({chosen})", text_column, label_column)
+    return train, _table(splits[chosen], f"{source} ({chosen})", columns)
 
 
 def _load_splits(name: str, config: str | None) -> Any:
@@ -65,17 +62,32 @@ def _load_splits(name: str, config: str | None) -> Any:
         ) from error
 
 
-def _table(split: Any, where: str, text_column: str, label_column: str) -> Table:
-    """Return one split's texts and labels."""
-    require_columns(where, split.column_names, text_column, label_column)
-    texts, labels = list(split[text_column]), list(split[label_column])
+def _table(split: Any, where: str, columns: Columns) -> Table:
+    """Return one split's rows."""
+    columns.require_in(where, split.column_names)
+    return Table(
+        _texts(split, where, columns.text),
+        None if columns.label is None else _labels(split, where, columns.label),
+        None if columns.prompt is None else _texts(split, where, columns.prompt),
+    )
+
+
+def _texts(split: Any, where: str, column: str) -> list[str]:
+    """Return a column of texts."""
+    texts = list(split[column])
     if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where}: column {text_column!r} does not hold texts")
-    class_names = getattr(split.features[label_column], "names", None)
+        raise DataError(f"{where}: column {column!r} does not hold texts")
+    return texts
+
+
+def _labels(split: Any, where: str, column: str) -> list[RawLabel]:
+    """Return a column of labels, by the names of the classes where the dataset has them."""
+    labels = list(split[column])
+    class_names = getattr(split.features[column], "names", None)
     if any(label is None or (class_names and not 0 <= label < len(class_names)) for label in labels):
         raise DataError(f"{where}: some rows have no label", "use a labelled split")
     if class_names:
-        return texts, [class_names[label] for label in labels]
+        return [class_names[label] for label in labels]
     if not all(isinstance(label, int | str) for label in labels):
-        raise DataError(f"{where}: column {label_column!r} holds neither texts nor whole numbers")
-    return texts, labels
+        raise DataError(f"{where}: column {column!r} holds neither texts nor whole numbers")
+    return labels

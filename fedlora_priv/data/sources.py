@@ -1,7 +1,8 @@
 """A training and, where it may be looked at, an evaluation `Dataset` from the experiment's [data] table.
 
-Sources: the demo's movie snippets, a local tsv, csv or jsonl file, a local folder with train.* and perhaps
-dev.*, or a dataset of the Hugging Face hub. Evaluation data that nobody declared public is not even read.
+Sources: the demo's movie snippets, a local tsv, csv, jsonl or (without labels) txt file, a local folder with
+train.* and perhaps dev.*, or a dataset of the Hugging Face hub. Evaluation data that nobody declared public is
+not even read.
 """
 
 from __future__ import annotations
@@ -17,21 +18,31 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.config_data import DataSection
 from fedlora_priv.data import hub, tables
 from fedlora_priv.data.assets import MOVIE_SNIPPETS, Say, fetch, quietly
+from fedlora_priv.data.tables import Columns, Table
 from fedlora_priv.errors import ConfigError, DataError
 
 HOLD_OUT_DOMAIN = 1
 """Separates the held-out draw from the partition's, which has the same public seed."""
 
+_SNIPPETS_CREDIT = f"movie snippets ({MOVIE_SNIPPETS.licence}; {MOVIE_SNIPPETS.credit})"
 _EVALUATION_NAMES = ("dev", "validation", "valid", "test")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled texts; `labels` index `label_names`. Its repr shows no text and no label."""
+    """Rows of one task: texts with labels, or texts for a language model. Its repr shows no text and no label.
+
+    Args:
+        texts: what to classify, or what to continue; with prompts, the answers.
+        labels: indices into `label_names`; None for language modelling.
+        label_names: empty for language modelling.
+        prompts: what comes before each text and is not to be predicted; language modelling only.
+    """
 
     texts: list[str] = field(repr=False)
-    labels: list[int] = field(repr=False)
+    labels: list[int] | None = field(repr=False)
     label_names: list[str]
+    prompts: list[str] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -39,7 +50,12 @@ class Dataset:
     def take(self, indices: Iterable[int] | NDArray[np.int64]) -> Dataset:
         """Return the examples at some indices, in that order."""
         chosen = [int(index) for index in indices]
-        return Dataset([self.texts[i] for i in chosen], [self.labels[i] for i in chosen], self.label_names)
+        return Dataset(
+            [self.texts[i] for i in chosen],
+            None if self.labels is None else [self.labels[i] for i in chosen],
+            self.label_names,
+            None if self.prompts is None else [self.prompts[i] for i in chosen],
+        )
 
 
 @dataclass(frozen=True)
@@ -64,28 +80,39 @@ def load_source(experiment: Experiment, say: Say = quietly) -> Source:
         AssetError: the demo data cannot be fetched.
         ConfigError: the evaluation split is declared public but would be cut from private data.
     """
-    data = experiment.data
+    data, columns = experiment.data, columns_of(experiment)
     _require_folder_for_files(data)
     if data.source.startswith("demo:"):
-        texts, labels = read_movie_snippets(fetch(MOVIE_SNIPPETS, say) / next(iter(MOVIE_SNIPPETS.files)))
-        whole = Dataset(texts, labels, ["negative", "positive"])
-        credit = f"movie snippets ({MOVIE_SNIPPETS.licence}; {MOVIE_SNIPPETS.credit})"
-        return _with_held_out(whole, experiment, credit)
+        return _with_held_out(_demo(experiment, say), experiment, _SNIPPETS_CREDIT)
     if Path(data.source).expanduser().exists():
-        train, evaluation = _read_local(data, Path(data.source).expanduser())
+        train, evaluation = _read_local(data, Path(data.source).expanduser(), columns)
     elif hub.is_hub_name(data.source):
         say(f"loading {data.source} from the hub")
-        train, evaluation = hub.load(
-            data.source, data.text_column, data.label_column, _wants_evaluation(data)
-        )
+        train, evaluation = hub.load(data.source, columns, _wants_evaluation(data))
     else:
         raise DataError(f"there is no {data.source}", "check data.source")
-    names = list(data.labels) if data.labels is not None else _label_names(train[1])
-    dataset = _indexed(train, names, "the training data")
+    names = _label_names(data, train)
+    dataset = indexed(train, names, "the training data")
     credit = public_name(data.source)
     if evaluation is None:
         return _with_held_out(dataset, experiment, credit)
-    return Source(dataset, _indexed(evaluation, names, "the evaluation data"), credit)
+    return Source(dataset, indexed(evaluation, names, "the evaluation data"), credit)
+
+
+def columns_of(experiment: Experiment) -> Columns:
+    """Return the columns that the experiment's task needs."""
+    data = experiment.data
+    if experiment.model.task == "language-modelling":
+        return Columns(data.text_column, prompt=data.prompt_column)
+    return Columns(data.text_column, label=data.label_column)
+
+
+def _demo(experiment: Experiment, say: Say) -> Dataset:
+    """Return the movie snippets, for language modelling without their labels."""
+    texts, labels = read_movie_snippets(fetch(MOVIE_SNIPPETS, say) / next(iter(MOVIE_SNIPPETS.files)))
+    if experiment.model.task == "language-modelling":
+        return Dataset(texts, None, [])
+    return Dataset(texts, labels, ["negative", "positive"])
 
 
 def public_name(source: str) -> str:
@@ -123,21 +150,23 @@ def _require_folder_for_files(data: DataSection) -> None:
 
 def _wants_evaluation(data: DataSection) -> bool:
     """Whether evaluation data may be read at all."""
-    return data.accuracy_may_be_reported
+    return data.evaluation_may_be_reported
 
 
-def _read_local(data: DataSection, path: Path) -> tuple[hub.Table, hub.Table | None]:
+def _read_local(data: DataSection, path: Path, columns: Columns) -> tuple[Table, Table | None]:
     """Return the training and evaluation tables of a file or folder."""
     if path.is_file():
-        return tables.read_table(path, data.text_column, data.label_column), None
+        return tables.read_table(path, columns), None
     train_path = _inside(path, data.train_file, ("train",))
     if train_path is None:
-        raise DataError(f"{path} holds no train.tsv, train.csv or train.jsonl", "set data.train_file")
-    train = tables.read_table(train_path, data.text_column, data.label_column)
+        raise DataError(
+            f"{path} holds no train.tsv, train.csv, train.jsonl or train.txt", "set data.train_file"
+        )
+    train = tables.read_table(train_path, columns)
     evaluation_path = _inside(path, data.evaluation_file, _EVALUATION_NAMES)
     if evaluation_path is None or not _wants_evaluation(data):
         return train, None
-    return train, tables.read_table(evaluation_path, data.text_column, data.label_column)
+    return train, tables.read_table(evaluation_path, columns)
 
 
 def _inside(folder: Path, named: str | None, stems: Sequence[str]) -> Path | None:
@@ -146,29 +175,38 @@ def _inside(folder: Path, named: str | None, stems: Sequence[str]) -> Path | Non
         if not (folder / named).is_file():
             raise DataError(f"{folder} holds no {named}", "check data.train_file and data.evaluation_file")
         return folder / named
-    candidates = (folder / f"{stem}{suffix}" for stem in stems for suffix in tables.READERS)
+    candidates = (folder / f"{stem}{suffix}" for stem in stems for suffix in tables.FORMATS)
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _label_names(labels: Sequence[tables.RawLabel]) -> list[tables.RawLabel]:
-    """Return the distinct labels in ascending order, at least two."""
-    names = sorted(set(labels))  # a table's labels are all ints or all texts, so they have an order
+def _label_names(data: DataSection, train: Table) -> list[str]:
+    """Return the declared labels or, of public data, the distinct ones in ascending order, at least two."""
+    if train.labels is None:
+        return []
+    if data.labels is not None:
+        return list(data.labels)
+    names = sorted(set(train.labels))  # a table's labels are all ints or all texts, so they have an order
     if len(names) < 2:
         raise DataError("the training data has only one label", "classification needs at least two")
-    return names
+    return [str(name) for name in names]
 
 
-def _indexed(table: hub.Table, names: Sequence[tables.RawLabel], what: str) -> Dataset:
-    """Return a table as a dataset, its labels as indices into the names."""
-    texts, labels = table
-    index = {str(name): position for position, name in enumerate(names)}
-    unknown = sorted({str(label) for label in labels} - index.keys())
+def indexed(table: Table, names: Sequence[str], what: str) -> Dataset:
+    """Return a table as a dataset, its labels, if it has them, as indices into the names.
+
+    Raises:
+        DataError: it has other labels; says how many, not which.
+    """
+    if table.labels is None:
+        return Dataset(table.texts, None, [], table.prompts)
+    index = {name: position for position, name in enumerate(names)}
+    unknown = {str(label) for label in table.labels} - index.keys()
     if unknown:
         raise DataError(
             f"{what} has {len(unknown)} labels besides the {len(names)} that are known",
             "check data.label_column and data.labels",
         )
-    return Dataset(texts, [index[str(label)] for label in labels], [str(name) for name in names])
+    return Dataset(table.texts, [index[str(label)] for label in table.labels], list(names))
 
 
 def _with_held_out(whole: Dataset, experiment: Experiment, credit: str) -> Source:

@@ -1,4 +1,4 @@
-"""Texts and raw labels from tsv, csv and jsonl files, or one line that names the file and the place at fault.
+"""Rows of tsv, csv, jsonl and plain text files, or one line that names the file and the place at fault.
 
 No error quotes a text or a label: a private file's rows stay out of logs.
 """
@@ -9,42 +9,102 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedlora_priv.errors import DataError
 
 RawLabel = str | int
+PLAIN_TEXT = ".txt"
 Row = tuple[int, dict[str, Any]]
 """A line number (from 1) and that row's values by column."""
 
 _MAX_FIELD_CHARS = 2**31 - 1  # the csv module's own limit, 128 Ki, is shorter than some documents
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
-def read_table(path: Path, text_column: str, label_column: str) -> tuple[list[str], list[RawLabel]]:
-    """Return the texts and raw labels of a file; its suffix says the format.
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read; a label or a prompt only where the task has one."""
 
-    Labels are ints where every one of them is a whole number, else texts.
+    text: str
+    label: str | None = None
+    prompt: str | None = None
+
+    def require_in(self, where: str, columns: Sequence[str]) -> None:
+        """Raise unless all are there.
+
+        Raises:
+            DataError: names the missing column, its setting and the columns there are.
+        """
+        for setting in ("text", "label", "prompt"):
+            column = getattr(self, setting)
+            if column is not None and column not in columns:
+                raise DataError(
+                    f"{where} has no column {column!r}; the columns are {', '.join(columns)}",
+                    f"set data.{setting}_column",
+                )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by column; labels and prompts are there if they were asked for. Its repr shows no row."""
+
+    texts: list[str] = field(repr=False)
+    labels: list[RawLabel] | None = field(default=None, repr=False)
+    prompts: list[str] | None = field(default=None, repr=False)
+
+
+def read_table(path: Path, columns: Columns) -> Table:
+    """Return the rows of a file; its suffix says the format.
+
+    Labels are ints where every one of them is a whole number, else texts. The rows of a plain text file are its
+    paragraphs.
 
     Raises:
         DataError: unreadable, not UTF-8, malformed, no such column (names those there are), a missing value,
             or no rows.
     """
+    if path.suffix == PLAIN_TEXT:
+        return _read_plain_text(path, columns)
     if path.suffix not in READERS:
-        raise DataError(f"{path.name} is none of {', '.join(sorted(READERS))}", "convert it")
+        raise DataError(f"{path.name} is none of {', '.join(sorted(FORMATS))}", "convert it")
     texts: list[str] = []
     labels: list[RawLabel] = []
+    prompts: list[str] = []
     for line, row in READERS[path.suffix](path.name, read_text(path)):
         where = f"{path.name}, line {line}"
-        for column in (text_column, label_column):
-            if column not in row:
-                require_columns(where, list(row), text_column, label_column)
-        texts.append(_text(row[text_column], where, text_column))
-        labels.append(_label(row[label_column], where, label_column))
+        columns.require_in(where, list(row))
+        texts.append(_text(row[columns.text], where, columns.text))
+        if columns.label is not None:
+            labels.append(_label(row[columns.label], where, columns.label))
+        if columns.prompt is not None:
+            prompts.append(_text(row[columns.prompt], where, columns.prompt))
     if not texts:
         raise DataError(f"{path.name} holds no examples", "it needs a header line and at least one row")
-    return texts, whole_numbers(labels)
+    return Table(
+        texts,
+        None if columns.label is None else whole_numbers(labels),
+        None if columns.prompt is None else prompts,
+    )
+
+
+def _read_plain_text(path: Path, columns: Columns) -> Table:
+    """Return the paragraphs of a plain text file, which blank lines part."""
+    for setting in ("label", "prompt"):
+        if getattr(columns, setting) is not None:
+            raise DataError(
+                f"{path.name} is plain text, which has no column for data.{setting}_column",
+                "use a tsv, csv or jsonl file",
+            )
+    pieces = _BLANK_LINES.split(read_text(path).replace("\r\n", "\n"))
+    paragraphs = [piece.strip("\n") for piece in pieces if piece.strip()]
+    if not paragraphs:
+        raise DataError(f"{path.name} holds no examples", "it needs at least one paragraph")
+    return Table(paragraphs)
 
 
 def read_text(path: Path) -> str:
@@ -62,20 +122,6 @@ def read_text(path: Path) -> str:
         ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def require_columns(where: str, columns: Sequence[str], text_column: str, label_column: str) -> None:
-    """Raise unless both columns are there.
-
-    Raises:
-        DataError: names the missing column, its setting and the columns there are.
-    """
-    for setting, column in (("text_column", text_column), ("label_column", label_column)):
-        if column not in columns:
-            raise DataError(
-                f"{where} has no column {column!r}; the columns are {', '.join(columns)}",
-                f"set data.{setting}",
-            )
 
 
 def whole_numbers(labels: list[RawLabel]) -> list[RawLabel]:
@@ -125,7 +171,10 @@ def _jsonl(name: str, text: str) -> Iterator[Row]:
 
 
 READERS: dict[str, Callable[[str, str], Iterator[Row]]] = {".tsv": _tsv, ".csv": _csv, ".jsonl": _jsonl}
-"""The row reader of every format, by suffix."""
+"""The row reader of every format with columns, by suffix."""
+
+FORMATS = (*READERS, PLAIN_TEXT)
+"""The suffixes of all files that `read_table` reads."""
 
 
 def _zipped(name: str, line: int, header: list[str], values: list[str]) -> dict[str, str]:

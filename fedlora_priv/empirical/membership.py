@@ -17,13 +17,11 @@ from scipy.stats import binomtest, norm
 
 from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
-from fedlora_priv.data.sources import load_source
+from fedlora_priv.data.sources import columns_of, indexed, load_source
 from fedlora_priv.data.tables import read_table
 from fedlora_priv.empirical.attacks import loss_drop
 from fedlora_priv.errors import ConfigError, DataError, RunFolderError
-from fedlora_priv.federation.setup import model_source
-from fedlora_priv.modeling import LoraSettings, load_model, load_tokenizer
-from fedlora_priv.training.examples import TokenisedExamples, tokenise
+from fedlora_priv.federation.learner import load_learner
 from fedlora_priv.training.trainer import PrivateTrainer
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
@@ -100,37 +98,18 @@ def attack_run(folder: Path, members: Path, non_members: Path) -> MembershipResu
             "the run's data is not declared public, and how well its rows are recognised is a release about them",
             "'fedlora audit --empirical' attacks canaries instead",
         )
-    source, _, _ = model_source(experiment, lambda line: None)
     names = load_source(experiment).train.label_names
-    model = load_model(
-        source,
-        pooling=experiment.model.pooling,
-        num_labels=len(names),
-        lora=LoraSettings(**experiment.lora.model_dump()),
-        seed=experiment.experiment.seed,
-    )
+    learner = load_learner(experiment, names, lambda line: None)
+    model, columns = learner.model, columns_of(experiment)
     before = read_state(model)
     set_peft_model_state_dict(model, load_peft_weights(str(folder / "adapter"), device="cpu"))
-    after, trainer, tokenizer = read_state(model), PrivateTrainer(model), load_tokenizer(source)
+    after, trainer = read_state(model), PrivateTrainer(model)
 
     def scores(path: Path) -> Scores:
-        return loss_drop(trainer, _rows(path, experiment, names, tokenizer), before, after)
+        rows = indexed(read_table(path, columns), names, path.name)
+        return loss_drop(trainer, learner.examples(rows), before, after)
 
     return membership(scores(members), scores(non_members))
-
-
-def _rows(path: Path, experiment: Experiment, names: list[str], tokenizer: Any) -> TokenisedExamples:
-    """Return the tokenised rows of a file."""
-    data = experiment.data
-    texts, labels = read_table(path, data.text_column, data.label_column)
-    index = {name: number for number, name in enumerate(names)}
-    if unknown := {str(label) for label in labels} - index.keys():
-        raise DataError(
-            f"{path.name} has {len(unknown)} labels that the run does not know",
-            f"its labels are {', '.join(names)}",
-        )
-    numbers = [index[str(label)] for label in labels]
-    return tokenise(tokenizer, texts, numbers, max_length=experiment.model.max_length)
 
 
 def _auc(members: Scores, non_members: Scores, confidence: float) -> tuple[float, float, float]:

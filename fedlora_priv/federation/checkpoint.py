@@ -15,7 +15,7 @@ from fedlora_priv.federation.files import read_arrays, write_arrays
 from fedlora_priv.federation.rounds import RoundRecord
 from fedlora_priv.federation.server import ServerState
 
-VERSION = 1
+VERSION = 2
 KEPT = 2
 STATE_PREFIX = "state/"
 
@@ -28,13 +28,13 @@ class History:
         metrics: one row a round, as in metrics.jsonl.
         records: one record a round.
         anchors: for each client the last signed ledger anchor that it attached to a confirmation (hex).
-        accuracy_before: accuracy of the initial state, if it may be reported.
+        quality_before: accuracy or perplexity of the initial state, if it may be reported.
     """
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
     records: list[RoundRecord] = field(default_factory=list)
     anchors: dict[str, str] = field(default_factory=dict)
-    accuracy_before: float | None = None
+    quality_before: float | None = None
 
 
 def save(folder: Path, server: ServerState, history: History) -> None:

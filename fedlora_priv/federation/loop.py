@@ -52,7 +52,7 @@ class Loop:
         engine: counts the bytes.
         plans: every client's plan, for the ε column of the metrics.
         folder: the run folder.
-        evaluate: accuracy of a state on public data, or None where none may be reported.
+        evaluate: accuracy or perplexity of a state on public data, or None where none may be reported.
         progress: told of every round.
     """
 
@@ -84,7 +84,7 @@ class Loop:
         """Return the state before the first round, evaluated and checkpointed."""
         noise = max(plan.noise_multiplier for plan in self.plans.values())
         state = self.server.begin(initial, noise)
-        history = History(accuracy_before=self.evaluate(initial) if self.evaluate else None)
+        history = History(quality_before=self.evaluate(initial) if self.evaluate else None)
         checkpoint.save(self._checkpoints, state, history)
         return state, history
 
@@ -104,20 +104,20 @@ class Loop:
         }
         due = state.round % self.experiment.federation.evaluate_every == 0
         due = due or state.round == rounds or ended_early(history.records) is not None
-        accuracy = self.evaluate(state.state) if self.evaluate and due else None
-        row = self._row(result.record, accuracy, self.engine.take())
+        quality = self.evaluate(state.state) if self.evaluate and due else None
+        row = self._row(result.record, quality, self.engine.take())
         history.metrics.append(row)
         self.progress.round_finished(row)
         return state
 
-    def _row(self, record: RoundRecord, accuracy: float | None, traffic: Traffic) -> dict[str, Any]:
+    def _row(self, record: RoundRecord, quality: float | None, traffic: Traffic) -> dict[str, Any]:
         """Return a round's line of metrics; ε bounds what the rounds so far cost, planned retries included.
 
         Public values only: no loss, and no time either, which would tell how many rows the batches held.
         """
         return {
             "round": record.round,
-            "accuracy": accuracy,
+            self.experiment.model.metric: quality,
             "survivors": list(record.survivors),
             **record.losses(),
             "aborted": record.aborted,

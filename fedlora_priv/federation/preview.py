@@ -9,9 +9,10 @@ from accounting.gdp import gaussian_mu, tpr_at_fpr
 from accounting.planning import Plan
 from accounting.pricing import epsilon
 from fedlora_priv.config import Experiment
+from fedlora_priv.federation.learner import Say
 from fedlora_priv.federation.plans import whole_run
 from fedlora_priv.federation.server import FederationServer
-from fedlora_priv.federation.setup import Parts, Say, assemble
+from fedlora_priv.federation.setup import Parts, assemble
 from fedlora_priv.federation.standings import refusals
 
 SHOWN_FPRS = (0.001, 0.01)

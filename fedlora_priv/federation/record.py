@@ -108,12 +108,13 @@ def _round(entry: RoundRecord) -> dict[str, Any]:
 
 
 def _metrics(parts: Parts, history: History) -> dict[str, Any]:
-    """Return accuracy before and after, if it may be reported."""
-    measured = [row["accuracy"] for row in history.metrics if row["accuracy"] is not None]
+    """Return accuracy or perplexity before and after, if it may be reported."""
+    metric = parts.experiment.model.metric
+    measured = [row[metric] for row in history.metrics if row[metric] is not None]
     rows = parts.evaluation
     return {
-        "accuracy_before": history.accuracy_before,
-        "accuracy_after": measured[-1] if measured else None,
+        f"{metric}_before": history.quality_before,
+        f"{metric}_after": measured[-1] if measured else None,
         "evaluated_on": f"{len(rows)} held-out public examples"
         if rows
         else "no data, as none is declared public",
@@ -156,10 +157,12 @@ def _outputs(parts: Parts) -> list[dict[str, str]]:
         ("the global adapter after each round, checkpoints and the adapter folder", "PoissonGaussian"),
         ("rosters, losses, refusals and message sizes of each round", "public"),
         ("ledger rows and anchors", "public"),
-        ("names and number of the labels, as the experiment declares them", "public"),
     ]
+    if parts.label_names:
+        outputs.append(("names and number of the labels, as the experiment declares them", "public"))
     if parts.evaluation is not None:
-        outputs.append(("accuracy on held-out examples that the experiment declares public", "public"))
+        metric = parts.experiment.model.metric
+        outputs.append((f"{metric} on held-out examples that the experiment declares public", "public"))
     return [{"what": what, "covered_by": cover} for what, cover in outputs]
 
 

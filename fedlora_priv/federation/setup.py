@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +20,16 @@ from accounting.planning import Plan
 from accounting.rows import RECORDED_AS, rows_digest
 from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
-from fedlora_priv.data.assets import MINILM, fetch
 from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
+from fedlora_priv.federation.learner import Say, load_learner
 from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.methods import Layout, Method, Role, State, get
-from fedlora_priv.modeling import LoraSettings, load_model, load_tokenizer
-from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples, coupling, tokenise
+from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples, coupling
 from protocols.prg import SecretStream
 from protocols.secagg.identity import Identity, Roster
 
@@ -41,7 +39,6 @@ LARGEST_ENTRY = 100.0
 COUPLING_TOLERANCE = 1e-4
 """Largest relative change of an example's gradient when its companions change; 1e-5 is usual."""
 
-Say = Callable[[str], None]
 StreamFactory = Callable[[str, int], SecretStream]
 """(purpose, round) → fresh secret randomness."""
 
@@ -58,7 +55,7 @@ class Parts:
         credit: licences and authors of data and model, as far as they are known.
         examples, row_numbers, row_digests: each client's tokenised rows, their positions in the training data,
             and a digest of the rows as they are. Private.
-        evaluation: public held-out rows, or None where no accuracy may be reported.
+        evaluation: public held-out rows, or None where nothing may be evaluated.
         observe: told of every training, after it was noised; an empirical audit attacks what it is told.
     """
 
@@ -83,9 +80,9 @@ class Parts:
         return self.experiment.data.dataset_id or public_name(self.experiment.data.source)
 
     def evaluator(self) -> Callable[[State], float] | None:
-        """Return the accuracy of a state on the public held-out rows, if there are any."""
+        """Return what gives a state's accuracy or perplexity on the public held-out rows, if there are any."""
         rows = self.evaluation
-        return None if rows is None else lambda state: self.trainer.evaluate(rows, state)
+        return None if rows is None else lambda state: self.trainer.evaluate(rows, state).value
 
 
 def assemble(experiment: Experiment, say: Say) -> Parts:
@@ -96,54 +93,31 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
     """
     source = load_source(experiment, say)
     client_ids = experiment.client_ids
-    indices = partition(experiment, source.train.labels)
+    # Rows without labels are split i.i.d., which looks at none.
+    indices = partition(experiment, source.train.labels or [0] * len(source.train))
     rows = {client_id: source.train.take(part) for client_id, part in zip(client_ids, indices, strict=True)}
     declared = experiment.data.declared_examples_per_client
     sizes = {client_id: declared or len(held) for client_id, held in rows.items()}
     say("calibrating the noise")
     plans = plan_clients(experiment, sizes)
-    folder, reference, credit = model_source(experiment, say)
-    model = load_model(
-        folder,
-        pooling=experiment.model.pooling,
-        num_labels=len(source.train.label_names),
-        lora=LoraSettings(**experiment.lora.model_dump()),
-        seed=experiment.experiment.seed,
-    )
-    trainer = PrivateTrainer(model)
-    tokenizer = load_tokenizer(folder)
-
-    def tokenised(held: Dataset) -> TokenisedExamples:
-        return tokenise(tokenizer, held.texts, held.labels, max_length=experiment.model.max_length)
-
+    learner = load_learner(experiment, source.train.label_names, say)
+    trainer = PrivateTrainer(learner.model)
     return Parts(
         experiment=experiment,
         method=get(experiment.federation.method),
         trainer=trainer,
         layout=trainer.layout,
-        initial=read_state(model),
+        initial=read_state(learner.model),
         plans=plans,
-        examples={client_id: tokenised(held) for client_id, held in rows.items()},
+        examples={client_id: learner.examples(held) for client_id, held in rows.items()},
         row_numbers={
             client_id: tuple(part.tolist()) for client_id, part in zip(client_ids, indices, strict=True)
         },
         row_digests={client_id: _digest(held) for client_id, held in rows.items()},
-        evaluation=None if source.evaluation is None else tokenised(source.evaluation),
+        evaluation=None if source.evaluation is None else learner.examples(source.evaluation),
         label_names=source.train.label_names,
-        model_reference=reference,
-        credit=f"{credit}; {source.credit}",
-    )
-
-
-def model_source(experiment: Experiment, say: Say) -> tuple[str, str, str]:
-    """Return (folder or hub name to load, name for the adapter's card, licence and credit)."""
-    source = experiment.model.source
-    if source == "demo:minilm":
-        return str(fetch(MINILM, say)), MINILM.credit, f"{MINILM.credit} ({MINILM.licence})"
-    return (
-        str(Path(source).expanduser()) if source.startswith("~") else source,
-        public_name(source),
-        public_name(source),
+        model_reference=learner.origin.reference,
+        credit=f"{learner.origin.credit}; {source.credit}",
     )
 
 
@@ -238,8 +212,9 @@ def _recorded_rows(parts: Parts, client_id: str) -> dict[str, str]:
 
 
 def _digest(rows: Dataset) -> bytes:
-    """Return a digest of texts and labels."""
-    return hashlib.sha256(json.dumps([rows.texts, rows.labels]).encode()).digest()
+    """Return a digest of texts and labels or prompts."""
+    columns = [rows.texts, rows.labels] if rows.prompts is None else [rows.prompts, rows.texts]
+    return hashlib.sha256(json.dumps(columns).encode()).digest()
 
 
 class StateCheck:

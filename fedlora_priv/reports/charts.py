@@ -1,4 +1,4 @@
-"""The four plots of a report: accuracy, ε, bytes and survivors, by round."""
+"""The four plots of a report: accuracy or perplexity, ε, bytes and survivors, by round."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ _FLOOR = HEIGHT - BOTTOM
 _STROKES = {"cell-lost": "M-1 -1 L1 1 M1 -1 L-1 1", "cell-refused": "M-1 0 L1 0"}
 
 
-def accuracy(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
-    """Return accuracy by round, with the start as a dashed line; None if none was measured."""
+def quality(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
+    """Return accuracy or perplexity by round, with the start as a dashed line; None if none was measured."""
+    metric = summary.metric
     measured = [
-        (int(row["round"]), float(row["accuracy"])) for row in metrics if row.get("accuracy") is not None
+        (int(row["round"]), float(row[metric.key])) for row in metrics if row.get(metric.key) is not None
     ]
     if not measured:
         return None
     values = [value for _, value in measured]
-    if summary.accuracy_before is not None:
-        values.append(summary.accuracy_before)
+    if summary.before is not None:
+        values.append(summary.before)
     marks = svg.ticks(min(values), max(values))
     x, y = _rounds_scale(metrics), Scale(marks[0], marks[-1], _FLOOR, TOP)
-    parts = svg.y_axis(marks, [f"{100 * mark:.3g} %" for mark in marks], y)
+    parts = svg.y_axis(marks, [metric.tick(mark) for mark in marks], y)
     parts += svg.x_axis(len(metrics), x, _FLOOR)
-    if summary.accuracy_before is not None:
-        before = summary.accuracy_before
-        parts += svg.level(y(before), "quiet", f"before: {100 * before:.1f} %")
+    if summary.before is not None:
+        parts += svg.level(y(summary.before), "quiet", f"before: {metric.shown(summary.before)}")
     points = [(x(number), y(value)) for number, value in measured]
     floor = f"L{points[-1][0]:.1f} {_FLOOR} L{points[0][0]:.1f} {_FLOOR} Z"
     outline = " ".join(f"{'L' if index else 'M'}{px:.1f} {py:.1f}" for index, (px, py) in enumerate(points))
     parts.append(element("path", d=f"{outline} {floor}", class_="area"))
     parts.append(svg.line(points, "primary"))
-    tips = [f"round {number}: {100 * value:.2f} %" for number, value in measured]
+    tips = [f"round {number}: {metric.shown(value, more=1)}" for number, value in measured]
     parts += svg.dots(points, "primary-dot", tips)
     described = (
-        f"From {100 * measured[0][1]:.1f} % in round {measured[0][0]} to {100 * measured[-1][1]:.1f} %."
+        f"From {metric.shown(measured[0][1])} in round {measured[0][0]} to {metric.shown(measured[-1][1])}."
     )
-    return svg.figure("Accuracy by round", described, *parts)
+    return svg.figure(f"{metric.title} by round", described, *parts)
 
 
 def epsilon(summary: Summary, metrics: Sequence[Row], clients: Sequence[str]) -> Markup | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedlora_priv.reports import charts
 from fedlora_priv.reports.markup import Markup, element, join
+from fedlora_priv.reports.quality import Metric
 from fedlora_priv.reports.style import STYLE
 from fedlora_priv.reports.summary import (
     Report,
@@ -42,7 +43,7 @@ def render(report: Report, metrics: Sequence[Row]) -> str:
         KeyError: a required field is missing; validate the report first (`accounting.report`).
     """
     summary = summarise(report, metrics)
-    title = f"{summary.name} – privacy and accuracy report"
+    title = f"{summary.name} – privacy and {summary.metric.key} report"
     head = element(
         "head",
         Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -59,7 +60,7 @@ def render(report: Report, metrics: Sequence[Row]) -> str:
         _claims(report),
         _outputs(report),
         _plan(report),
-        _rounds(report, metrics),
+        _rounds(report, summary, metrics),
         _provenance(report),
     )
     return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
@@ -108,7 +109,7 @@ def _headline(summary: Summary) -> Markup:
     """Return the four cards on top."""
     return element(
         "section",
-        _accuracy_card(summary),
+        _quality_card(summary),
         _privacy_card(summary),
         _bytes_card(summary),
         _survivors_card(summary),
@@ -129,20 +130,21 @@ def _card(label: str, value: str, *details: str) -> Markup:
     )
 
 
-def _accuracy_card(summary: Summary) -> Markup:
-    """Return accuracy before and after."""
-    if summary.accuracy_after is None:
+def _quality_card(summary: Summary) -> Markup:
+    """Return accuracy or perplexity before and after."""
+    metric = summary.metric
+    if summary.after is None:
         reason = "not measured: the evaluation data was not declared public"
-        return _card("Accuracy", "not reported", reason)
-    after = f"{100 * summary.accuracy_after:.1f} %"
-    if summary.accuracy_before is None:
-        return _card("Accuracy", after, _on(summary))
-    before = element("small", f"{100 * summary.accuracy_before:.1f} → ")
-    return _card("Accuracy, before → after", join(before, after), _on(summary))
+        return _card(metric.title, "not reported", reason)
+    after = metric.shown(summary.after)
+    if summary.before is None:
+        return _card(metric.title, after, _on(summary))
+    before = element("small", f"{metric.number(summary.before)} → ")
+    return _card(f"{metric.title}, before → after", join(before, after), _on(summary))
 
 
 def _on(summary: Summary) -> str:
-    """Return what the accuracy was measured on."""
+    """Return what the model was evaluated on."""
     return f"on {summary.evaluated_on}" if summary.evaluated_on else ""
 
 
@@ -193,7 +195,7 @@ def _plots(report: Report, summary: Summary, metrics: Sequence[Row]) -> Markup:
     clients = client_ids(report, metrics)
     many = len(clients) > charts.MATRIX_CLIENTS
     cards = [
-        ("Accuracy by round", _on(summary), charts.accuracy(summary, metrics)),
+        (f"{summary.metric.title} by round", _on(summary), charts.quality(summary, metrics)),
         (
             "Privacy spent by round",
             "upper bound after each round, planned retries included: bold the largest, thin every client",
@@ -315,13 +317,13 @@ def _plan_cells(plan: Row) -> tuple[str, ...]:
     )
 
 
-def _rounds(report: Report, metrics: Sequence[Row]) -> Markup:
+def _rounds(report: Report, summary: Summary, metrics: Sequence[Row]) -> Markup:
     """Return every round in a table that starts folded."""
     records = {entry["round"]: entry for entry in report.get("rounds") or ()}
-    rows = [_round_cells(row, records.get(row["round"], {})) for row in metrics]
+    rows = [_round_cells(row, records.get(row["round"], {}), summary.metric) for row in metrics]
     heads = (
         "#round",
-        "#accuracy",
+        f"#{summary.metric.key}",
         "#largest ε",
         "in the sum",
         "lost, refused, masked again",
@@ -333,16 +335,17 @@ def _rounds(report: Report, metrics: Sequence[Row]) -> Markup:
     )
 
 
-def _round_cells(row: Row, record: Row) -> tuple[str, ...]:
+def _round_cells(row: Row, record: Row, metric: Metric) -> tuple[str, ...]:
     """Return one round as the cells of a table: its metrics and what the report records of it."""
     events = [f"{loss['client_id']} lost before {loss['phase']}" for loss in row.get("lost") or ()]
     events += [f"{refusal['client_id']} refused" for refusal in row.get("refused") or ()]
     events += [
         f"{again['client_id']} masked again ({again['times']}×)" for again in record.get("remasked") or ()
     ]
+    value = row.get(metric.key)
     return (
         str(row["round"]),
-        "" if row.get("accuracy") is None else f"{100 * row['accuracy']:.2f} %",
+        "" if value is None else metric.shown(value, more=1),
         f"≤ {up_text(max(row['epsilon'].values()))}" if row.get("epsilon") else "",
         ", ".join(row["survivors"]) or str(row.get("aborted") or "no sum"),
         ", ".join(events),
@@ -353,12 +356,14 @@ def _round_cells(row: Row, record: Row) -> tuple[str, ...]:
 def _provenance(report: Report) -> Markup:
     """Return what a reader needs to check the report: hashes, anchors, sources of randomness, versions."""
     experiment, randomness = report.get("experiment") or {}, report.get("randomness") or {}
+    environment = report.get("environment") or {}
     facts: list[tuple[str, Any]] = [
         ("run", report.get("run")),
         ("configuration SHA-256", experiment.get("config_sha256")),
         ("ledger head", report.get("ledger_head")),
         ("noise from", randomness.get("noise_source")),
         ("batches from", randomness.get("sampling_source")),
+        *((name.replace("_", " "), value) for name, value in environment.items()),
         *(
             (f"{a['client_id']}: {a['rows']} ledger rows, signed head", a["head"])
             for a in report.get("anchors") or ()

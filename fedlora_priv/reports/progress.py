@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedlora_priv.engines.base import Step
+from fedlora_priv.reports.quality import metric_of
 
 
 class Bars:
@@ -57,8 +58,9 @@ class Bars:
 def _line(row: dict[str, Any]) -> str:
     """Return one round as one line."""
     parts = [f"round {row['round']:>3}"]
-    accuracy = row["accuracy"]
-    parts.append(" " * 14 if accuracy is None else f"accuracy [bold]{accuracy:.3f}[/]")
+    metric = metric_of(row)
+    value = row[metric.key]
+    parts.append(" " * 14 if value is None else f"{metric.key} [bold]{metric.plain(value)}[/]")
     if row["aborted"]:
         parts.append(f"[yellow]no sum: {escape(row['aborted'])}[/]")
     else:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedlora_priv.reports.quality import Metric, metric_of
+
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 
@@ -36,12 +38,14 @@ class Claim:
 class Summary:
     """The figures of the headline; None where nothing may or can be said.
 
-    Units: bytes are per client and round; `survivals` and `losses` count (client, round) pairs.
+    `before` and `after` are values of `metric`. Units: bytes are per client and round; `survivals` and `losses`
+    count (client, round) pairs.
     """
 
     name: str
-    accuracy_before: float | None
-    accuracy_after: float | None
+    metric: Metric
+    before: float | None
+    after: float | None
     evaluated_on: str
     epsilon: float | None
     lifetime_epsilon: float | None
@@ -76,10 +80,12 @@ def summarise(report: Report, metrics: Sequence[Row]) -> Summary:
     claims: Sequence[Row] = report.get("claims") or []
     worst: Row = max(claims, key=lambda claim: float(claim["epsilon"]), default={})
     measured = report.get("metrics") or {}
+    metric = metric_of(measured)
     return Summary(
         name=str((report.get("experiment") or {}).get("name", "")),
-        accuracy_before=measured.get("accuracy_before"),
-        accuracy_after=measured.get("accuracy_after"),
+        metric=metric,
+        before=measured.get(f"{metric.key}_before"),
+        after=measured.get(f"{metric.key}_after"),
         evaluated_on=str(measured.get("evaluated_on") or ""),
         epsilon=_largest(claims, "epsilon"),
         lifetime_epsilon=_largest(claims, "lifetime_epsilon"),

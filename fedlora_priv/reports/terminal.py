@@ -16,14 +16,14 @@ Line = tuple[str, str, str]
 
 
 def print_summary(console: Console, report: Report, metrics: Sequence[Row]) -> None:
-    """Print accuracy, ε, bytes and survivors of a run, after whatever limits what they mean."""
+    """Print accuracy or perplexity, ε, bytes and survivors of a run, after whatever limits what they mean."""
     summary = summarise(report, metrics)
     _print_warnings(console, summary)
     table = Table(title=Text(summary.name), title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(style="dim")
-    for line in (_accuracy(summary), *_privacy(summary), _upload(summary), _survivors(summary)):
+    for line in (_quality(summary), *_privacy(summary), _upload(summary), _survivors(summary)):
         table.add_row(*(Text(cell) for cell in line))  # Text: a report's words are no console markup
     console.print(table)
 
@@ -44,15 +44,16 @@ def _print_warnings(console: Console, summary: Summary) -> None:
         console.print(Text(f"released outside the guarantee: {what}", style="red"))
 
 
-def _accuracy(summary: Summary) -> Line:
-    """Return accuracy before and after, or why there is none."""
-    if summary.accuracy_after is None:
-        return "accuracy", "not reported", "the evaluation data was not declared public"
-    after = f"{summary.accuracy_after:.3f}"
+def _quality(summary: Summary) -> Line:
+    """Return accuracy or perplexity before and after, or why there is none."""
+    metric = summary.metric
+    if summary.after is None:
+        return metric.key, "not reported", "the evaluation data was not declared public"
+    after = metric.plain(summary.after)
     where = f"on {summary.evaluated_on}" if summary.evaluated_on else ""
-    if summary.accuracy_before is None:
-        return "accuracy", after, where
-    return "accuracy", f"{summary.accuracy_before:.3f} → {after}", f"before → after, {where}".rstrip(", ")
+    if summary.before is None:
+        return metric.key, after, where
+    return metric.key, f"{metric.plain(summary.before)} → {after}", f"before → after, {where}".rstrip(", ")
 
 
 def _privacy(summary: Summary) -> list[Line]:

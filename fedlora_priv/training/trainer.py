@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from accounting.private_audit import StepRecord
 from fedlora_priv.adapters import layout, read_state, trainable_parameters, write_state
-from fedlora_priv.errors import ConfigError, DataError
+from fedlora_priv.errors import ConfigError
 from fedlora_priv.methods.base import Role, State
 from fedlora_priv.modeling import refuse_batch_norm
 from fedlora_priv.training.batching import microbatches
 from fedlora_priv.training.checks import StepCheck
 from fedlora_priv.training.clipping import ClipCounts, ClippingEngine, per_example_clipping
 from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
+from fedlora_priv.training.evaluation import Evaluation, evaluate
 from fedlora_priv.training.examples import Batch, Examples
 from fedlora_priv.training.losses import example_losses
 from fedlora_priv.training.sampling import poisson_draw
@@ -132,26 +133,20 @@ class PrivateTrainer:
         state: State | None = None,
         *,
         max_tokens_per_microbatch: int = 1024,
-    ) -> float:
-        """Return the share of examples whose largest logit is the label's; for public examples only.
+    ) -> Evaluation:
+        """Return accuracy, or for next-token prediction perplexity; for public examples only.
 
         Args:
-            examples: with labels. An accuracy on private examples would be a release outside any guarantee.
+            examples: a figure on private examples would be a release outside any guarantee.
             state: written to the model first, if given.
             max_tokens_per_microbatch: padded tokens computed at once.
+
+        Raises:
+            DataError: there is nothing to predict.
         """
-        if len(examples) == 0:
-            raise DataError("accuracy needs at least one example")
         if state is not None:
             write_state(self.model, state)
-        self.model.eval()
-        correct = 0
-        with torch.no_grad():
-            for batch in self._microbatches(examples, max_tokens_per_microbatch):
-                if batch.labels is None:
-                    raise DataError("accuracy needs labels")
-                correct += int((self.model(**batch.inputs).logits.argmax(dim=-1) == batch.labels).sum())
-        return correct / len(examples)
+        return evaluate(self.model.eval(), self._microbatches(examples, max_tokens_per_microbatch))
 
     def _trained(self, roles: frozenset[Role]) -> dict[str, nn.Parameter]:
         """Return the parameters of the roles to train, and refuse a model that moved or lost its float32."""

@@ -11,6 +11,7 @@ import pytest
 from fedlora_priv.config import Experiment
 from fedlora_priv.data import hub, sources
 from fedlora_priv.data.sources import Dataset, load_source, read_movie_snippets
+from fedlora_priv.data.tables import Columns, Table
 from fedlora_priv.errors import ConfigError, DataError
 
 ROWS = [(f"text {i}", "ham" if i % 3 else "spam") for i in range(60)]
@@ -30,6 +31,7 @@ def write_tsv(path: Path, rows: list[tuple[str, str]]) -> Path:
 
 
 def pairs(dataset: Dataset) -> list[tuple[str, str]]:
+    assert dataset.labels is not None
     return [
         (text, dataset.label_names[label]) for text, label in zip(dataset.texts, dataset.labels, strict=True)
     ]
@@ -134,6 +136,7 @@ def test_demo_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert source.evaluation is not None
     assert (len(source.train), len(source.evaluation)) == (30, 10)
     assert source.train.label_names == ["negative", "positive"]
+    assert source.train.labels is not None
     assert all(
         (int(text.split()[1]) % 2 == 0) == label
         for text, label in zip(source.train.texts, source.train.labels, strict=True)
@@ -159,17 +162,20 @@ def test_hub_splits(monkeypatch: pytest.MonkeyPatch) -> None:
         "validation": Split(["neg", "pos"], sentence=["c"], label=[1]),
         "test": Split(["neg", "pos"], sentence=["d"], label=[-1]),
     }
+    both = Columns("sentence", label="label")
     monkeypatch.setattr(hub, "_load_splits", lambda *names: asked.append(names) or splits)
-    train, evaluation = hub.load("owner/name:part", "sentence", "label", evaluation=True)
+    train, evaluation = hub.load("owner/name:part", both, evaluation=True)
     assert asked == [("owner/name", "part")]
-    assert train == (["a", "b"], ["pos", "neg"])
-    assert evaluation == (["c"], ["pos"])
-    assert hub.load("owner/name", "sentence", "label", evaluation=False)[1] is None
+    assert train == Table(["a", "b"], ["pos", "neg"])
+    assert evaluation == Table(["c"], ["pos"])
+    assert hub.load("owner/name", both, evaluation=False)[1] is None
+    prompted = Columns("sentence", prompt="sentence")
+    assert hub.load("owner/name", prompted, evaluation=False)[0] == Table(["a", "b"], None, ["a", "b"])
     del splits["validation"]
     with pytest.raises(DataError, match="rows have no label"):
-        hub.load("owner/name", "sentence", "label", evaluation=True)
+        hub.load("owner/name", both, evaluation=True)
     with pytest.raises(DataError, match=r"the columns are sentence, label; set data\.text_column"):
-        hub.load("owner/name", "text", "label", evaluation=False)
+        hub.load("owner/name", Columns("text", label="label"), evaluation=False)
 
 
 def test_an_unreachable_hub_is_told_quickly_and_names_the_offline_choice(
@@ -218,3 +224,39 @@ def test_declared_labels_fix_the_order_of_the_classes(tmp_path: Path) -> None:
     source = load_source(experiment(path, "data.labels=['spam', 'ham', 'unsure']"))
     assert source.train.label_names == ["spam", "ham", "unsure"]
     assert set(pairs(source.train)) <= set(ROWS)
+
+
+def modelling(source: Path | str, *overrides: str) -> Experiment:
+    return experiment(source, "model.task=language-modelling", *overrides)
+
+
+def test_a_language_model_reads_paragraphs_and_needs_no_labels(tmp_path: Path) -> None:
+    path = tmp_path / "play.txt"
+    path.write_text("\n\n".join(f"line {i}\nof the play" for i in range(30)), encoding="utf-8")
+    source = load_source(modelling(path))
+    assert source.evaluation is not None
+    assert (len(source.train), len(source.evaluation)) == (20, 10)
+    assert (source.train.labels, source.train.label_names, source.train.prompts) == (None, [], None)
+    held = {*source.train.texts, *source.evaluation.texts}
+    assert held == {f"line {i}\nof the play" for i in range(30)}
+    with pytest.raises(DataError, match="plain text"):
+        load_source(experiment(path))
+
+
+def test_prompts_stay_with_their_texts(tmp_path: Path) -> None:
+    rows = [{"ask": f"ask {i}", "say": f"say {i}"} for i in range(30)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "dev.jsonl").write_text(json.dumps(rows[0]))
+    source = load_source(modelling(tmp_path, "data.text_column=say", "data.prompt_column=ask"))
+    assert source.evaluation is not None
+    assert source.evaluation.prompts == ["ask 0"]
+    taken = source.train.take([7, 3])
+    assert (taken.prompts, taken.texts) == (["ask 7", "ask 3"], ["say 7", "say 3"])
+    assert "ask" not in repr(taken)
+
+
+def test_the_demo_text_without_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "".join(f"{i}\t1.5\tsnippet {i}\n" for i in range(1, 41))
+    (tmp_path / "movieReviewSnippets_GroundTruth.txt").write_text(lines, encoding="utf-8")
+    monkeypatch.setattr(sources, "fetch", lambda asset, say: tmp_path)
+    assert load_source(modelling("demo:movie-snippets")).train.labels is None

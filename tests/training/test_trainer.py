@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedlora_priv.adapters import read_state
-from fedlora_priv.errors import ConfigError, DataError, FedloraError
+from fedlora_priv.errors import ConfigError, FedloraError
 from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples
 from protocols.prg import SecretStream
 
@@ -117,8 +117,8 @@ def test_it_learns(tiny_model):
         "learning_rate": 1.0,
     }
     learnt = trainer.train(examples, start, StepSettings(**settings), stream=SecretStream(KEY))
-    assert trainer.evaluate(examples, start) <= 0.5
-    assert trainer.evaluate(examples, learnt.state) == 1.0
+    assert trainer.evaluate(examples, start).value <= 0.5
+    assert trainer.evaluate(examples, learnt.state).value == 1.0
 
 
 def test_evaluation_counts_correct_labels(tiny_model, make_examples):
@@ -129,8 +129,9 @@ def test_evaluation_counts_correct_labels(tiny_model, make_examples):
             logits = trainer.model(input_ids=torch.from_numpy(ids)[None]).logits
             predicted.append(int(logits.argmax()))
     wanted = float(np.mean(np.array(predicted) == examples.labels))
-    assert trainer.evaluate(examples, max_tokens_per_microbatch=20) == pytest.approx(wanted)
-    with pytest.raises(DataError):
+    found = trainer.evaluate(examples, max_tokens_per_microbatch=20)
+    assert (found.metric, found.value, found.counted) == ("accuracy", pytest.approx(wanted), 11)
+    with pytest.raises(ConfigError, match="do not go with these labels"):
         trainer.evaluate(make_examples(3, labels=False))
 
 
