@@ -6,11 +6,21 @@ the length of its companions, and clipping no longer bounds its influence as the
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable
+
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.training.examples import Batch
+
+BatchLosses = Callable[[nn.Module, Batch], Tensor]
+"""Given the model to call and a batch, returns one loss per example, (n,), each of that example alone."""
+
+
+def model_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the cross-entropy of each example of a batch under a model, shape (n,)."""
+    return example_losses(model(**batch.inputs).logits, batch)
 
 
 def example_losses(logits: Tensor, batch: Batch) -> Tensor:

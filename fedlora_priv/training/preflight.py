@@ -19,7 +19,7 @@ from fedlora_priv.errors import ConfigError
 from fedlora_priv.methods.base import State
 from fedlora_priv.training.examples import Examples, TokenisedExamples
 from fedlora_priv.training.hooks import per_example_gradients
-from fedlora_priv.training.losses import example_losses
+from fedlora_priv.training.losses import BatchLosses, model_losses
 
 TOLERANCE = 1e-3
 _LENGTHS = (3, 7, 5)
@@ -42,7 +42,11 @@ class PreflightReport:
 
 
 def preflight(
-    model: Any, *, device: str | torch.device = "cpu", examples: Examples | None = None
+    model: Any,
+    *,
+    device: str | torch.device = "cpu",
+    examples: Examples | None = None,
+    losses: BatchLosses = model_losses,
 ) -> PreflightReport:
     """Return how exact the model's per-example gradients are; its state is as before afterwards.
 
@@ -50,6 +54,7 @@ def preflight(
         model: a PEFT model, as `modeling.load_model` gives it.
         device: where to compute; the model is moved there.
         examples: three or more public examples of different lengths; by default made up from the vocabulary.
+        losses: what is differentiated.
 
     Raises:
         ConfigError: a difference above `TOLERANCE`: DP-SGD on this model would not do what is claimed.
@@ -65,9 +70,9 @@ def preflight(
             model, {k: generator.normal(0, 0.05, v.shape).astype(np.float32) for k, v in start.items()}
         )
         parameters = trainable_parameters(model)
-        pair = _by_hooks(model, parameters, examples.subset([0, 1]), device)
-        other = _by_hooks(model, parameters, examples.subset([2, 0]), device)
-        alone = [_alone(model, parameters, examples.subset([i]), device) for i in (0, 1)]
+        pair = _by_hooks(model, parameters, examples.subset([0, 1]), device, losses)
+        other = _by_hooks(model, parameters, examples.subset([2, 0]), device, losses)
+        alone = [_alone(model, parameters, examples.subset([i]), device, losses) for i in (0, 1)]
     finally:
         write_state(model, start)
     report = PreflightReport(
@@ -118,21 +123,16 @@ def _made_up(model: Any, lengths: tuple[int, ...] = _LENGTHS) -> TokenisedExampl
     return TokenisedExamples(ids, None if is_generative else np.array([0, 1, 1], dtype=np.int64), pad)
 
 
-def _losses(model: nn.Module, examples: Examples, device: torch.device) -> Tensor:
-    """Return one loss per example, in one padded batch."""
-    batch = examples.collate(device)
-    return example_losses(model(**batch.inputs).logits, batch)
-
-
 def _by_hooks(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     examples: Examples,
     device: torch.device,
+    losses: BatchLosses = model_losses,
 ) -> dict[str, Tensor]:
     """Return the per-example gradients by Opacus' hooks, (n, *shape) each."""
     with per_example_gradients(model, parameters) as hooked:
-        _losses(hooked, examples, device).sum().backward()  # type: ignore[no-untyped-call]
+        losses(hooked, examples.collate(device)).sum().backward()  # type: ignore[no-untyped-call]
         samples: dict[str, Tensor] = {}
         for name, parameter in parameters.items():
             sample = getattr(parameter, "grad_sample", None)
@@ -143,7 +143,11 @@ def _by_hooks(
 
 
 def _alone(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], example: Examples, device: torch.device
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    example: Examples,
+    device: torch.device,
+    losses: BatchLosses,
 ) -> dict[str, Tensor]:
     """Return one example's gradients by plain autograd, unpadded and alone."""
     model.eval()
@@ -151,7 +155,9 @@ def _alone(
     try:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        gradients = torch.autograd.grad(_losses(model, example, device).sum(), list(parameters.values()))
+        gradients = torch.autograd.grad(
+            losses(model, example.collate(device)).sum(), list(parameters.values())
+        )
     finally:
         for name, parameter in parameters.items():
             parameter.requires_grad_(required[name])

@@ -24,7 +24,7 @@ from fedlora_priv.training.clipping import ClipCounts, ClippingEngine, per_examp
 from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
 from fedlora_priv.training.evaluation import Evaluation, evaluate
 from fedlora_priv.training.examples import Batch, Examples
-from fedlora_priv.training.losses import example_losses
+from fedlora_priv.training.losses import model_losses
 from fedlora_priv.training.sampling import poisson_draw
 from fedlora_priv.training.settings import StepSettings
 from protocols.prg import SecretStream
@@ -171,10 +171,10 @@ class PrivateTrainer:
         optimizer.zero_grad()
         counts = []
         for batch in self._microbatches(drawn, settings.max_tokens_per_microbatch):
-            counts.append(engine.add(partial(_losses, batch=batch), settings.clip_norm))
+            counts.append(engine.add(partial(model_losses, batch=batch), settings.clip_norm))
         sums = optimizer.clipped_sums()
         optimizer.step()
-        return _record(len(drawn), counts, sums, optimizer)
+        return step_record(len(drawn), counts, sums, optimizer)
 
     def _microbatches(self, examples: Examples, max_tokens: int) -> Iterator[Batch]:
         """Yield the tensors of each microbatch; nothing for no examples."""
@@ -182,12 +182,7 @@ class PrivateTrainer:
             yield examples.subset(indices).collate(self.device)
 
 
-def _losses(model: nn.Module, *, batch: Batch) -> Tensor:
-    """Return one loss per example of a microbatch."""
-    return example_losses(model(**batch.inputs).logits, batch)
-
-
-def _record(
+def step_record(
     batch_size: int, counts: Sequence[ClipCounts], sums: Sequence[Tensor], optimizer: SecretNoiseOptimizer
 ) -> StepRecord:
     """Return what a step did, its noise measured on the gradients that it applied."""

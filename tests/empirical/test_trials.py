@@ -79,7 +79,7 @@ def test_a_loss_that_couples_examples_is_caught(
         counts = batch.targets.sum(dim=1)
         return per_example * counts / counts.sum()
 
-    monkeypatch.setattr("fedlora_priv.training.trainer.example_losses", token_mean)
+    monkeypatch.setattr("fedlora_priv.training.losses.example_losses", token_mean)
     found = step_trials(trainer)
     assert found.shift > 10
     assert clopper_pearson_epsilon(found.counts(DELTA), DELTA) > 1.3 > claim()

@@ -56,10 +56,9 @@ def _batch_mean(logits, batch):
 
 
 @pytest.mark.parametrize(("kind", "coupled"), [("llama-lm", _token_mean), ("bert-mean", _batch_mean)])
-def test_trap_1_a_loss_that_couples_examples_is_caught(kind, coupled, tiny_model, monkeypatch):
-    monkeypatch.setattr(preflight_module, "example_losses", coupled)
+def test_trap_1_a_loss_that_couples_examples_is_caught(kind, coupled, tiny_model):
     with pytest.raises(ConfigError, match="differ from brute force"):
-        preflight(tiny_model(kind))
+        preflight(tiny_model(kind), losses=lambda model, batch: coupled(model(**batch.inputs).logits, batch))
 
 
 def test_trap_1_a_pooling_that_counts_padding_is_caught(tiny_model, monkeypatch):
