@@ -33,6 +33,30 @@ _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
+class CountRecord:
+    """What one step of adaptive clipping counted. PRIVATE, as `StepRecord`; only `noised` and what follows are not.
+
+    Attributes:
+        clip_norm: what this step clipped to.
+        unclipped: how many of the drawn examples had a gradient within it.
+        noised: the shifted count, +1/2 for each of those and -1/2 for each other one drawn, plus noise.
+    """
+
+    clip_norm: float = field(repr=False)
+    unclipped: int = field(repr=False)
+    noised: float = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _require_whole(self, "unclipped", 0)
+        for name in ("clip_norm", "noised"):
+            value = getattr(self, name)
+            if type(value) is not float or not math.isfinite(value):
+                raise PrivateAuditError(f"{name} must be a finite number")
+        if self.clip_norm <= 0:
+            raise PrivateAuditError("clip_norm must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
 class StepRecord:
     """What one step did. PRIVATE: hidden in `repr`, never to be logged, sent or reported.
 
@@ -44,6 +68,7 @@ class StepRecord:
         noise_squares: squared L2 norm of the noise, measured on the result of the step: result minus sum.
         largest_noise: its largest absolute coordinate.
         noise_digest: 16 hex digits of SHA-256 over the noise as it was drawn; equal ones are the same noise.
+        count: where the clip norm is adaptive, what it was and what was counted; else None, and not written.
     """
 
     batch_size: int = field(repr=False)
@@ -54,6 +79,7 @@ class StepRecord:
     noise_squares: float = field(repr=False)
     largest_noise: float = field(repr=False)
     noise_digest: str = field(repr=False)
+    count: CountRecord | None = field(repr=False, default=None)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "clipped", "non_finite"):
@@ -107,7 +133,15 @@ class AttemptRecord:
     def to_line(self) -> str:
         """The record as one line of canonical JSON, without the line break."""
         value = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "steps"}
-        return canonical.dumps({"schema": SCHEMA, **value, "steps": [asdict(step) for step in self.steps]})
+        return canonical.dumps({"schema": SCHEMA, **value, "steps": [_stated(step) for step in self.steps]})
+
+
+def _stated(step: StepRecord) -> dict[str, Any]:
+    """The fields of one step, without a count where there was none."""
+    stated = asdict(step)
+    if step.count is None:
+        del stated["count"]
+    return stated
 
 
 def _require_whole(record: object, name: str, least: int) -> None:
@@ -188,6 +222,12 @@ def _parse(line: str, where: str) -> AttemptRecord:
 
 def _step(value: object) -> dict[str, Any]:
     """The fields of one step."""
-    if not isinstance(value, dict) or set(value) != {item.name for item in fields(StepRecord)}:
+    names = {item.name for item in fields(StepRecord)}
+    if not isinstance(value, dict) or set(value) | {"count"} != names:
         raise PrivateAuditError("has a step with other fields than a step has")
-    return value
+    if "count" not in value:
+        return value
+    count = value["count"]
+    if not isinstance(count, dict) or set(count) != {item.name for item in fields(CountRecord)}:
+        raise PrivateAuditError("has a count with other fields than a count has")
+    return {**value, "count": CountRecord(**count)}

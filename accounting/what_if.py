@@ -23,7 +23,8 @@ class Row:
 
     `participation` is the share of rounds that the client takes part in, known beforehand: rosters are public,
     so it saves steps and amplifies nothing. `mean_noise_stddev` is the noise's standard deviation on each
-    coordinate of a step's mean gradient, in the unit of measure of the clip norm: what accuracy suffers from. `epsilon`
+    coordinate of a step's mean gradient, in the unit of measure of the clip norm: what accuracy suffers from; with
+    adaptive clipping both are of the gradients, while the clip norm is where it begins. `epsilon`
     is what the steps, retries included, are expected to be certified at. All None where the target is out of
     reach, and `problem` says why.
     """
@@ -114,12 +115,15 @@ def _answer(plan: Plan, row: Row, spent: tuple[PrivateEvent, ...]) -> Row:
             spent=spent,
             adjacency=plan.adjacency,
         )
+        noise = found.noise_multiplier
+        if plan.adaptive_clip is not None:
+            noise = plan.adaptive_clip.gradient_noise(noise)
     except PlanningError as error:
         return replace(row, problem=str(error))
     return replace(
         row,
-        noise_multiplier=found.noise_multiplier,
-        mean_noise_stddev=found.noise_multiplier * plan.clip_norm / row.planned_batch_size,
+        noise_multiplier=noise,
+        mean_noise_stddev=noise * plan.clip_norm / row.planned_batch_size,
         epsilon=found.epsilon,
     )
 

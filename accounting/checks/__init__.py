@@ -8,7 +8,8 @@ auditor is told to do about the answer stands here.
     derived.py     2                epsilon
     stated.py      3, 5, 11, 13, 16 what the report states
     charged.py     4                every release reserved
-    observed.py    6, 7             what steps really did, by private audit files (plausible.py: the tests)
+    observed.py    6, 7             what steps really did, by private audit files (plausible.py: the tests,
+                                    counted.py: the counts of adaptive clipping)
     effective.py   8, 9             whose noise counts, and against how much
     disjoint.py    10               rows
     chosen.py      12, 14           tuning, start weights, clip norms

@@ -9,7 +9,7 @@ from .. import report as reports
 from ..case import Case, Findings, needs_rows
 from ..chain import Chain
 from ..errors import PricingError
-from ..events import Gaussian, PoissonGaussian, PrivateEvent
+from ..events import AdaptiveClipPoissonGaussian, Gaussian, PoissonGaussian, PrivateEvent
 from ..planning import plan_digest
 from .derived import EPSILON_TOLERANCE, planned_cost
 
@@ -151,16 +151,21 @@ def _check_plan_kept(case: Case, found: Findings, client_id: str, plan: Mapping[
 
 
 def _check_mechanism(found: Findings, where: str, event: PrivateEvent, plan: Mapping[str, Any]) -> None:
-    """One charge is of the planned mechanism, with the planned parameters."""
-    if not isinstance(event, PoissonGaussian | Gaussian):
-        found.problems.append(
-            f"{where}: {event.kind} is charged, where Gaussian noise at the client was planned"
-        )
+    """One charge is of the planned mechanism, with the planned parameters; adaptive clip norms are check 14's."""
+    planned = {name: plan[name] for name in ("noise_multiplier", "clip_norm", "sample_rate")}
+    adaptive = plan.get("adaptive_clip")
+    if adaptive is not None:
+        planned["count_noise_stddev"] = adaptive["count_noise_stddev"]
+        del planned["clip_norm"]
+    allowed = (PoissonGaussian, Gaussian) if adaptive is None else (AdaptiveClipPoissonGaussian,)
+    if not isinstance(event, allowed):
+        noise = "Gaussian noise at the client" if adaptive is None else "adaptive clipping with noised counts"
+        found.problems.append(f"{where}: {event.kind} is charged, where {noise} was planned")
         return
-    for name in ("noise_multiplier", "clip_norm", "sample_rate"):
-        planned, actual = plan[name], getattr(event, name, 1.0)  # a Gaussian without sampling has rate 1
-        if planned != actual:
-            found.problems.append(f"{where}: {name} {actual:g} where {planned:g} was planned")
+    for name, value in planned.items():
+        actual = getattr(event, name, 1.0)  # a Gaussian without sampling has rate 1
+        if value != actual:
+            found.problems.append(f"{where}: {name} {actual:g} where {value:g} was planned")
 
 
 def _check_plan_recorded(case: Case, found: Findings, client_id: str, plan: Mapping[str, Any]) -> None:

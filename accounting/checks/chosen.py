@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from ..case import Case, Findings, needs_rows
 from ..events import AdaptiveClipPoissonGaussian, RepeatedTrials, Tuning
@@ -66,7 +68,11 @@ def adaptive_clipping_charged(case: Case, found: Findings) -> None:
             event = charge.reserved
             where = f"{client_id}, row {charge.reservation}"
             if isinstance(event, AdaptiveClipPoissonGaussian):
-                _check_adaptive(found, where, event, plan["noise_multiplier"])
+                _check_adaptive(found, where, event, plan)
+            elif plan.get("adaptive_clip") is not None:
+                found.problems.append(
+                    f"{where}: {event.kind} charges no counts, and the plan's clip norm follows counts"
+                )
             elif isinstance(event, Tuning | RepeatedTrials):
                 found.doubts.append(f"{where}: the clip norms within a search are not recorded one by one")
             elif event.clip_norm != plan["clip_norm"]:
@@ -76,21 +82,45 @@ def adaptive_clipping_charged(case: Case, found: Findings) -> None:
                 )
             else:
                 constant += 1
+        _check_beginning(case, found, client_id, plan)
     if constant:
         found.facts.append(f"{constant} charges clip to their plan's constant: there are no counts to charge")
 
 
+def _check_beginning(case: Case, found: Findings, client_id: str, plan: Mapping[str, Any]) -> None:
+    """An adaptive clip norm begins at the plan's; how it went on, check 7 derives from the noised counts."""
+    if plan.get("adaptive_clip") is None:
+        return
+    for charge in case.charges(client_id)[:1]:
+        if getattr(charge.reserved, "clip_norm", plan["clip_norm"]) != plan["clip_norm"]:
+            found.problems.append(
+                f"{client_id}, row {charge.reservation}: the first clip norm is not the planned "
+                f"{plan['clip_norm']:g}, and no count came before it"
+            )
+
+
 def _check_adaptive(
-    found: Findings, where: str, event: AdaptiveClipPoissonGaussian, planned_noise_multiplier: float
+    found: Findings, where: str, event: AdaptiveClipPoissonGaussian, plan: Mapping[str, Any]
 ) -> None:
-    """Vectors and counts together have at least the planned noise.
+    """Vectors and counts together have at least the planned noise, and the clip norm keeps to its public range."""
+    together, planned = _together(event.noise_multiplier, event.count_noise_stddev), plan["noise_multiplier"]
+    if (adaptive := plan.get("adaptive_clip")) is not None:
+        planned = _together(planned, adaptive["count_noise_stddev"])
+        if not adaptive["smallest_clip_norm"] <= event.clip_norm <= adaptive["largest_clip_norm"]:
+            found.problems.append(
+                f"{where}: clip norm {event.clip_norm:g} is outside the plan's public range"
+            )
+    if together < planned * (1 - _RELATIVE):
+        found.problems.append(
+            f"{where}: with its counts the noise multiplier is {together:.4g}, below the "
+            f"{planned:.4g} that was planned"
+        )
+    found.facts.append(f"{where}: vectors and counts together have noise multiplier {together:.4g}")
+
+
+def _together(vectors: float, counts: float) -> float:
+    """The noise multiplier of vectors and shifted counts as one Gaussian.
 
     Source: Andrew et al. 2021, Theorem 1: z = (z_vectors^-2 + (2 stddev_counts)^-2)^(-1/2).
     """
-    together = 1 / math.hypot(1 / event.noise_multiplier, 1 / (2 * event.count_noise_stddev))
-    if together < planned_noise_multiplier * (1 - _RELATIVE):
-        found.problems.append(
-            f"{where}: with its counts the noise multiplier is {together:.4g}, below the "
-            f"{planned_noise_multiplier:.4g} that was planned"
-        )
-    found.facts.append(f"{where}: vectors and counts together have noise multiplier {together:.4g}")
+    return 1 / math.hypot(1 / vectors, 1 / (2 * counts))

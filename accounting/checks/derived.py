@@ -6,6 +6,7 @@ Whatever the report or the rows say, pricing must end, and soon: bounds come fir
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from .. import independent_rdp
@@ -13,10 +14,11 @@ from .. import report as reports
 from ..case import Case, Findings, needs_rows
 from ..errors import AccountingError, PricingError
 from ..event_fields import VIEWS
-from ..events import PoissonGaussian, PrivateEvent
+from ..events import PrivateEvent
 from ..independent import bracket, can_price
 from ..mechanisms import compose
 from ..merge import DISJOINT, OVERLAPPING
+from ..planning import ClientEvent, Plan
 from ..pricing import accountant_for, epsilon
 
 # Accountants agree to ~1e-9 across platforms; a reported epsilon may have lost digits in printing.
@@ -80,16 +82,10 @@ def planned_cost(plan: Mapping[str, Any]) -> float:
     return bounded_epsilon((_planned_event(plan),), plan["delta"])
 
 
-def _planned_event(plan: Mapping[str, Any]) -> PoissonGaussian:
-    """All the steps of a reported plan. Raises PricingError if it is none."""
+def _planned_event(plan: Mapping[str, Any]) -> ClientEvent:
+    """All the steps of a reported plan, with the noise that it says is added. Raises PricingError if it is none."""
     try:
-        return PoissonGaussian(
-            plan["noise_multiplier"],
-            plan["sample_rate"],
-            plan["planned_steps"],
-            plan["clip_norm"],
-            plan["adjacency"],
-        )
+        return replace(Plan.from_json(plan).round_event(), steps=plan["planned_steps"])
     except AccountingError as error:
         raise PricingError(f"the plan is none: {error}") from error
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 
 from ..case import Case, Findings, names, needs_rows
 from ..chain import Charge
-from ..events import PoissonGaussian
+from ..events import AdaptiveClipPoissonGaussian
+from ..planning import ClientEvent
 from ..private_audit import AttemptRecord, StepRecord
+from .counted import Attempt, check_counts, in_clip_norms, judge_count_noise
 
 FALSE_ALARM = 1e-6
 """How often checks 6 and 7 together call an honest run a FAIL at most, over all clients and tests."""
@@ -28,52 +30,78 @@ class _Steps:
     """Steps of one client that ought to have one distribution; usually all of them."""
 
     client_id: str
-    event: PoissonGaussian
+    event: ClientEvent
     examples: int = field(repr=False)
     dimension: int
     records: tuple[StepRecord, ...] = field(repr=False)
+
+    @property
+    def bound(self) -> str:
+        """What the steps clip to, in words; the records of an adaptive clip norm are in units of it."""
+        adaptive = isinstance(self.event, AdaptiveClipPoissonGaussian)
+        return "its step's clip norm" if adaptive else f"the clip norm {self.event.clip_norm:g}"
 
 
 @needs_rows
 def batch_sizes_plausible(case: Case, found: Findings) -> None:
     """The recorded batch sizes look like independent Binomial(n, q) draws, empty batches among them."""
-    groups = _steps(case, found)
+    groups = _grouped(_attempts(case, found))
     for steps in groups:
         _test_batch_sizes(found, steps, FALSE_ALARM / 2 / len(groups))
 
 
 @needs_rows
 def clipping_and_noise_applied(case: Case, found: Findings) -> None:
-    """No recorded norm is above the clip norm, and the noise that was measured has the size that is charged."""
+    """No recorded norm is above the clip norm, and the noise that was measured has the size that is charged.
+
+    Where the clip norm is adaptive, each step's follows from the noised counts before it, noised as charged.
+    """
     repeated = list(_repeated_noise(case))
     if repeated:
         found.problems.append(
             f"{repeated[0]}: the same noise was added twice, so a difference removes it ({len(repeated)} times in all)"
         )
-    groups = _steps(case, found)
+    attempts = _attempts(case, found)
+    check_counts(case, found, attempts)
+    groups = _grouped(attempts)
     for steps in groups:
         _check_clipping(found, steps)
-        _test_noise(found, steps, FALSE_ALARM / 2 / len(groups))
+        level = FALSE_ALARM / 2 / len(groups)
+        if isinstance(steps.event, AdaptiveClipPoissonGaussian):
+            level /= 2
+            judge_count_noise(found, steps.client_id, steps.event, steps.records, level)
+        _test_noise(found, steps, level)
 
 
 # --- the files against the ledgers ------------------------------------------------------------------------------
 
 
-def _steps(case: Case, found: Findings) -> list[_Steps]:
-    """All recorded steps that the ledgers have charges for, by what they ought to be draws of."""
+def _attempts(case: Case, found: Findings) -> list[Attempt]:
+    """All recorded attempts that the ledgers have committed charges for."""
     without = case.plans.keys() - case.evidence.private.keys()
     if without:
         found.doubts.append(f"no private audit file of {names(without)}")
-    groups: dict[tuple[str, PoissonGaussian, int, int], list[StepRecord]] = {}
+    attempts = []
     for client_id in sorted(case.evidence.private):
         for charge, record in _tied(case, found, client_id):
             if charge.committed is None:
                 continue  # no digest ties it: made-up steps could make up for what the others lack
-            if isinstance(charge.reserved, PoissonGaussian):
-                key = (client_id, replace(charge.reserved, steps=0), record.examples, record.dimension)
-                groups.setdefault(key, []).extend(record.steps)
+            if isinstance(charge.reserved, ClientEvent):
+                attempts.append(Attempt(client_id, charge.reserved, record))
             else:
                 found.doubts.append(f"{client_id}: steps of {charge.reserved.kind} are not tested here")
+    return attempts
+
+
+def _grouped(attempts: Sequence[Attempt]) -> list[_Steps]:
+    """Their steps, by what they ought to be draws of."""
+    groups: dict[tuple[str, ClientEvent, int, int], list[StepRecord]] = {}
+    for client_id, event, record in attempts:
+        steps = record.steps
+        if isinstance(event, AdaptiveClipPoissonGaussian):
+            event, steps = replace(event, clip_norm=1.0), in_clip_norms(event, steps)
+        key = (client_id, replace(event, steps=0), record.examples, record.dimension)
+        groups.setdefault(key, []).extend(steps)
     return [_Steps(*key, tuple(records)) for key, records in groups.items() if records]
 
 
@@ -150,16 +178,14 @@ def _check_clipping(found: Findings, steps: _Steps) -> None:
     limit = clip_norm * (1 + CLIP_TOLERANCE)
     for record in steps.records:
         if record.largest_norm > limit:
-            found.problems.append(
-                f"{client_id}: a clipped gradient is longer than the clip norm {clip_norm:g}"
-            )
+            found.problems.append(f"{client_id}: a clipped gradient is longer than {steps.bound}")
         if record.sum_norm > record.batch_size * limit:
             found.problems.append(
-                f"{client_id}: a sum is longer than its batch of gradients clipped to {clip_norm:g} can be"
+                f"{client_id}: a sum is longer than its batch of gradients clipped to {steps.bound} can be"
             )
         if record.clipped + record.non_finite > record.batch_size:
             found.problems.append(f"{client_id}: more examples were clipped or zeroed than drawn")
-    found.facts.append(f"{client_id}: no norm above {clip_norm:g} in {len(steps.records)} steps")
+    found.facts.append(f"{client_id}: no norm above {steps.bound} in {len(steps.records)} steps")
 
 
 def _test_noise(found: Findings, steps: _Steps, level: float) -> None:

@@ -75,6 +75,15 @@ def smallest_visible_change(coordinates: int, level: float) -> float:
     return float(norm.isf(level / 2) * np.sqrt(2 / coordinates) / 2)
 
 
+def largest_invisible_shrinkage(coordinates: int, level: float) -> float:
+    """The largest factor by which so many coordinates' standard deviation could be too small and still show.
+
+    Exact: half of the honest-looking draws at that factor come out with a p-value below `level`; 0 for none.
+    """
+    lowest, middle = chi2.ppf(level / 2, coordinates), chi2.median(coordinates)
+    return float(np.sqrt(lowest / middle)) if coordinates else 0.0
+
+
 def two_sided(observed: int, trials: int, chance: float) -> float:
     """The exact two-sided p-value of a binomial count: twice the smaller tail."""
     return _tails(float(binom.cdf(observed, trials, chance)), float(binom.sf(observed - 1, trials, chance)))

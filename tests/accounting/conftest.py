@@ -14,12 +14,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accounting import report as reports
+from accounting.adaptive_clip import AdaptiveClip
 from accounting.anchor import Anchor, ledger_head, make_anchor, signed_bytes
 from accounting.chain import Chain, Entry, Row
 from accounting.events import NonPrivate
 from accounting.ledger import Ledger
 from accounting.planning import Plan, plan
-from accounting.private_audit import AttemptRecord, StepRecord
+from accounting.private_audit import AttemptRecord, CountRecord, StepRecord
 from accounting.rows import RECORDED_AS, Partition
 from accounting.versions import library_versions
 
@@ -93,34 +94,48 @@ PLAN: dict[str, Any] = {
 }
 
 
-def make_plans(clients: int = 3) -> dict[str, Plan]:
-    return {f"client-{k}": plan(client_id=f"client-{k}", **PLAN) for k in range(1, clients + 1)}
+def make_plans(clients: int = 3, adaptive_clip: AdaptiveClip | None = None) -> dict[str, Plan]:
+    names = [f"client-{k}" for k in range(1, clients + 1)]
+    return {name: plan(client_id=name, adaptive_clip=adaptive_clip, **PLAN) for name in names}
 
 
 def play_round(
-    ledger: Ledger, client_plan: Plan, number: int, generator: np.random.Generator, *, session: str
+    ledger: Ledger,
+    client_plan: Plan,
+    number: int,
+    generator: np.random.Generator,
+    *,
+    session: str,
+    clip_norm: float,
 ) -> AttemptRecord:
     """What a client's ledger sees of a round that works; returns what its private audit file does."""
-    reservation = ledger.reserve(client_plan.round_event(), round=number, run=RUN)
-    record = honest_record(client_plan, number, reservation, generator)
+    reservation = ledger.reserve(client_plan.round_event(clip_norm), round=number, run=RUN)
+    record = honest_record(client_plan, number, reservation, generator, clip_norm)
     ledger.commit(reservation, private_audit=record.digest)
     ledger.release(reservation, session=session)
     return record
 
 
 def honest_record(
-    client_plan: Plan, number: int, reservation: int, generator: np.random.Generator
+    client_plan: Plan, number: int, reservation: int, generator: np.random.Generator, clip_norm: float
 ) -> AttemptRecord:
     """What a trainer that does as it says would note, drawn by numpy rather than by this package."""
     steps = []
     for _ in range(client_plan.steps_per_round):
         size = int(generator.binomial(client_plan.declared_examples, client_plan.sample_rate))
-        stddev = client_plan.noise_multiplier * client_plan.clip_norm
+        stddev = client_plan.noise_multiplier * clip_norm
         noise = generator.normal(scale=stddev, size=DIMENSION)
-        longest, largest = client_plan.clip_norm * (1 - 1e-6) if size else 0.0, float(abs(noise).max())
+        longest, largest = clip_norm * (1 - 1e-6) if size else 0.0, float(abs(noise).max())
         digest = hashlib.sha256(noise).hexdigest()[:16]
         norms = (longest, 0.3 * size * longest, float(noise @ noise), largest)
-        steps.append(StepRecord(size, size, 0, *norms, digest))
+        if client_plan.adaptive_clip is None:
+            steps.append(StepRecord(size, size, 0, *norms, digest))
+            continue
+        unclipped = int(generator.binomial(size, 0.3))
+        noised = unclipped - size / 2 + generator.normal(scale=client_plan.adaptive_clip.count_noise_stddev)
+        count = CountRecord(clip_norm, unclipped, float(noised))
+        steps.append(StepRecord(size, size - unclipped, 0, *norms, digest, count))
+        clip_norm = next_clip_norm(client_plan, count)
     return AttemptRecord(
         client_plan.client_id,
         RUN,
@@ -130,6 +145,15 @@ def honest_record(
         DIMENSION,
         tuple(steps),
     )
+
+
+def next_clip_norm(client_plan: Plan, count: CountRecord) -> float:
+    """The rule of Andrew et al., written out once more."""
+    rule = client_plan.adaptive_clip
+    assert rule is not None
+    share = count.noised / client_plan.planned_batch_size + 0.5
+    moved = count.clip_norm * float(np.exp(-rule.learning_rate * (share - rule.target_quantile)))
+    return float(np.clip(moved, rule.smallest_clip_norm, rule.largest_clip_norm))
 
 
 @pytest.fixture(scope="session")
@@ -166,8 +190,8 @@ def open_ledger(tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
         ledger.close()
 
 
-def make_federation(folder: Path) -> Federation:
-    plans, rounds, rows, anchors = make_plans(), [], {}, []
+def make_federation(folder: Path, adaptive_clip: AdaptiveClip | None = None) -> Federation:
+    plans, rounds, rows, anchors = make_plans(adaptive_clip=adaptive_clip), [], {}, []
     private: dict[str, tuple[AttemptRecord, ...]] = {}
     held = {client_id: tuple(range(1000 * k, 1000 * (k + 1))) for k, client_id in enumerate(plans)}
     partition, generator = Partition("reviews", held), np.random.default_rng(4)
@@ -200,15 +224,17 @@ def make_federation(folder: Path) -> Federation:
                 RECORDED_AS: partition.digest(client_id),
             },
         ) as ledger:
-            records = []
+            records, clip_norm = [], client_plan.clip_norm
             for entry in rounds:
-                if client_id in entry["survivors"]:
-                    session = entry["session_id"]
-                    records.append(
-                        play_round(ledger, client_plan, entry["round"], generator, session=session)
-                    )
-                else:
-                    ledger.reserve(client_plan.round_event(), round=entry["round"], run=RUN)
+                if client_id not in entry["survivors"]:
+                    ledger.reserve(client_plan.round_event(clip_norm), round=entry["round"], run=RUN)
+                    continue
+                number, session = entry["round"], entry["session_id"]
+                records.append(
+                    play_round(ledger, client_plan, number, generator, session=session, clip_norm=clip_norm)
+                )
+                if (count := records[-1].steps[-1].count) is not None:
+                    clip_norm = next_clip_norm(client_plan, count)
             if client_id == "client-3":
                 ledger.release(ledger.charges(run=RUN, round=3)[0].reservation, session="f" * 32)
                 ledger.note(NonPrivate("its number of rows", "weights"), run=RUN)
@@ -234,7 +260,7 @@ def make_federation(folder: Path) -> Federation:
             "deterministic": False,
         },
         outputs=[
-            {"what": "the sums of updates", "covered_by": "PoissonGaussian"},
+            {"what": "the sums of updates", "covered_by": plans["client-1"].round_event().kind},
             {"what": "accuracy", "covered_by": "public"},
             {"what": "its number of rows", "covered_by": "NonPrivate"},
         ],

@@ -28,10 +28,7 @@ def rewrite(
 
 def claim_again(federation: Any) -> None:
     """The claims that now follow from plans and rows."""
-    plans = {
-        client_id: Plan(**{name: item for name, item in value.items() if name != "planned_steps"})
-        for client_id, value in federation.report["plan"].items()
-    }
+    plans = {client_id: Plan.from_json(value) for client_id, value in federation.report["plan"].items()}
     chains = {chain.client_id: chain for chain in replay(federation.lines).values()}
     federation.report["claims"] = reports.make_claims(plans, chains, federation.report["run"])
 
