@@ -13,7 +13,6 @@ from ..errors import PlanningError
 from ..events import AdaptiveClipPoissonGaussian
 from ..planning import ClientEvent
 from ..private_audit import AttemptRecord, CountRecord, StepRecord
-from .plausible import largest_invisible_shrinkage, noise_p_values
 
 LARGEST_INVISIBLE_LOSS = 0.1
 """Of the noise multiplier of gradients and counts together: so much may counts' noise lack unseen."""
@@ -103,6 +102,8 @@ def judge_count_noise(
     level: float,
 ) -> None:
     """The noise on counts against a Gaussian of the standard deviation that is charged."""
+    from .plausible import largest_invisible_shrinkage, noise_p_values  # scipy takes a while to import
+
     noise = [
         (count.noised - (count.unclipped - step.batch_size / 2)) / event.count_noise_stddev
         for step, count in _counted(steps)
