@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import sst2
 from benchmarks.sst2_study import Average, Lines, Setting, load_task, logistic_regression, probe, run
@@ -127,3 +128,25 @@ def test_the_page_keeps_different_settings_apart() -> None:
     text = page(lines)
     assert "| no DP | **0.6000** ± 0.1414 (0.5000, 0.7000) | 2 |" in text
     assert "| no DP | **0.9000** (0.9000) | 1 |" in text
+
+
+def test_cached_lower_layers_give_the_same_logits(glue: Path, tiny_model: Path) -> None:
+    task = load_task(glue, max_length=8, encoder=tiny_model)
+    whole, _, dev, _ = task.model(SETTING)
+    upper, _, dev_rows, minutes = task.model(SETTING.changed("upper_layers", "1"))
+    assert minutes > 0
+    assert task.model(SETTING.changed("upper_layers", "1"))[3] == minutes  # the states are kept
+    assert len(upper.get_submodule("base_model.model.encoder.encoder.layer")) == 1
+    device = torch.device("cpu")
+    with torch.no_grad():
+        expected = whole(**dev.collate(device).inputs).logits
+        found = upper(**dev_rows.collate(device).inputs).logits
+    # The heads are seeded by name, so they are the same; the states have bfloat16's 8 bits.
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    assert expected.std() > 0.1
+
+
+def test_a_run_on_upper_layers_learns(glue: Path, tiny_model: Path) -> None:
+    task = load_task(glue, max_length=8, encoder=tiny_model)
+    free = SETTING.changed("epsilon", "none").changed("clip_norm", "1e6").changed("upper_layers", "1")
+    assert run(free, task)["accuracy"] == 1.0

@@ -1,0 +1,97 @@
+"""Frozen layers that nothing trained is below are computed once for a whole study, not once a step.
+
+Each token's hidden state after those layers is a function of its own example alone, so the guarantee does not change:
+training sees the same numbers as without the cache, up to the cache's bfloat16.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedlora_priv.pooling import MeanPoolingClassifier
+from fedlora_priv.training import TokenisedExamples
+from fedlora_priv.training.batching import microbatches
+
+PAD = 0
+"""The row of padding in a table of states; no token's."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What is left to train once the lower layers are done.
+
+    Attributes:
+        encoder: folder of the whole encoder.
+        layers: how many upper layers there are left.
+        states: bfloat16 (1 + tokens, width), the lower layers' output for every token.
+        examples: the given examples, their token ids replaced by rows of `states`.
+        cpu_minutes: what computing the states took.
+    """
+
+    encoder: Path
+    layers: int
+    states: Tensor
+    examples: tuple[TokenisedExamples, ...]
+    cpu_minutes: float
+
+    def base(self) -> MeanPoolingClassifier:
+        """Return a fresh classifier of the upper layers that takes rows of `states` for token ids."""
+        base = MeanPoolingClassifier.from_pretrained(str(self.encoder), 2)
+        encoder: Any = base.encoder
+        encoder.encoder.layer = encoder.encoder.layer[-self.layers :]
+        encoder.config.num_hidden_layers = self.layers
+        encoder.embeddings = _Rows(self.states)
+        return base
+
+
+class _Rows(nn.Module):
+    """In the place of a BERT's embeddings: looks hidden states up."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self._states = states
+
+    def forward(self, input_ids: Tensor, **_ignored: Any) -> Tensor:
+        return nn.functional.embedding(input_ids, self._states).float()
+
+
+def lowered(encoder: Path, examples: tuple[TokenisedExamples, ...], layers: int) -> Lowered:
+    """Return the examples after all layers of a BERT but the uppermost `layers`.
+
+    Args:
+        encoder: a folder with a BERT.
+        examples: any number of data sets.
+        layers: how many are left to train, fewer than the BERT has.
+    """
+    began = time.process_time()
+    model: Any = MeanPoolingClassifier.from_pretrained(str(encoder), 2).encoder
+    model.eval()
+    model.encoder.layer = model.encoder.layer[:-layers]
+    ends = np.cumsum([1, *(length for part in examples for length in part.lengths())])
+    states = torch.zeros(int(ends[-1]), int(model.config.hidden_size), dtype=torch.bfloat16)
+    replaced, first = [], 0
+    for part in examples:
+        starts = ends[first : first + len(part)]
+        first += len(part)
+        _fill(states, model, part, starts)
+        rows = tuple(np.arange(s, s + n) for s, n in zip(starts, part.lengths(), strict=True))
+        replaced.append(TokenisedExamples(rows, part.labels, PAD))
+    return Lowered(encoder, layers, states, tuple(replaced), (time.process_time() - began) / 60)
+
+
+def _fill(states: Tensor, model: Any, examples: TokenisedExamples, starts: Any) -> None:
+    """Write every example's hidden states to its rows."""
+    lengths = examples.lengths()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for indices in microbatches(lengths, 4096):
+            batch = examples.subset(indices).collate(torch.device("cpu")).inputs
+            hidden = model(**batch).last_hidden_state.to(torch.bfloat16)
+            for row, i in enumerate(indices):
+                states[starts[i] : starts[i] + lengths[i]] = hidden[row, : lengths[i]]
