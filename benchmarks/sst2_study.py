@@ -136,7 +136,9 @@ def load_task(data: Path, *, max_length: int, encoder: Path | None = None, limit
 
 
 def run(setting: Setting, task: Task) -> dict[str, Any]:
-    """Return what one run gave: accuracy on dev, noise, priced epsilon, share clipped, CPU minutes with those of the cache.
+    """Return what one run gave: accuracy on dev, noise, priced epsilon, share clipped, CPU minutes.
+
+    The minutes are of training, and of the cache of lower layers where there is one.
 
     Guarantee: example-level (epsilon, delta) as priced, for the published state; not for the share that was
     clipped, nor for having chosen the setting by looking at other runs.

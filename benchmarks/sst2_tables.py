@@ -23,6 +23,7 @@ SHOWN = (
     "optimizer",
     "targets",
     "roles",
+    "upper_layers",
     "average",
 )
 """What of a setting a table shows; the rest is told once."""
