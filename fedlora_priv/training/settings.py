@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
+from accounting.adaptive_clip import AdaptiveClip
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.training.engine import Clipping, Mode
 
@@ -27,6 +28,8 @@ class StepSettings:
             ``clip_norm / √modules``. Both bound the whole by `clip_norm`, so both are priced alike.
         mode: how per-example gradients are clipped; every mode gives the same result up to rounding, and
             "auto" takes the fastest that fits the model.
+        adaptive: how the clip norm follows noised counts, from `clip_norm` on; None keeps it constant. Then
+            `noise_multiplier` is that of the gradients, which `accounting.planning` has made room for counts in.
 
     Raises:
         ConfigError: a value out of range.
@@ -42,6 +45,7 @@ class StepSettings:
     max_tokens_per_microbatch: int = 2048
     clipping: Clipping = "flat"
     mode: Mode = "auto"
+    adaptive: AdaptiveClip | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.sample_rate <= 1:
@@ -56,3 +60,7 @@ class StepSettings:
         for name, known in (("clipping", get_args(Clipping)), ("mode", get_args(Mode))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"there is no {name} {getattr(self, name)!r}", f"use {', '.join(known)}")
+        if self.adaptive is not None and self.clipping != "flat":
+            raise ConfigError(
+                f"adaptive clipping counts gradients clipped as a whole, not {self.clipping}", 'use "flat"'
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedlora_priv.adapters import layout, read_state, trainable_parameters, writ
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.methods.base import Role, State
 from fedlora_priv.modeling import refuse_batch_norm
+from fedlora_priv.training.adaptive import ClipNorm
 from fedlora_priv.training.batching import microbatches
 from fedlora_priv.training.checks import StepCheck
 from fedlora_priv.training.clipping import ClipCounts, ClippingEngine, per_example_clipping
@@ -40,12 +41,14 @@ class TrainResult:
         state: every trainable array, float32; what was frozen is bit-identical to the start.
         steps_taken: steps really executed, noise-only ones included.
         dimension: how many coordinates were trained, so noised.
+        clip_norm: what a next step would clip to; public.
         private_audit: one record per step, for the client's own auditor. PRIVATE.
     """
 
     state: dict[str, NDArray[np.float32]] = field(repr=False)
     steps_taken: int
     dimension: int
+    clip_norm: float
     private_audit: tuple[StepRecord, ...] = field(repr=False)
 
 
@@ -111,21 +114,21 @@ class PrivateTrainer:
             clip_norm=settings.clip_norm,
             planned_batch_size=settings.planned_batch_size,
         )
-        records = []
+        clip_norm, records = ClipNorm(settings, stream), []
         with per_example_clipping(
             self.model, trained, mode=settings.mode, clipping=settings.clipping
         ) as engine:
             for step in range(1, settings.steps + 1):
                 check = None if trainable in self._verified else StepCheck(self.model, trained)
                 drawn = examples.subset(poisson_draw(stream, len(examples), settings.sample_rate))
-                records.append(self._step(engine, optimizer, drawn, settings))
+                records.append(self._step(engine, optimizer, drawn, settings, clip_norm))
                 if check is not None:
                     check.require_changes(noised=settings.noise_multiplier > 0)
                     self._verified.add(trainable)
                 if on_step is not None:
                     on_step(step)
         dimension = sum(parameter.numel() for parameter in trained.values())
-        return TrainResult(read_state(self.model), settings.steps, dimension, tuple(records))
+        return TrainResult(read_state(self.model), settings.steps, dimension, clip_norm.value, tuple(records))
 
     def evaluate(
         self,
@@ -166,15 +169,18 @@ class PrivateTrainer:
         optimizer: SecretNoiseOptimizer,
         drawn: Examples,
         settings: StepSettings,
+        clip_norm: ClipNorm,
     ) -> StepRecord:
         """Take one step on the drawn examples; with none of them, a step of noise alone."""
         optimizer.zero_grad()
+        optimizer.max_grad_norm = clip_norm.value
         counts = []
         for batch in self._microbatches(drawn, settings.max_tokens_per_microbatch):
-            counts.append(engine.add(partial(model_losses, batch=batch), settings.clip_norm))
+            counts.append(engine.add(partial(model_losses, batch=batch), clip_norm.value))
         sums = optimizer.clipped_sums()
         optimizer.step()
-        return step_record(len(drawn), counts, sums, optimizer)
+        record = step_record(len(drawn), counts, sums, optimizer)
+        return replace(record, count=clip_norm.follow(counts))
 
     def _microbatches(self, examples: Examples, max_tokens: int) -> Iterator[Batch]:
         """Yield the tensors of each microbatch; nothing for no examples."""

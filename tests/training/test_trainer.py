@@ -93,7 +93,7 @@ def test_private_facts_stay_in_the_audit_record(tiny_model, make_examples):
     assert result.steps_taken == 3
     assert len(result.private_audit) == 3
     assert 0 < result.private_audit[0].batch_size < 24
-    assert repr(result) == "TrainResult(steps_taken=3, dimension=290)"
+    assert repr(result) == "TrainResult(steps_taken=3, dimension=290, clip_norm=1.0)"
     assert repr(result.private_audit[0]) == "StepRecord()"
 
 
