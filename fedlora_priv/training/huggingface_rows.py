@@ -1,0 +1,174 @@
+"""A `Trainer`'s own rows and data collator, seen as the `Examples` that private training takes.
+
+The collator pads one microbatch at a time, so what it does to one row must not depend on the others: `preflight`
+asks that of made-up rows, which look like the data set's and hold nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_priv.errors import ConfigError, DataError
+from fedlora_priv.training.examples import Batch, Indices
+
+Row = Mapping[str, Any]
+Collator = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+Task = Literal["classification", "language-modelling", "custom"]
+
+_LABELS = ("label", "labels", "label_ids")
+_PACKED = {"position_ids", "seq_lengths", "cu_seq_lens_q"}
+_LENGTHS = (3, 7, 5)
+_IGNORED = -100  # the label of a token that does not count
+_OWN_LOSS = "pass example_losses, a function that gives one loss per example"
+
+
+@dataclass(frozen=True)
+class CollatedRows:
+    """Rows of a data set, batched by a data collator.
+
+    Args:
+        rows: indexable; every row has ``input_ids`` of its own length.
+        collator: makes a batch of a list of rows; each tensor's first dimension is the rows.
+        task: "classification" (labels (n,)), "language-modelling" (labels (n, tokens), -100 where a token does
+            not count), or "custom": everything is left among the inputs.
+    """
+
+    rows: Sequence[Row] = field(repr=False)
+    collator: Collator
+    task: Task
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, indices: Indices) -> CollatedRows:
+        """Return the rows at `indices`, in that order."""
+        return CollatedRows([self.rows[int(i)] for i in indices], self.collator, self.task)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the number of tokens of each row, int64 (n,)."""
+        return np.array([len(row["input_ids"]) for row in self.rows], dtype=np.int64)
+
+    def collate(self, device: torch.device) -> Batch:
+        """Return all of these rows in one batch on `device`.
+
+        Raises:
+            DataError: the collator does not give one row for each row, or gives labels of another task.
+        """
+        collated = self.collator([dict(row) for row in self.rows])
+        inputs = {name: value.to(device) for name, value in collated.items() if isinstance(value, Tensor)}
+        for name, value in inputs.items():
+            if value.dim() == 0 or len(value) != len(self):
+                raise DataError(
+                    f"the data collator gives {name} another number of rows than it was given",
+                    "rows must stay apart: use a collator that pads and does not pack or flatten",
+                )
+        if self.task == "custom":
+            return Batch(inputs)
+        labels = inputs.pop("labels", None)
+        if labels is None or labels.is_floating_point() or "shift_labels" in inputs:
+            raise DataError(
+                "the data collator gives no labels, or none that are classes or tokens", _OWN_LOSS
+            )
+        if self.task == "classification" and labels.dim() == 1:
+            return Batch(inputs, labels=labels.long())
+        if self.task == "language-modelling" and labels.dim() == 2:
+            return Batch(inputs, targets=_counted(labels, inputs["input_ids"]))
+        raise DataError(f"labels of {labels.dim()} dimensions do not go with {self.task}", _OWN_LOSS)
+
+
+def _counted(labels: Tensor, input_ids: Tensor) -> Tensor:
+    """Return which tokens are to be predicted, bool (n, tokens); the first has nothing before it."""
+    counted = labels != _IGNORED
+    if labels.shape != input_ids.shape or not bool((labels == input_ids)[counted].all()):
+        raise DataError("labels of a language model must be its own tokens, or -100", _OWN_LOSS)
+    counted[:, 0] = False
+    return counted
+
+
+def standard_task(model: Any) -> Task:
+    """Return which cross-entropy a PEFT model is trained with: of its classes, or of the next token.
+
+    Raises:
+        ConfigError: neither; then the caller has to give the losses.
+    """
+    base = model.get_base_model()
+    if type(base).__name__.endswith(("LMHeadModel", "ForCausalLM")):
+        return "language-modelling"
+    kind = getattr(base.config, "problem_type", None)
+    if base.config.num_labels < 2 or kind not in (None, "single_label_classification"):
+        raise ConfigError(
+            "the standard loss is that of one class out of two or more, or of the next token", _OWN_LOSS
+        )
+    return "classification"
+
+
+def rows_like(rows: CollatedRows, model: Any) -> CollatedRows:
+    """Return three made-up rows of different lengths, through the same collator, for `preflight`.
+
+    Of a row of the data set they have the columns' names and types, of no column a value.
+
+    Raises:
+        DataError: there are no rows, or they are not tokenised.
+        ConfigError: a column for which nothing can be made up, or that says that rows are packs of texts.
+    """
+    if len(rows) == 0:
+        raise DataError("the train_dataset is empty")
+    template = rows.rows[0]
+    if "input_ids" not in template:
+        raise DataError("the rows have no input_ids", "tokenise them first, without padding")
+    if packed := sorted(_PACKED & set(template)):
+        raise ConfigError(
+            f"the column {packed[0]} says that a row is a pack of several texts, which would be the unit of privacy",
+            "train on rows that are not packed",
+        )
+    config = model.get_base_model().config
+    pad = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
+    tokens, width = np.delete(np.arange(config.vocab_size), pad), len(template["input_ids"])
+
+    def made_up(lengths: Sequence[int]) -> list[dict[str, Any]]:
+        generator = np.random.default_rng(1)
+        texts = enumerate(generator.choice(tokens, length).tolist() for length in lengths)
+        return [{name: _made_up(name, template, ids, number) for name in template} for number, ids in texts]
+
+    try:
+        return _checked(CollatedRows(made_up(_LENGTHS), rows.collator, rows.task))
+    except ValueError:  # a collator that only stacks: its rows were padded before, all to one width
+        short = made_up([min(length, width) for length in _LENGTHS])
+        padded = [{name: _padded(name, value, pad, width) for name, value in row.items()} for row in short]
+        return _checked(CollatedRows(padded, rows.collator, rows.task))
+
+
+def _checked(rows: CollatedRows) -> CollatedRows:
+    """Return the rows, if the collator takes them."""
+    rows.collate(torch.device("cpu"))
+    return rows
+
+
+def _made_up(name: str, template: Row, ids: list[int], number: int) -> Any:
+    """Return a value for one column of a made-up row."""
+    if name == "input_ids":
+        return ids
+    value = np.asarray(template[name])
+    if value.ndim == 0 and value.dtype.kind in "biuf":
+        made_up = number % 2 if name in _LABELS else 0
+        return float(made_up) if value.dtype.kind == "f" else made_up
+    if value.ndim == 1 and len(value) == len(template["input_ids"]):
+        return {"attention_mask": [1] * len(ids), "labels": list(ids)}.get(name, [0] * len(ids))
+    raise ConfigError(
+        f"the data set's column {name!r} is neither one number for each row nor one for each token",
+        "remove it from the data set",
+    )
+
+
+def _padded(name: str, value: Any, pad: int, width: int) -> Any:
+    """Return a column's value for one row, with padding on the right if it has one entry a token."""
+    if not isinstance(value, list):
+        return value
+    return value + [{"input_ids": pad, "labels": _IGNORED}.get(name, 0)] * (width - len(value))
