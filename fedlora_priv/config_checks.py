@@ -37,6 +37,7 @@ def check(experiment: Experiment) -> None:
         check_delta(experiment.privacy.delta, experiment.federation.clients * declared)
     if experiment.secure_aggregation.mode == "secure":
         _secure_aggregation(experiment)
+    _adaptive_clipping(experiment)
     _communication(experiment)
     _dropouts(experiment)
 
@@ -179,6 +180,19 @@ def _secure_aggregation(experiment: Experiment) -> None:
             f"secure_aggregation cannot protect {clients} clients: {error}",
             "take more clients or fewer colluders, or say secure_aggregation.mode = 'insecure'",
         ) from error
+
+
+def _adaptive_clipping(experiment: Experiment) -> None:
+    """Refuse constants of adaptive clipping where the clip norm is a constant itself."""
+    training = experiment.training
+    if training.clipping == "adaptive":
+        return
+    for name in ("target_quantile", "clip_learning_rate", "count_noise_stddev"):
+        if getattr(training, name) != type(training).model_fields[name].default:
+            raise ConfigError(
+                f"training.{name} has no effect with training.clipping = {training.clipping!r}",
+                "choose 'adaptive', or leave it out",
+            )
 
 
 def _communication(experiment: Experiment) -> None:

@@ -88,6 +88,28 @@ class TrainingSection(Section):
     clip_norm: float = Field(
         default=1.0, gt=0, description="L2 bound of one example's gradient over all trained arrays."
     )
+    clipping: Literal["flat", "adaptive"] = Field(
+        default="flat",
+        description="'flat': an example's whole gradient is scaled to clip_norm. 'adaptive': the bound begins at "
+        "clip_norm and follows noised counts of the gradients within it, which share the price.",
+    )
+    target_quantile: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="For 'adaptive': the share of gradients that should be within the bound.",
+    )
+    clip_learning_rate: float = Field(
+        default=0.2,
+        gt=0,
+        le=10,
+        description="For 'adaptive': how fast the bound follows; in a step at most by about the factor e to this.",
+    )
+    count_noise_stddev: float | None = Field(
+        default=None,
+        gt=0,
+        description="For 'adaptive': noise on each step's count. Default: batch_size / 20. Less noise costs more.",
+    )
     max_tokens_per_microbatch: int = Field(
         default=1024,
         ge=1,

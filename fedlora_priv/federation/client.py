@@ -45,9 +45,12 @@ class LocalTraining(Protocol):
     """Private training on this client's rows; the one thing a client does that needs torch."""
 
     def __call__(
-        self, start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream
+        self, start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream, clip_norm: float
     ) -> LocalResult:
-        """Return the result of ``plan.steps_per_round`` steps from `start`; `stream` is secret."""
+        """Return the result of ``plan.steps_per_round`` steps from `start`, the first of which clips to `clip_norm`.
+
+        `stream` is secret. The clip norm of later steps is the same or, if the plan is adaptive, follows counts.
+        """
         ...
 
 
@@ -58,11 +61,13 @@ class LocalResult:
     Args:
         state: every trainable array, noised.
         dimension: how many coordinates were noised.
+        clip_norm: what the next step would clip to; public, for it follows from noised counts at most.
         examples, steps: how many rows the client holds and what each step did. Private.
     """
 
     state: State = field(repr=False)
     dimension: int
+    clip_norm: float
     examples: int = field(repr=False)
     steps: tuple[StepRecord, ...] = field(repr=False)
 
@@ -170,12 +175,27 @@ class FederationClient:
     def _stored(self, task: RoundTask, digest: bytes) -> FinishedUpdate | None:
         """Return the finished update of exactly this start, if it is stored and the ledger has charged it."""
         update = self._updates.load(digest)
-        if update is None:
-            return None
-        charges = self._setup.ledger.charges(run=self._setup.run.hex(), round=task.round)
+        if update is not None:
+            self._require_charged(update, round=task.round)
+        return update
+
+    def _clip_norm(self) -> float:
+        """Return what the next training begins by clipping to: where the last finished one had got to.
+
+        It follows from the noised counts of an update that was charged. A training that a crash cut off stays
+        charged, and its counts are forgotten.
+        """
+        last = self._updates.last()
+        if last is None:
+            return self._setup.plan.clip_norm
+        self._require_charged(last)
+        return last.clip_norm
+
+    def _require_charged(self, update: FinishedUpdate, *, round: int | None = None) -> None:
+        """Raise FederationError unless the ledger has a charge for the update, in that round if one is given."""
+        charges = self._setup.ledger.charges(run=self._setup.run.hex(), round=round)
         if update.reservation not in {charge.reservation for charge in charges}:
             raise FederationError("a stored update names a charge that the ledger does not have")
-        return update
 
     def _trained(self, task: RoundTask, digest: bytes) -> FinishedUpdate:
         """Reserve, train, store. A crash in between leaves the reservation, which stays charged."""
@@ -184,7 +204,8 @@ class FederationClient:
             # A second vector of one round, from another start, could be set against the first.
             raise FederationError("an update of this round, from another start, has already been released")
         setup.accept(task.state)
-        event = setup.plan.round_event()
+        clip_norm = self._clip_norm()
+        event = setup.plan.round_event(clip_norm)
 
         def require(chain: Chain) -> None:
             self._run_budget.require_events(chain.spent(run), event)
@@ -192,9 +213,9 @@ class FederationClient:
 
         reservation = setup.ledger.reserve(event, round=task.round, run=run, require=require)
         stream = setup.stream("train", task.round)
-        result = setup.train(task.state, setup.plan, self._contract.trains, stream)
+        result = setup.train(task.state, setup.plan, self._contract.trains, stream, clip_norm)
         noted = self._keep_private(task.round, reservation, result)
-        update = FinishedUpdate(reservation, result.state, noted)
+        update = FinishedUpdate(reservation, result.clip_norm, result.state, noted)
         self._updates.save(digest, update)
         return update
 

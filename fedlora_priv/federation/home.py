@@ -119,10 +119,12 @@ class ClientHome:
 class FinishedUpdate:
     """A finished local training: its reservation in the ledger and the noised state it ended with.
 
-    `private_audit` is the digest of what the client's private audit file says of it.
+    `clip_norm` is what its next step would clip to: a constant, or computed from noised counts. `private_audit` is
+    the digest of what the client's private audit file says of it.
     """
 
     reservation: int
+    clip_norm: float
     state: Mapping[str, NDArray[np.float32]]
     private_audit: str | None
 
@@ -138,13 +140,23 @@ class UpdateStore:
 
     def load(self, start_digest: bytes) -> FinishedUpdate | None:
         """Return the update that was trained from exactly this start, if there is one."""
+        found = self._read()
+        return found[1] if found is not None and found[0] == start_digest.hex() else None
+
+    def last(self) -> FinishedUpdate | None:
+        """Return the last update, whatever start it was trained from."""
+        found = self._read()
+        return None if found is None else found[1]
+
+    def _read(self) -> tuple[str, FinishedUpdate] | None:
+        """Return the stored start's digest, hex, and update."""
         if not self._path.exists():
             return None
         try:
             header, state = read_arrays(self._path)
-            if header["start"] != start_digest.hex():
-                return None
-            return FinishedUpdate(header["reservation"], state, header.get("private_audit"))
+            clip_norm = float(header["clip_norm"])
+            update = FinishedUpdate(header["reservation"], clip_norm, state, header.get("private_audit"))
+            return header["start"], update
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"{self._path} is damaged ({type(error).__name__})",
@@ -156,6 +168,7 @@ class UpdateStore:
         header = {
             "start": start_digest.hex(),
             "reservation": update.reservation,
+            "clip_norm": update.clip_norm,
             "private_audit": update.private_audit,
         }
         write_arrays(self._path, header, update.state, mode=0o600)

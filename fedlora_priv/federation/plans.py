@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from accounting.adaptive_clip import AdaptiveClip
 from accounting.budget import Budget
 from accounting.errors import AccountingError, BudgetExceeded
-from accounting.events import PoissonGaussian
 from accounting.ledger import Ledger
-from accounting.planning import Plan, plan
+from accounting.planning import ClientEvent, Plan, plan
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import BudgetError, ConfigError
+
+CLIP_NORM_RANGE = 1e3
+"""An adaptive clip norm stays within this factor of where it began."""
+
+COUNT_NOISE_SHARE = 1 / 20
+"""Of the planned batch: the standard deviation of the noise on counts, as in Andrew et al. 2021, section 3.1."""
 
 
 def plan_clients(experiment: Experiment, sizes: Mapping[str, int]) -> dict[str, Plan]:
@@ -38,6 +45,7 @@ def plan_clients(experiment: Experiment, sizes: Mapping[str, int]) -> dict[str, 
                 retry_rounds=privacy.retry_rounds,
                 steps_per_round=federation.local_steps,
                 clip_norm=training.clip_norm,
+                adaptive_clip=adaptive_clip(experiment),
             )
             for client_id, examples in sizes.items()
         }
@@ -45,15 +53,23 @@ def plan_clients(experiment: Experiment, sizes: Mapping[str, int]) -> dict[str, 
         raise ConfigError(str(error)) from error
 
 
-def whole_run(client_plan: Plan) -> PoissonGaussian:
-    """Return the event of all rounds that are planned, without the reserve for retries."""
-    return PoissonGaussian(
-        noise_multiplier=client_plan.noise_multiplier,
-        sample_rate=client_plan.sample_rate,
-        steps=client_plan.rounds * client_plan.steps_per_round,
-        clip_norm=client_plan.clip_norm,
-        adjacency=client_plan.adjacency,
+def adaptive_clip(experiment: Experiment) -> AdaptiveClip | None:
+    """Return the public constants by which clip norms follow noised counts; None where they are constant."""
+    training = experiment.training
+    if training.clipping != "adaptive":
+        return None
+    return AdaptiveClip(
+        target_quantile=training.target_quantile,
+        learning_rate=training.clip_learning_rate,
+        count_noise_stddev=training.count_noise_stddev or training.batch_size * COUNT_NOISE_SHARE,
+        smallest_clip_norm=training.clip_norm / CLIP_NORM_RANGE,
+        largest_clip_norm=training.clip_norm * CLIP_NORM_RANGE,
     )
+
+
+def whole_run(client_plan: Plan) -> ClientEvent:
+    """Return the event of all rounds that are planned, without the reserve for retries."""
+    return replace(client_plan.round_event(), steps=client_plan.rounds * client_plan.steps_per_round)
 
 
 def require_room(experiment: Experiment, client_plan: Plan, ledger: Ledger) -> None:

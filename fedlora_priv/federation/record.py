@@ -152,12 +152,16 @@ def _outputs(parts: Parts) -> list[dict[str, str]]:
     """Return everything that leaves a client or the server, and what covers it."""
     secure = parts.experiment.secure_aggregation.mode == "secure"
     update = "the sum of the clients' updates" if secure else "every client's update, unmasked"
+    plans = parts.plans.values()
+    charged = next(plan.round_event().kind for plan in plans)
     outputs = [
-        (update, "PoissonGaussian"),
-        ("the global adapter after each round, checkpoints and the adapter folder", "PoissonGaussian"),
+        (update, charged),
+        ("the global adapter after each round, checkpoints and the adapter folder", charged),
         ("rosters, losses, refusals and message sizes of each round", "public"),
         ("ledger rows and anchors", "public"),
     ]
+    if any(plan.adaptive_clip for plan in plans):
+        outputs.append(("the clip norms in ledger rows, which follow from noised counts", charged))
     if parts.label_names:
         outputs.append(("names and number of the labels, as the experiment declares them", "public"))
     if parts.evaluation is not None:

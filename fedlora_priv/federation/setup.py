@@ -264,7 +264,9 @@ def _training(parts: Parts, client_id: str) -> LocalTraining:
     """Return private training on that client's rows."""
     training, examples = parts.experiment.training, parts.examples[client_id]
 
-    def train(start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream) -> LocalResult:
+    def train(
+        start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream, clip_norm: float
+    ) -> LocalResult:
         result = parts.trainer.train(
             examples,
             start,
@@ -273,16 +275,19 @@ def _training(parts: Parts, client_id: str) -> LocalTraining:
                 sample_rate=plan.sample_rate,
                 planned_batch_size=plan.planned_batch_size,
                 noise_multiplier=plan.noise_multiplier,
-                clip_norm=plan.clip_norm,
+                clip_norm=clip_norm,
                 learning_rate=training.learning_rate,
                 optimizer=training.optimizer,
                 max_tokens_per_microbatch=training.max_tokens_per_microbatch,
+                adaptive=plan.adaptive_clip,
             ),
             stream=stream,
             trainable=trains,
         )
         if parts.observe is not None:
             parts.observe(client_id, start, result.state)
-        return LocalResult(result.state, result.dimension, len(examples), result.private_audit)
+        return LocalResult(
+            result.state, result.dimension, result.clip_norm, len(examples), result.private_audit
+        )
 
     return train

@@ -151,11 +151,11 @@ def require_only_what_resuming_needs(folder: Path) -> None:
     for path in checkpoints:
         header, arrays = read_arrays(path)
         assert set(header) == {"version", "round", "bounds", "history"}
-        assert set(header["history"]) == {"metrics", "records", "anchors", "accuracy_before"}
+        assert set(header["history"]) == {"metrics", "records", "anchors", "quality_before"}
         assert all(name == "scores" or name.startswith("state/") for name in arrays)
     for path in updates:
         header, arrays = read_arrays(path)
-        assert set(header) == {"start", "reservation", "private_audit"}
+        assert set(header) == {"start", "reservation", "clip_norm", "private_audit"}
         assert all(name.endswith((".lora_A", ".lora_B", "weight", "bias")) for name in arrays)
 
 
