@@ -1,4 +1,8 @@
-"""Federated LoRA methods, one file each, listed in `METHODS`.
+"""Federated LoRA methods, one file each. `METHODS` lists those that a federation can run, by the name in its file.
+
+The others have their mathematics here, as whole as that of these, but need what `fedlora_priv.federation` does not do
+yet: a second exchange, another method by round, base weights that change, arrays that stay at home. They are imported
+from their own files; docs/methods.md has them all. Nothing is listed here before a federation can run it.
 
 To add a method: write one file whose docstring gives its source, its equations and its contract, and add one
 line here. Everything that runs a method goes through `get`.

@@ -11,7 +11,7 @@ Linear, so it runs on sums; but B̄Ā is not the mean of the BₖAₖ, and under
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import Contract, Layout, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Layout
 from fedlora_priv.methods.linear import LinearAverage
 
 
@@ -31,7 +31,3 @@ class FedIT(LinearAverage):
             noise="quadratic: ξ_B·A + B·ξ_A + ξ_B·ξ_A",
             notes=("the mean of the products is not the product of the means",),
         )
-
-    def combine(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State:  # noqa: ARG002
-        """Return the state moved by the mean change."""
-        return self.moved(state, sums, n)

@@ -10,8 +10,8 @@ noised; and half of the adapter never travels.
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import Contract, Layout, Shared, State, Sums
-from fedlora_priv.methods.linear import LinearAverage
+from fedlora_priv.methods.base import Contract, Layout
+from fedlora_priv.methods.linear import LinearAverage, of_roles
 
 
 class FFALoRA(LinearAverage):
@@ -23,9 +23,9 @@ class FFALoRA(LinearAverage):
 
     def contract(self, layout: Layout) -> Contract:
         """Return the contract: the changes of B and of the head travel."""
-        travels = {name: shape for name, shape in layout.shapes().items() if layout.role(name) != "A"}
-        return Contract(uploads=travels, trains=frozenset({"B", "head"}), exact=True, noise="linear: ξ_B·A")
-
-    def combine(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State:  # noqa: ARG002
-        """Return the state with B and the head moved by their mean change."""
-        return self.moved(state, sums, n)
+        return Contract(
+            uploads=of_roles(layout, "B", "head"),
+            trains=frozenset({"B", "head"}),
+            exact=True,
+            noise="linear: ξ_B·A",
+        )

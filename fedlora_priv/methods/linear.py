@@ -1,30 +1,50 @@
-"""What linear methods share: the upload is the change of the trained arrays, the server moves by its mean."""
+"""What linear methods share: the upload is the change of the trained arrays, the server moves by its mean.
+
+A method that is just this writes its `contract` and nothing else.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Contract, Layout, Shared, State, Sums
+from fedlora_priv.methods.base import Layout, Method, Role, Shared, State, Sums
 
 
-class LinearAverage(ABC):
+class LinearAverage(Method):
     """Base of methods whose uploads are changes of trainable arrays, summed as they are."""
 
-    @abstractmethod
-    def contract(self, layout: Layout) -> Contract:
-        """Return the contract; each method states its own."""
+    moves_by_mean = True
 
-    def upload(self, layout: Layout, start: State, trained: State, shared: Shared) -> State:  # noqa: ARG002
-        """Return trained − start, float32, for every array that travels."""
-        return {name: trained[name] - start[name] for name in self.contract(layout).uploads}
+    def _upload(
+        self, layout: Layout, start: State, trained: State, shared: Shared
+    ) -> Mapping[str, NDArray[Any]]:
+        """Return trained − start for every array that travels."""
+        return {name: trained[name] - start[name] for name in self.contract(layout).exchange(shared.exchange)}
 
-    @staticmethod
-    def moved(state: State, sums: Sums, n: int) -> dict[str, NDArray[np.float32]]:
-        """Return `state` with sums/n added where there is a sum; float32."""
-        moved = dict(state)
-        for name, total in sums.items():
-            moved[name] = (state[name] + total / n).astype(np.float32)
-        return moved
+    def _combine(
+        self,
+        layout: Layout,  # noqa: ARG002
+        state: State,
+        sums: Sums,
+        n: int,
+        shared: Shared,  # noqa: ARG002
+    ) -> Mapping[str, NDArray[Any]]:
+        """Return the state moved by the mean change."""
+        return moved(state, sums, n)
+
+
+def moved(state: State, sums: Sums, n: int) -> dict[str, NDArray[np.float32]]:
+    """Return `state` with sums/n added where there is a sum of that name; float32."""
+    result = dict(state)
+    for name in sums.keys() & state.keys():
+        result[name] = (state[name] + sums[name] / n).astype(np.float32)
+    return result
+
+
+def of_roles(layout: Layout, *roles: Role) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the layout's arrays of these roles, in sorted order."""
+    return {name: shape for name, shape in layout.shapes().items() if layout.role(name) in roles}

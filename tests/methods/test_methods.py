@@ -2,117 +2,352 @@
 
 from __future__ import annotations
 
+import typing
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import minimize
 
+from fedlora_priv.config import Experiment
 from fedlora_priv.methods import METHODS, Layout, LoraModule, Shared, get
-from fedlora_priv.methods.fra import factor
-
-LAYOUT = Layout(
-    modules=(LoraModule("layer.0.query", 7, 5, 3, 2.0), LoraModule("layer.1.value", 6, 8, 3, 2.0)),
-    heads={"classifier.weight": (2, 6), "classifier.bias": (2,)},
+from fedlora_priv.methods.base import Method
+from fedlora_priv.methods.crossterm import CrossTerm
+from fedlora_priv.methods.fedask import FedASK
+from fedlora_priv.methods.fedex import FedEx
+from fedlora_priv.methods.fedit import FedIT
+from fedlora_priv.methods.fedsa import FedSALoRA
+from fedlora_priv.methods.fedsb import FedSB, PublicGradients
+from fedlora_priv.methods.fedsvd import FedSVD
+from fedlora_priv.methods.ffa import FFALoRA
+from fedlora_priv.methods.flexlora import FlexLoRA
+from fedlora_priv.methods.flora import FLoRA
+from fedlora_priv.methods.fra import FRALoRA
+from fedlora_priv.methods.lora_fair import LoRAFair, objective, refine
+from fedlora_priv.methods.raclora import RACLoRA
+from fedlora_priv.methods.residual import merged
+from fedlora_priv.methods.rolora import RoLoRA
+from fedlora_priv.methods.schedule import hybrid
+from tests.methods.lab import (
+    TWO_SHAPES,
+    cut,
+    independent,
+    layout_of,
+    mean,
+    mean_product,
+    optimum,
+    product,
+    random_state,
+    relative,
+    run,
 )
+
+LAYOUT = TWO_SHAPES
 SHARED = Shared(seed=7, round=3)
 
-
-def random_state(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in LAYOUT.shapes().items()}
-
-
-def run(name: str, start: dict, clients: list[dict]) -> dict:
-    """Upload, sum, combine: all that a server ever does."""
-    method = get(name)
-    uploads = [method.upload(LAYOUT, start, trained, SHARED) for trained in clients]
-    contract = method.contract(LAYOUT)
-    for upload in uploads:
-        assert {k: v.shape for k, v in upload.items()} == dict(contract.uploads)
-    sums = {k: np.sum([u[k] for u in uploads], axis=0, dtype=np.float64) for k in contract.uploads}
-    return dict(method.combine(LAYOUT, start, sums, len(clients), SHARED))
-
-
-@pytest.fixture
-def federation() -> tuple[dict, list[dict]]:
-    rng = np.random.default_rng(0)
-    start = random_state(rng)
-    return start, [random_state(rng) for _ in range(4)]
-
-
-def test_fedit_averages_every_array_over_all_clients(federation: tuple[dict, list[dict]]) -> None:
-    start, clients = federation
-    combined = run("fedit", start, clients)
-    for name in LAYOUT.shapes():
-        assert_allclose(combined[name], np.mean([c[name] for c in clients], axis=0), rtol=1e-5, atol=1e-6)
-
-
-def test_every_client_counts(federation: tuple[dict, list[dict]]) -> None:
-    """A known baseline averages client 0 alone by a typo; changing any client must change our result."""
-    start, clients = federation
-    for method in METHODS:
-        before = run(method, start, clients)
-        for i in range(len(clients)):
-            changed = [*clients[:i], {k: v + 1 for k, v in clients[i].items()}, *clients[i + 1 :]]
-            after = run(method, start, changed)
-            assert any(not np.allclose(before[k], after[k]) for k in before), (method, i)
-
-
-def test_ffa_leaves_a_alone_and_is_exact(federation: tuple[dict, list[dict]]) -> None:
-    start, clients = federation
-    clients = [c | {m.a_name: start[m.a_name] for m in LAYOUT.modules} for c in clients]
-    combined = run("ffa", start, clients)
-    for m in LAYOUT.modules:
-        assert_array_equal(combined[m.a_name], start[m.a_name])
-        mean_product = np.mean([c[m.b_name] @ c[m.a_name] for c in clients], axis=0)
-        assert_allclose(combined[m.b_name] @ combined[m.a_name], mean_product, rtol=1e-4, atol=1e-5)
-
-
-def test_fra_is_the_best_rank_r_of_the_mean_product(federation: tuple[dict, list[dict]]) -> None:
-    start, clients = federation
-    combined = run("fra", start, clients)
-    for m in LAYOUT.modules:
-        mean = np.mean([m.scaling * c[m.b_name] @ c[m.a_name] for c in clients], axis=0)
-        got = m.scaling * combined[m.b_name] @ combined[m.a_name]
-        optimum = np.sqrt((np.linalg.svd(mean)[1][m.rank :] ** 2).sum())  # Eckart-Young
-        assert np.linalg.norm(mean - got) == pytest.approx(optimum, rel=1e-4)
-    assert_allclose(
-        combined["classifier.bias"], np.mean([c["classifier.bias"] for c in clients], axis=0), atol=1e-6
+ALL: dict[str, Method] = {
+    method.name: method
+    for method in (
+        FedIT(), FFALoRA(), FRALoRA(), FRALoRA(CrossTerm("sketch")), FRALoRA(CrossTerm("two-pass")), FedSVD(),
+        FlexLoRA(), FedASK(), FLoRA(), FedEx(), RoLoRA(), FedSALoRA(), LoRAFair(), FedSB(), RACLoRA(), hybrid(3),
     )
+}  # fmt: skip
 
 
-def test_fra_beats_fedit_where_drifts_are_correlated() -> None:
-    """With B_i = B0 + U·C_i and A_i = A0 + C_iᵀ·V the mean product is far from the product of the means."""
+def federation(method: Method, number: int = 1, clients: int = 4) -> tuple[dict, list[dict]]:
+    """A start, and clients that have trained what the method lets them train."""
+    rng = np.random.default_rng(0)
+    start = dict(method.begin(LAYOUT, random_state(LAYOUT, rng), Shared(7, 0)))
+    trains = method.at(number).contract(LAYOUT).trains
+    return start, [
+        {
+            k: v + rng.normal(size=v.shape).astype(np.float32) * (LAYOUT.role(k) in trains)
+            for k, v in start.items()
+        }
+        for _ in range(clients)
+    ]
+
+
+# --- all of them ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_client_counts(name: str) -> None:
+    """A known baseline averages client 0 alone by a typo; changing any client must change our result."""
+    method = ALL[name]
+    start, clients = federation(method)
+    trains = method.at(1).contract(LAYOUT).trains - method.at(1).contract(LAYOUT).stays_home
+    before = run(method, LAYOUT, start, clients).state
+    for i, one in enumerate(clients):
+        other = {k: v + 1 if LAYOUT.role(k) in trains else v for k, v in one.items()}
+        after = run(method, LAYOUT, start, [*clients[:i], other, *clients[i + 1 :]]).state
+        assert any(
+            before[k].shape != after[k].shape or not np.allclose(before[k], after[k]) for k in before
+        ), i
+
+
+def factor_means(m: LoraModule, start: dict, clients: list[dict]) -> np.ndarray:
+    return m.scaling * mean(clients, m.b_name) @ mean(clients, m.a_name)
+
+
+def own_start_and_mean_a(m: LoraModule, start: dict, clients: list[dict]) -> np.ndarray:
+    return m.scaling * start[m.b_name] @ mean(clients, m.a_name)
+
+
+def best_of_rank(m: LoraModule, start: dict, clients: list[dict]) -> np.ndarray:
+    return cut(mean_product(m, clients), m.rank)
+
+
+def whole_mean(m: LoraModule, start: dict, clients: list[dict]) -> np.ndarray:
+    return mean_product(m, clients)
+
+
+def mean_square(m: LoraModule, start: dict, clients: list[dict]) -> np.ndarray:
+    return np.mean([m.scaling * start[m.b_name] @ c[m.r_name] @ start[m.a_name] for c in clients], axis=0)
+
+
+WIDE = CrossTerm("sketch", columns=99)  # as many as the matrix has: nothing is left out
+EQUATIONS: list[tuple[Method, int, typing.Callable[..., np.ndarray]]] = [
+    (FedIT(), 1, factor_means), (FFALoRA(), 1, whole_mean), (FRALoRA(), 1, best_of_rank),
+    (FRALoRA(WIDE), 1, best_of_rank),
+    (FRALoRA(CrossTerm("two-pass", columns=99)), 1, best_of_rank), (FedSVD(), 1, whole_mean),
+    (FlexLoRA(cross=WIDE), 1, best_of_rank), (FlexLoRA(cross=CrossTerm("exact")), 1, best_of_rank),
+    (FedASK(), 1, whole_mean), (FLoRA(), 1, whole_mean), (FLoRA(cross=WIDE), 1, whole_mean), (FedEx(), 1, whole_mean),
+    (FedEx(WIDE), 1, whole_mean), (RoLoRA(), 1, whole_mean), (RoLoRA(), 2, whole_mean),
+    (FedSALoRA(), 1, own_start_and_mean_a), (FedSB(), 1, mean_square), (RACLoRA(), 1, whole_mean),
+    (RACLoRA(2), 1, whole_mean), (hybrid(3, WIDE), 2, best_of_rank), (hybrid(3, WIDE), 3, whole_mean),
+]  # fmt: skip
+"""What a round adds to W0 in all, adapter and base; LoRA-FAIR's minimum has a test of its own."""
+
+
+@pytest.mark.parametrize("value_bits", [None, 24])
+@pytest.mark.parametrize("case", range(len(EQUATIONS)))
+def test_a_round_is_the_methods_own_equation_over_the_survivors(case: int, value_bits: int | None) -> None:
+    method, number, equation = EQUATIONS[case]
+    rng = np.random.default_rng(case)
+    start, clients = federation(method, number, clients=6)
+    survivors = [clients[i] for i in rng.choice(6, size=int(rng.integers(2, 6)), replace=False)]
+    done = run(method, LAYOUT, start, survivors, number=number, value_bits=value_bits).state
+    plain = method.as_lora(LAYOUT, done) if isinstance(method, FedSB) else done
+    tolerance = 1e-6 if value_bits is None else 1e-5
+    total = merged(LAYOUT, plain)
+    for m in LAYOUT.modules:
+        assert relative(total[m.name], equation(m, start, survivors)) < tolerance
+    if "head" in method.at(number).contract(LAYOUT).stays_home:
+        return
+    for name in LAYOUT.heads:
+        assert_allclose(done[name], mean(survivors, name), atol=1e-6 if value_bits is None else 1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_travels_is_what_the_contract_says(name: str) -> None:
+    method = ALL[name]
+    start, clients = federation(method)
+    done = run(method, LAYOUT, start, clients)
+    assert done.uploaded == method.contract(LAYOUT).round_dimension
+    again = run(method, LAYOUT, start, clients)
+    for k in done.state:
+        assert_array_equal(done.state[k], again.state[k])  # randomness is public: the same for everybody
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_method_can_go_on_from_what_it_made(name: str) -> None:
+    method = ALL[name]
+    start, _ = federation(method)
     rng = np.random.default_rng(1)
-    m = LoraModule("w", 64, 48, 4, 1.0)
-    layout = Layout((m,), {})
-    start = {m.a_name: rng.normal(size=(4, 48)), m.b_name: rng.normal(size=(64, 4))}
-    start = {k: v.astype(np.float32) for k, v in start.items()}
-    u, v = rng.normal(size=(64, 2)), rng.normal(size=(2, 48))
-    clients = []
-    for _ in range(6):
-        c = rng.normal(size=(2, 4))
-        clients.append({m.b_name: start[m.b_name] + u @ c, m.a_name: start[m.a_name] + c.T @ v})
-    mean = np.mean([c[m.b_name] @ c[m.a_name] for c in clients], axis=0)
-    errors = {}
-    for name in ("fedit", "fra"):
-        method = get(name)
-        uploads = [method.upload(layout, start, c, SHARED) for c in clients]
-        sums = {k: np.sum([up[k] for up in uploads], axis=0) for k in uploads[0]}
-        out = method.combine(layout, start, sums, len(clients), SHARED)
-        errors[name] = np.linalg.norm(mean - out[m.b_name] @ out[m.a_name]) / np.linalg.norm(mean)
-    assert errors["fra"] < 0.6 * errors["fedit"]
+    for number in (1, 2, 3, 4):
+        now = method.at(number)
+        trains = now.contract(LAYOUT).trains
+        mine = now.start(LAYOUT, start, Shared(7, number))
+        clients = [
+            {
+                k: v + rng.normal(size=v.shape).astype(np.float32) * (LAYOUT.role(k) in trains)
+                for k, v in mine.items()
+            }
+            for _ in range(3)
+        ]
+        start = run(method, LAYOUT, start, clients, number=number).state
+        assert all(np.isfinite(v).all() and v.dtype == np.float32 for v in start.values())
+
+
+# --- one by one ----------------------------------------------------------------------------------------
+
+
+def test_fedit_averages_every_array_over_all_clients() -> None:
+    start, clients = federation(get("fedit"))
+    combined = run(get("fedit"), LAYOUT, start, clients).state
+    for name in LAYOUT.shapes():
+        assert_allclose(combined[name], mean(clients, name), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("ffa", 1), ("fedsvd", 1), ("fedask", 1), ("rolora", 1), ("rolora", 2)]
+)
+def test_with_one_factor_common_the_mean_product_is_exact(name: str, number: int) -> None:
+    start, clients = federation(ALL[name], number)
+    combined = run(ALL[name], LAYOUT, start, clients, number=number).state
+    for m in LAYOUT.modules:
+        assert relative(product(m, combined), mean_product(m, clients)) < 1e-5
+
+
+def test_ffa_and_rolora_leave_the_frozen_factor_alone() -> None:
+    for name, number, factor in (("ffa", 1, "a_name"), ("rolora", 1, "a_name"), ("rolora", 2, "b_name")):
+        start, clients = federation(ALL[name], number)
+        combined = run(ALL[name], LAYOUT, start, clients, number=number).state
+        for m in LAYOUT.modules:
+            assert_array_equal(combined[getattr(m, factor)], start[getattr(m, factor)])
+
+
+def test_fedsvd_leaves_orthonormal_rows() -> None:
+    start, clients = federation(ALL["fedsvd"])
+    combined = run(ALL["fedsvd"], LAYOUT, start, clients).state
+    for m in LAYOUT.modules:
+        a, b = combined[m.a_name], combined[m.b_name]
+        assert_allclose(a @ a.T, np.eye(m.rank), atol=1e-6)
+        gram = b.T @ b  # B = UΣ: orthogonal columns, the longest first
+        assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-4 * gram.max())
+        assert (np.diff(np.diag(gram)) <= 0).all()
+
+
+def test_fra_is_the_best_rank_r_of_the_mean_product() -> None:
+    start, clients = federation(get("fra"))
+    combined = run(get("fra"), LAYOUT, start, clients).state
+    for m in LAYOUT.modules:
+        wanted = mean_product(m, clients)
+        assert np.linalg.norm(wanted - product(m, combined)) == pytest.approx(
+            optimum(wanted, m.rank), rel=1e-4
+        )
+        b, a = combined[m.b_name], combined[m.a_name]
+        assert_allclose(b.T @ b, a @ a.T, atol=1e-4 * np.linalg.norm(a) ** 2)  # √Σ each
+    assert_allclose(combined["classifier.bias"], mean(clients, "classifier.bias"), atol=1e-6)
 
 
 def test_a_vanished_direction_can_still_be_trained() -> None:
     m = LoraModule("w", 6, 5, 3, 2.0)
-    rank_one = np.outer(np.arange(6.0), np.ones(5))
-    b, a = factor(m, rank_one, SHARED)
-    assert_allclose(m.scaling * b @ a, rank_one, atol=1e-5)
-    assert (np.linalg.norm(a, axis=1) > 0).all()
-    again = factor(m, rank_one, SHARED)
-    assert_array_equal(a, again[1])
-    zero_b, fresh_a = factor(m, np.zeros((6, 5)), SHARED)
-    assert not zero_b.any()
-    assert np.linalg.matrix_rank(fresh_a) == 3
+    layout = Layout((m,), {})
+    start = {m.b_name: np.zeros((6, 3), np.float32), m.a_name: np.ones((3, 5), np.float32)}
+    trained = {m.b_name: np.outer(np.arange(6.0), [1, 0, 0]).astype(np.float32), m.a_name: start[m.a_name]}
+    state = run(get("fra"), layout, start, [trained]).state
+    assert_allclose(product(m, state), product(m, trained), atol=1e-5)
+    assert (np.linalg.norm(state[m.a_name], axis=1) > 0).all()
+    still = run(get("fra"), layout, start, [start]).state  # nothing at all was learned
+    assert not still[m.b_name].any()
+    assert np.linalg.matrix_rank(still[m.a_name]) == 3
+
+
+def test_fedask_with_both_factors_trained_is_exact_where_the_columns_reach() -> None:
+    """k ≥ dim span{B_i} + 2: with two clients and rank 3 the span has 6 dimensions."""
+    layout = layout_of(LoraModule("w", 20, 18, 3, 2.0), heads=False)
+    (m,) = layout.modules
+    start, clients = independent(layout, np.random.default_rng(2), 2, 1.0)
+    wanted = cut(mean_product(m, clients), m.rank)
+    enough = run(FedASK(5, trains_a=True), layout, start, clients).state
+    assert relative(product(m, enough), wanted) < 1e-5
+    few = run(FedASK(0, trains_a=True), layout, start, clients).state
+    assert relative(product(m, few), wanted) > 0.05
+    assert not FedASK(trains_a=True).contract(layout).exact
+
+
+def test_fedsa_shares_a_alone() -> None:
+    method = FedSALoRA()
+    start, clients = federation(method)
+    combined = run(method, LAYOUT, start, clients).state
+    own = method.personal(LAYOUT, combined, clients[2])
+    for m in LAYOUT.modules:
+        assert_allclose(combined[m.a_name], mean(clients, m.a_name), rtol=1e-5, atol=1e-6)
+        assert_array_equal(combined[m.b_name], start[m.b_name])
+        assert_array_equal(own[m.b_name], clients[2][m.b_name])
+        assert_array_equal(own[m.a_name], combined[m.a_name])
+    assert_array_equal(own["classifier.bias"], clients[2]["classifier.bias"])
+    assert (
+        method.contract(LAYOUT).stays_home <= method.contract(LAYOUT).trains
+    )  # clipped and noised all the same
+
+
+def test_fedsb_is_the_mean_of_r_between_fixed_factors() -> None:
+    method = FedSB()
+    start, clients = federation(method)
+    combined = run(method, LAYOUT, start, clients).state
+    plain = method.as_lora(LAYOUT, combined)
+    for m in LAYOUT.modules:
+        b, a = start[m.b_name], start[m.a_name]
+        assert_allclose(b.T @ b, np.eye(m.rank), atol=1e-6)
+        assert_allclose(a @ a.T, np.eye(m.rank), atol=1e-6)
+        assert not start[m.r_name].any()
+        wanted = np.mean([m.scaling * b @ c[m.r_name] @ a for c in clients], axis=0)
+        assert relative(product(m, plain), wanted) < 1e-5
+    assert method.contract(LAYOUT).dimension == sum(m.rank**2 for m in LAYOUT.modules) + 14
+
+
+def test_fedsb_takes_its_factors_from_a_public_gradient() -> None:
+    rng = np.random.default_rng(5)
+    gradients = {m.name: rng.normal(size=(m.out_features, m.in_features)) for m in LAYOUT.modules}
+    method = FedSB(PublicGradients(gradients, "the public half of the corpus"))
+    start = method.begin(LAYOUT, random_state(LAYOUT, rng), SHARED)
+    for m in LAYOUT.modules:
+        g = gradients[m.name]
+        core = start[m.b_name].T @ -g @ start[m.a_name].T  # the best rank r of −G lies in their span
+        assert_allclose(start[m.b_name] @ core @ start[m.a_name], cut(-g, m.rank), atol=1e-5)
+
+
+def test_lora_fair_finds_the_minimum_of_its_objective() -> None:
+    """Against a general minimiser, from the definition with whole matrices."""
+    rng = np.random.default_rng(3)
+    corrected = 0
+    for drift in (0.1, 1.0, 3.0):
+        layout = layout_of(LoraModule("w", 9, 8, 2, 1.0), heads=False)
+        (m,) = layout.modules
+        start, clients = independent(layout, rng, 5, drift)
+        state = run(LoRAFair(), layout, start, clients).state
+        b_bar, a_bar = mean(clients, m.b_name), mean(clients, m.a_name)
+        delta_w = mean_product(m, clients)
+        within = delta_w @ np.linalg.pinv(a_bar) @ a_bar
+
+        def defined(x, b_bar=b_bar, a_bar=a_bar, delta_w=delta_w, within=within):
+            b = x.reshape(b_bar.shape)
+            cosine = np.sum(delta_w * (b @ a_bar)) / np.linalg.norm(within) / np.linalg.norm(b @ a_bar)
+            return 1 - cosine + 0.01 * np.linalg.norm(b - b_bar)
+
+        best = min(
+            (minimize(defined, (b_bar + s * rng.normal(size=b_bar.shape)).ravel()) for s in (1e-3, 0.3)),
+            key=lambda found: found.fun,
+        )
+        ours = defined(state[m.b_name].astype(float).ravel())
+        assert ours <= min(best.fun, defined(b_bar.ravel())) + 1e-5
+        assert_allclose(state[m.a_name], a_bar, rtol=1e-5, atol=1e-6)
+        corrected += np.linalg.norm(state[m.b_name] - b_bar) > 1e-3
+    assert corrected >= 1
+    image = delta_w @ a_bar.T
+    assert defined(b_bar.ravel()) == pytest.approx(objective(b_bar, b_bar, a_bar, image, 0.01))
+
+
+def test_lora_fair_leaves_what_needs_no_correction() -> None:
+    rng = np.random.default_rng(4)
+    b, a = rng.normal(size=(7, 2)), rng.normal(size=(2, 6))
+    assert_array_equal(refine(b, a, b @ (a @ a.T), 0.01), b)  # already there
+    assert_array_equal(refine(b, a, np.zeros((7, 2)), 0.01), b)  # the clients' products cancel
+
+
+# --- the registry --------------------------------------------------------------------------------------
+
+
+def test_only_what_a_federation_runs_is_listed() -> None:
+    """The names in an experiment file are those listed, and each needs nothing that the federation lacks."""
+    section = Experiment.model_fields["federation"].annotation
+    assert set(typing.get_args(section.model_fields["method"].annotation)) == set(METHODS)
+    for name, method in METHODS.items():
+        contract = method.contract(LAYOUT)
+        assert (name, contract.exchanges, contract.changes_base) == (method.name, 1, False)
+        assert not contract.stays_home
+        assert all(method.at(number) is method for number in range(9))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_contract_can_be_printed(name: str) -> None:
+    method, contract = ALL[name], ALL[name].contract(LAYOUT)
+    assert all((method.name, method.title, method.source, contract.noise, contract.leaks))
+    names = [k for j in range(contract.exchanges) for k in contract.exchange(j)]
+    assert len(names) == len(set(names))  # sums of all exchanges go into one mapping
 
 
 def test_get_names_the_nearest() -> None:
@@ -121,4 +356,12 @@ def test_get_names_the_nearest() -> None:
 
 
 def test_dense_bytes_count_every_trainable_in_float32() -> None:
-    assert LAYOUT.dense_fp32_bytes == 4 * (3 * 5 + 7 * 3 + 3 * 8 + 6 * 3 + 12 + 2)
+    assert LAYOUT.dense_fp32_bytes == 4 * (2 * 3 * (14 + 12) + 4 * (11 + 16) + 12 + 2)
+
+
+def test_roles_are_told_by_name() -> None:
+    names = ("classifier.bias", "layer.0.query.lora_A", "layer.0.query.lora_R", "layer.0.query.base_B")
+    assert [LAYOUT.role(name) for name in names] == ["head", "A", "R", "base"]
+    for unknown in ("layer.0.query.lora_C", "layer.9.query.lora_A", "classifier.weights"):
+        with pytest.raises(KeyError):
+            LAYOUT.role(unknown)

@@ -1,0 +1,147 @@
+"""Clients of unequal ranks and scalings, written in the federation's so that they can be summed.
+
+The global state holds the largest rank r, its components in falling order. A client of rank rₖ and scaling sₖ starts
+from the first rₖ of them, P_k: A = P_k·A₀, and B = B₀·P_k times s/sₖ. Before it uploads, it writes its factors in the
+federation's rank and scaling: B times sₖ/s, zeros beyond rₖ. Its changes are then zero beyond rₖ, and with the notation
+of `fedlora_priv.methods.crossterm`
+
+    mean(sₖBₖAₖ) = s·(B̄Ā + C) − s·B₀(I − P̄)A₀,   P̄ = mean of the P_k
+
+where the last term is what the smaller clients never had. P̄ comes from counts, r ones and zeros a module that travel
+with the rest: how many survivors hold each component. Ranks are public (the federation assigned them), so are these.
+With one rank for all, P̄ = I.
+
+The head must be common to all. A client with a rank above the federation's, or another shape, is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora_priv.methods.base import Contract, Layout, LoraModule, Shapes, Shared, State, Sums
+from fedlora_priv.methods.crossterm import CrossTerm, Released
+from fedlora_priv.methods.errors import AssumptionError, SumError
+from fedlora_priv.methods.fullrank import FullRank
+from fedlora_priv.methods.thin import Array, Group, Thin, factors, stack
+
+
+@dataclass(frozen=True)
+class RaggedReleased(Released):
+    """Sums over clients that each held the first components of the state, counted under ``<module>.held_by``."""
+
+    def shares(self) -> Array:
+        """Return the diagonal of P̄, (L, 1, r): the fraction of survivors that held each component.
+
+        Raises:
+            SumError: nobody trained a module, or the counts are none.
+        """
+        counts = np.rint(stack(self.sums, [count_name(m) for m in self.group]))
+        falling = (np.diff(counts, axis=1) <= 0).all()
+        if not falling or counts.min() < 0 or counts.max() > self.n:
+            raise SumError(
+                "the counts of who held which component are no counts", "a client has spoilt the sum"
+            )
+        if (counts[:, 0] == 0).any():
+            raise SumError(
+                f"no survivor trained {self.group[int(counts[:, 0].argmin())].name}", "wait for one"
+            )
+        return counts[:, None, :] / self.n
+
+    def start(self) -> Thin:
+        """Return the mean of what the clients started from, B₀P̄·A₀."""
+        whole = factors(self.group, self.state)
+        return Thin(whole.left * self.shares(), whole.right)
+
+    def linear(self) -> Thin:
+        """Return B̄Ā − B₀(I − P̄)A₀."""
+        whole = factors(self.group, self.state)
+        return super().linear() + Thin(whole.left * (self.shares() - 1.0), whole.right)
+
+
+class Ragged(FullRank):
+    """Base of full-rank methods that take clients of unequal ranks.
+
+    Args:
+        own: the layout of this client's own model; None for the server, or where all ranks are the same.
+        cross: how the mean of the products is had.
+    """
+
+    def __init__(self, own: Layout | None, cross: CrossTerm) -> None:
+        super().__init__(cross)
+        self.own = own
+
+    def contract(self, layout: Layout) -> Contract:
+        """Return the contract: what `FullRank` uploads, and a count for each component."""
+        plain = super().contract(layout)
+        counts = {count_name(m): (m.rank,) for m in layout.modules}
+        return replace(plain, uploads=dict(sorted((dict(plain.uploads) | counts).items())))
+
+    def start(self, layout: Layout, state: State, shared: Shared) -> State:
+        """Return this client's first components of the global state, in its own scaling."""
+        mine = dict(super().start(layout, state, shared))
+        for module, own in self._pairs(layout):
+            mine[module.a_name] = state[module.a_name][: own.rank]
+            b = state[module.b_name][:, : own.rank] * (module.scaling / own.scaling)
+            mine[module.b_name] = b.astype(np.float32)
+        return mine
+
+    def shapes(self, layout: Layout) -> Shapes:
+        """Return the shapes of this client's own arrays."""
+        return (self.own or layout).shapes()
+
+    def _accept_module(self, module: LoraModule, own: LoraModule | None) -> None:
+        """Raise AssumptionError unless shapes are the same and the rank no larger; scalings may differ."""
+        if own is not None and own.rank > module.rank:
+            raise AssumptionError(
+                f"{module.name} has rank {own.rank} at a client and at most {module.rank} in the federation",
+                "raise the federation's rank or lower the client's",
+            )
+        alike = own and replace(own, rank=module.rank, scaling=module.scaling)
+        super()._accept_module(module, alike)
+
+    def _require(self, layout: Layout) -> None:
+        """Raise AssumptionError unless ranks fit, and this client's own model does."""
+        super()._require(layout)
+        if self.own is not None:
+            self.accept(layout, self.own)
+            super()._require(self.own)
+
+    def _upload(
+        self, layout: Layout, start: State, trained: State, shared: Shared
+    ) -> Mapping[str, NDArray[Any]]:
+        """Return what `FullRank` uploads, and in the first exchange which components this client holds."""
+        arrays = dict(super()._upload(layout, start, trained, shared))
+        if shared.exchange == 0:
+            arrays |= {
+                count_name(m): (np.arange(m.rank) < own.rank).astype(float) for m, own in self._pairs(layout)
+            }
+        return arrays
+
+    def _common(self, layout: Layout, arrays: State) -> Mapping[str, NDArray[Any]]:
+        """Return a client's arrays padded to the federation's ranks, B in its scaling."""
+        common = dict(arrays)
+        for module, own in self._pairs(layout):
+            missing = module.rank - own.rank
+            common[module.a_name] = np.pad(arrays[module.a_name], ((0, missing), (0, 0)))
+            b = np.pad(arrays[module.b_name], ((0, 0), (0, missing)))
+            common[module.b_name] = b * (own.scaling / module.scaling)
+        return common
+
+    def _released(self, group: Group, state: State, sums: Sums, n: int) -> Released:
+        """Return what is known of one group, with the counts."""
+        return RaggedReleased(group, state, sums, n)
+
+    def _pairs(self, layout: Layout) -> list[tuple[LoraModule, LoraModule]]:
+        """Return each module with this client's own of that name."""
+        own = {module.name: module for module in (self.own or layout).modules}
+        return [(module, own[module.name]) for module in layout.modules]
+
+
+def count_name(module: LoraModule) -> str:
+    """Name of a module's counts in an upload."""
+    return f"{module.name}.held_by"
