@@ -120,7 +120,10 @@ def rows_like(rows: CollatedRows, model: Any) -> CollatedRows:
     """
     if len(rows) == 0:
         raise DataError("the train_dataset is empty")
-    template = rows.rows[0]
+    kept = getattr(
+        rows.collator, "signature_columns", rows.rows[0]
+    )  # the Trainer's collator drops the others
+    template = {name: value for name, value in rows.rows[0].items() if name in kept}
     if "input_ids" not in template:
         raise DataError("the rows have no input_ids", "tokenise them first, without padding")
     if packed := sorted(_PACKED & set(template)):
@@ -139,7 +142,12 @@ def rows_like(rows: CollatedRows, model: Any) -> CollatedRows:
 
     try:
         return _checked(CollatedRows(made_up(_LENGTHS), rows.collator, rows.task))
-    except ValueError:  # a collator that only stacks: its rows were padded before, all to one width
+    except ValueError as error:  # a collator that only stacks: its rows must have been padded before
+        if (rows.lengths() != width).any():
+            raise DataError(
+                "rows have different lengths and the data collator does not pad them",
+                "use one that does, such as transformers.DataCollatorWithPadding",
+            ) from error
         short = made_up([min(length, width) for length in _LENGTHS])
         padded = [{name: _padded(name, value, pad, width) for name, value in row.items()} for row in short]
         return _checked(CollatedRows(padded, rows.collator, rows.task))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from tokenizers import Tokenizer, models
 from torch.nn.functional import cross_entropy
@@ -190,6 +191,23 @@ def test_rows_that_were_padded_before_are_taken_too(make_trainer, private, make_
     private().attach(trainer)
     trainer.train()
     assert trainer.state.global_step == 4
+    private(epsilon=9.0).attach(trainer := make_trainer(rows=[*rows[1:], rows_of(make_examples(1))[0]],
+                                                        collator=default_data_collator))  # fmt: skip
+    with pytest.raises(DataError, match="does not pad"):
+        trainer.train()
+
+
+def test_columns_that_the_trainer_drops_do_not_matter(make_trainer, private, make_examples, tmp_path):
+    rows = [{**row, "text": "a film", "scores": [0.5, 0.1]} for row in rows_of(make_examples(DECLARED))]
+    states = []
+    for index, data in enumerate((rows_of(make_examples(DECLARED)), rows, Dataset.from_list(rows))):
+        trainer = make_trainer(rows=data)
+        with open_ledger(tmp_path, f"{index}.sqlite") as ledger:
+            private(stream=SecretStream(KEY), ledger=ledger).attach(trainer)
+            trainer.train()
+        states.append(read_state(trainer.model))
+    for other in states[1:]:
+        assert all(np.array_equal(value, states[0][name]) for name, value in other.items())
 
 
 def test_a_loss_for_each_example_may_be_given(make_trainer, private, tmp_path):
@@ -278,13 +296,13 @@ def test_every_step_is_reserved_and_committed_and_the_claim_holds(make_trainer, 
     assert str(spent).startswith("ε = 2.99")
 
 
-def test_epochs_are_counted_in_declared_examples(make_trainer, private, ledger, make_examples):
+@pytest.mark.parametrize("rows", [3, 60])
+def test_epochs_are_counted_in_declared_examples(rows, make_trainer, private, ledger, make_examples):
     # 24 declared in batches of 6 are 4 steps an epoch, whatever the number of rows really is.
-    for index, rows in enumerate((3, 60)):
-        trainer = make_trainer(rows=rows_of(make_examples(rows)), max_steps=-1, num_train_epochs=1.5)
-        private(epsilon=EPSILON * (index + 1)).attach(trainer)
-        assert trainer.train().global_step == 6
-    assert [charge.reserved.steps for charge in ledger.charges()] == [6, 6]
+    trainer = make_trainer(rows=rows_of(make_examples(rows)), max_steps=-1, num_train_epochs=1.5)
+    private().attach(trainer)
+    assert trainer.train().global_step == 6
+    assert [charge.reserved.steps for charge in ledger.charges()] == [6]
 
 
 def test_a_crash_leaves_the_whole_reservation_charged(make_trainer, private, ledger):
