@@ -3,8 +3,8 @@
 The sums of 10 clients are there already. The sketch does all 64 modules, stacked. Dense sums are measured on one
 module and multiplied by 64, because 64 of them would need 8 GB: "dense exact" takes the leading triplets from a Gram
 matrix, as `fra` does; "full SVD" is the naive way, every singular value of a mean that is there already. Memory is the
-most that numpy arrays took at a time (tracemalloc), inputs apart. An error is relative to ‖ΔW‖, of the first module; the
-drifts of B and A go together (8 directions), with a little independent noise on top.
+most that numpy arrays took at a time (tracemalloc), inputs apart. An error is relative to ‖ΔW‖, of the first module;
+the drifts of B and A go together (8 directions), with a little independent noise on top.
 """
 
 from __future__ import annotations

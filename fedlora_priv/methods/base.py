@@ -139,8 +139,8 @@ class Contract:
     Args:
         uploads: names and shapes of what travels in the first exchange.
         trains: the roles that a client trains. All others are frozen, and must come back as they were.
-        exact: whether the state after a round is the mean of the clients' products (cut to rank r for those
-            that say so), by whatever drifts.
+        exact: whether a round gives the mean of the clients' products, by whatever drifts: all of it, or its
+            best rank r where the notes say so; of the shared factor alone where others stay at home.
         noise: how the clients' DP noise gets into W.
         leaks: what the server learns.
         later: names and shapes of the exchanges after the first.
