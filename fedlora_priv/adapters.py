@@ -134,16 +134,29 @@ def save_adapter(model: Any, folder: str | Path, *, base_model: str, notes: str 
 def _card(model: Any, base_model: str, notes: str) -> str:
     """Return the adapter's card: what it is, and code that loads it."""
     config = model.peft_config[ADAPTER]
-    labels = int(model.get_base_model().config.num_labels)
-    if type(model.get_base_model()).__name__ == "MeanPoolingClassifier":
-        wrapper, load = "fedlora_priv.pooling import MeanPoolingClassifier", "MeanPoolingClassifier"
-    else:
-        wrapper = "transformers import AutoModelForSequenceClassification"
-        load = "AutoModelForSequenceClassification"
+    base = model.get_base_model()
+    wrapper, load = _loader(type(base).__name__)
+    heads = sorted({name.split(".")[0] for name in config.modules_to_save or ()})
+    labels = int(base.config.num_labels) if heads else None
     return _CARD.format(
-        base=base_model, rank=config.r, alpha=config.lora_alpha, wrapper=wrapper, load=load, labels=labels,
-        notes=notes,
+        base=base_model, rank=config.r, alpha=f"{config.lora_alpha}{' (rsLoRA)' if config.use_rslora else ''}",
+        labels="" if labels is None else f", {labels} labels. The head ({', '.join(heads)}) is inside\n"
+        "`adapter_model.safetensors`",
+        wrapper=wrapper, load=load, options="" if labels is None else f", num_labels={labels}", notes=notes,
     )  # fmt: skip
+
+
+def _loader(base_class: str) -> tuple[str, str]:
+    """Return what to import, and the class with `from_pretrained`, for a base of that class."""
+    if base_class == "MeanPoolingClassifier":
+        return "fedlora_priv.pooling import MeanPoolingClassifier", base_class
+    if base_class.endswith("ForImageClassification"):
+        load = "AutoModelForImageClassification"
+    elif base_class.endswith("ForSequenceClassification"):
+        load = "AutoModelForSequenceClassification"
+    else:
+        load = "AutoModelForCausalLM"
+    return f"transformers import {load}", load
 
 
 _CARD = """\
@@ -154,14 +167,13 @@ base_model: "{base}"
 
 # LoRA adapter
 
-Trained with fedlora-priv on top of `{base}`: rank {rank}, alpha {alpha}, {labels} labels. The classification
-head is inside `adapter_model.safetensors`.
+Trained with fedlora-priv on top of `{base}`: rank {rank}, alpha {alpha}{labels}.
 
 ```python
 from peft import PeftModel
 from {wrapper}
 
-base = {load}.from_pretrained("{base}", num_labels={labels})
+base = {load}.from_pretrained("{base}"{options})
 model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 ```
 

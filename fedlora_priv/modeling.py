@@ -6,12 +6,9 @@ refused here rather than discovered in training.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import warnings
-from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,96 +16,99 @@ import numpy as np
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from fedlora_priv.adapters import state_name, trainable_parameters
 from fedlora_priv.errors import AssetError, ConfigError, FedloraError
 from fedlora_priv.pooling import MeanPoolingClassifier
+from fedlora_priv.precision import BaseDtype, cast_base, keep_trained_in_float32
+from fedlora_priv.targets import LoraSettings, head_names, resolve_targets
+
+__all__ = [
+    "LoraSettings", "Pooling", "Task", "attach_lora", "load_model", "load_tokenizer", "refuse_batch_norm"
+]  # fmt: skip
 
 Pooling = Literal["mean", "native"]
+Task = Literal["classification", "language-modelling", "image-classification"]
 HUB_TIMEOUT_S = 5.0
 _OFFLINE_CHOICES = 'use a local folder, or model.source = "demo:minilm" (from the package index)'
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Which modules get LoRA, and of what size: W = W0 + (alpha/rank)·B·A.
-
-    Args:
-        target_modules: ends of the names of linear modules, such as ``query`` or ``attention.self.value``.
-        rank: r, at least 1.
-        alpha: numerator of the scaling alpha/rank.
-        dropout: must be 0; here so that a configuration that asks for it is refused, not ignored.
-        train_head: whether the classification head is trained and shared too; it is saved in either case.
-        use_dora: must be False, for the same reason.
-
-    Raises:
-        ConfigError: a value that cannot be trained privately.
-    """
-
-    target_modules: tuple[str, ...]
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    train_head: bool = True
-    use_dora: bool = False
-
-    def __post_init__(self) -> None:
-        if self.use_dora:
-            raise ConfigError(
-                "lora.use_dora has no per-example gradients (its magnitude couples the whole batch's update)",
-                "set it to false",
-            )
-        if self.dropout != 0:
-            raise ConfigError("lora.dropout must be 0 under DP-SGD (the noise regularises)", "remove it")
-        if self.rank < 1 or not self.alpha > 0:
-            raise ConfigError(f"lora.rank {self.rank} and lora.alpha {self.alpha} must be positive")
-        if not self.target_modules:
-            raise ConfigError("lora.target_modules is empty", 'name some, such as ["query", "value"]')
-
-
 def load_model(
-    source: str | Path, *, pooling: Pooling, num_labels: int, lora: LoraSettings, seed: int
+    source: str | Path,
+    *,
+    lora: LoraSettings,
+    seed: int,
+    task: Task = "classification",
+    pooling: Pooling = "mean",
+    num_labels: int | None = None,
+    base_dtype: BaseDtype = "float32",
 ) -> Any:
-    """Return a float32 PEFT model in evaluation mode: frozen base, LoRA with B = 0, a head of `num_labels`.
+    """Return a PEFT model in evaluation mode: frozen base, LoRA with B = 0, and a head of `num_labels`.
 
     A and the head depend on `seed` and their names only, so all parties start alike (FFA-LoRA needs that).
 
     Args:
         source: a local folder or a hub name.
-        pooling: "mean" (`MeanPoolingClassifier`) or "native" (`AutoModelForSequenceClassification`).
-        num_labels: number of classes, at least 2.
         lora: which modules, which size.
         seed: public.
+        task: "classification" of texts, "language-modelling" (next-token prediction by a causal model, which
+            has no head of its own to train), or "image-classification".
+        pooling: for classification, "mean" (`MeanPoolingClassifier`) or "native"
+            (`AutoModelForSequenceClassification`).
+        num_labels: number of classes, at least 2; None for language modelling.
+        base_dtype: of the frozen base. LoRA and head are float32 in either case.
 
     Raises:
         AssetError: the model is not there, or cannot be reached within seconds.
-        ConfigError: it cannot be trained privately: batch norm, unknown target modules, LoRA on embeddings.
+        ConfigError: it cannot be trained privately: batch norm, unknown target modules, LoRA on embeddings,
+            weights shared with what is trained, a language model that sees the tokens it is to predict.
     """
-    if num_labels < 2:
+    generative = task == "language-modelling"
+    if generative and num_labels is not None:
+        raise ConfigError("language modelling has no labels", "leave num_labels out")
+    if not generative and (num_labels is None or num_labels < 2):
         raise ConfigError(f"a classifier needs at least 2 labels, not {num_labels}")
-    base = _load_base(str(source), pooling, num_labels)
+    base = _load_base(str(source), task, pooling, num_labels)
+    cast_base(base, base_dtype)
     return attach_lora(base, lora, seed)
 
 
 def attach_lora(base: nn.Module, lora: LoraSettings, seed: int) -> Any:
-    """Return `base` wrapped by PEFT with seeded LoRA and head; see `load_model` for what is refused."""
+    """Return `base` wrapped by PEFT with seeded LoRA and head; see `load_model` for what is refused.
+
+    Args:
+        base: a classifier, or a causal language model; its parameters are frozen and keep their precision.
+        lora: which modules, which size.
+        seed: public.
+    """
     refuse_batch_norm(base)
-    heads = _head_names(base)
-    targets = _resolve_targets(base, lora.target_modules, heads)
+    task_type = _peft_task(base)
+    heads = head_names(base, generative=task_type == TaskType.CAUSAL_LM)
+    targets = resolve_targets(base, lora.target_modules, heads)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        target_modules=targets,
-        modules_to_save=heads,
-        task_type=None if isinstance(base, MeanPoolingClassifier) else TaskType.SEQ_CLS,
-        fan_in_fan_out=any(isinstance(base.get_submodule(name), Conv1D) for name in _matching(base, targets)),
+        use_rslora=lora.use_rslora,
+        target_modules=_shortest(base, lora, targets),
+        modules_to_save=heads or None,
+        task_type=task_type,
+        fan_in_fan_out=any(isinstance(base.get_submodule(name), Conv1D) for name in targets),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT calls a deprecated property
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True but the target")  # some are
         model: Any = get_peft_model(base, config)
+    if any(parameter.dtype != torch.float32 for parameter in base.parameters()):
+        keep_trained_in_float32(model)
     model.fedlora_train_head = lora.train_head
     for name, parameter in model.named_parameters():
         if ".modules_to_save." in name:
@@ -122,10 +122,16 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         AssetError: it is not there, or cannot be reached within seconds.
+        ConfigError: it has neither a padding nor an end-of-sequence token.
     """
     with _clear_errors(str(source)):
         tokenizer = AutoTokenizer.from_pretrained(_resolve(str(source)))
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(
+                f"the tokenizer of {str(source)!r} has neither a padding nor an end-of-sequence token",
+                "set pad_token in its tokenizer_config.json",
+            )
         # Padding is masked everywhere, so any existing token will do.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -138,24 +144,73 @@ def refuse_batch_norm(model: nn.Module) -> None:
             raise ConfigError(f"{name} is batch norm, which mixes examples", "use a model with layer norm")
 
 
-def _load_base(source: str, pooling: Pooling, num_labels: int) -> nn.Module:
+def _load_base(source: str, task: Task, pooling: Pooling, num_labels: int | None) -> nn.Module:
     """Return the base in float32; every weight but the head's came from the checkpoint."""
+    generative = task == "language-modelling"
     with _clear_errors(source):
         folder = _resolve(source)
-        if pooling == "mean":
+        if task == "classification" and pooling == "mean" and num_labels is not None:
             return MeanPoolingClassifier.from_pretrained(folder, num_labels)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=num_labels, output_loading_info=True
-        )
-    heads = _head_names(model)
+        options: dict[str, Any] = {} if generative else {"num_labels": num_labels}
+        if task == "image-classification":
+            options["ignore_mismatched_sizes"] = True  # a checkpoint's own head, for other classes
+        model, info = _auto_class(task).from_pretrained(folder, output_loading_info=True, **options)
+    heads = head_names(model, generative=generative)
     for key in sorted(info["missing_keys"]):
         if key.split(".")[0] not in heads:
             # transformers would fill it at random, differently at every party.
-            raise ConfigError(f"the checkpoint has no weights for {key}", 'use model.pooling = "mean"')
-    if model.config.pad_token_id is None:
+            raise ConfigError(
+                f"the checkpoint has no weights for {key}",
+                "use a causal language model" if generative else 'use model.pooling = "mean"',
+            )
+    if task != "image-classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(source).pad_token_id
-    model.float()
+    model.float().eval()
+    if generative:
+        _refuse_looking_ahead(model)
     return model  # type: ignore[no-any-return]
+
+
+def _auto_class(task: Task) -> Any:
+    """Return the class of `transformers` that loads a model for the task, pooling natively."""
+    return {
+        "classification": AutoModelForSequenceClassification,
+        "language-modelling": AutoModelForCausalLM,
+        "image-classification": AutoModelForImageClassification,
+    }[task]
+
+
+def _refuse_looking_ahead(model: Any) -> None:
+    """Raise ConfigError if a logit depends on a later token: next-token prediction would be copying."""
+    tokens = torch.arange(8)[None] % model.config.vocab_size
+    changed = tokens.clone()
+    changed[0, -1] = (tokens[0, -1] + 1) % model.config.vocab_size
+    mask = torch.ones_like(tokens)
+    with torch.no_grad():
+        first, second = (
+            model(input_ids=ids, attention_mask=mask).logits[0, :-1] for ids in (tokens, changed)
+        )
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3):
+        raise ConfigError(
+            f"{type(model).__name__} sees the tokens that it is to predict", "use a causal language model"
+        )
+
+
+def _peft_task(base: nn.Module) -> TaskType | None:
+    """Return what PEFT calls the task; None where it has no class of its own for it."""
+    name = type(base).__name__
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return TaskType.CAUSAL_LM
+    return TaskType.SEQ_CLS if name.endswith("ForSequenceClassification") else None
+
+
+def _shortest(base: nn.Module, lora: LoraSettings, targets: list[str]) -> list[str]:
+    """Return the endings that the user named if PEFT finds just `targets` by them, else the full names."""
+    if isinstance(lora.target_modules, str):
+        return targets
+    endings = tuple(f".{target}" for target in lora.target_modules)
+    found = {name for name, _ in base.named_modules() if f".{name}".endswith(endings)}
+    return list(lora.target_modules) if found == set(targets) else targets
 
 
 def _resolve(source: str) -> str:
@@ -190,45 +245,6 @@ def _clear_errors(source: str) -> Any:
         raise AssetError(f"cannot load the model {source!r}: {reason}", _OFFLINE_CHOICES) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-def _head_names(base: nn.Module) -> list[str]:
-    """Return the top-level modules that are not the pretrained encoder: the task head."""
-    encoder = "encoder" if isinstance(base, MeanPoolingClassifier) else getattr(base, "base_model_prefix", "")
-    children = [name for name, child in base.named_children() if any(True for _ in child.parameters())]
-    heads = [name for name in children if name != encoder]
-    if not heads or heads == children:
-        kind = type(base).__name__
-        raise ConfigError(f"cannot tell the head of {kind} from its base", 'use model.pooling = "mean"')
-    return heads
-
-
-def _matching(base: nn.Module, targets: Iterable[str]) -> list[str]:
-    """Return the names of modules that PEFT's suffix rule selects."""
-    endings = tuple(f".{target}" for target in targets)
-    return [name for name, _ in base.named_modules() if f".{name}".endswith(endings)]
-
-
-def _resolve_targets(base: nn.Module, targets: tuple[str, ...], heads: list[str]) -> list[str]:
-    """Return `targets`, or the full names they stand for where a suffix would also match inside the head."""
-    linear = {name for name, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-    linear = {name for name in linear if name.split(".")[0] not in heads}
-    for target in targets:
-        matches = [name for name in _matching(base, [target]) if name.split(".")[0] not in heads]
-        if not matches:
-            endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
-            nearest = difflib.get_close_matches(target, endings, n=1, cutoff=0.0)
-            raise ConfigError(
-                f"no module of the model is called {target!r}",
-                f"the nearest is {nearest[0]!r}, of {', '.join(endings)}" if nearest else "check the model",
-            )
-        for name in matches:
-            if name not in linear:
-                kind = type(base.get_submodule(name)).__name__
-                raise ConfigError(f"LoRA on {name} ({kind}) is not supported", "name linear modules only")
-    full = _matching(base, targets)
-    outside = [name for name in full if name.split(".")[0] not in heads]
-    return list(targets) if outside == full else outside
 
 
 def _initialise(model: nn.Module, seed: int) -> None:

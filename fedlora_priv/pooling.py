@@ -18,13 +18,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 def masked_mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return the mean of each sequence's unpadded token vectors: (batch, tokens, width) -> (batch, width).
+    """Return the float32 mean of each sequence's unpadded token vectors: (batch, tokens, width) -> (batch, width).
 
     Padding must not count: else an example's output, and its gradient, would depend on how long its
     companions in the batch are.
     """
-    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    mask = attention_mask.unsqueeze(-1).float()
+    return (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 class MeanPoolingClassifier(nn.Module):
@@ -38,6 +38,8 @@ class MeanPoolingClassifier(nn.Module):
     def __init__(self, encoder: PreTrainedModel, num_labels: int) -> None:
         super().__init__()
         self.encoder = encoder
+        if hasattr(encoder, "pooler"):
+            self.encoder.pooler = nn.Identity()  # it has no part in the mean
         self.config = encoder.config
         self.config.num_labels = num_labels
         self.classifier = nn.Linear(int(self.config.hidden_size), num_labels)

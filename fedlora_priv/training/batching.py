@@ -1,7 +1,9 @@
-"""Length-sorted microbatches: examples of similar length together, each microbatch padded to its own longest.
+"""Microbatches of one width: examples of like length together, each padded to its length rounded up.
 
 Per-example clipping makes the cut exact: the sum of clipped gradients does not depend on who shares a
-microbatch with whom.
+microbatch with whom. Rounding could: matrix products over another width round differently, in bfloat16 by up
+to 1e-2 of a gradient. So an example's padded width is a function of its own length alone, never of who else
+was drawn, and microbatches never mix widths (docs/decisions/0034).
 """
 
 from __future__ import annotations
@@ -9,20 +11,31 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+WIDTH_STEP = 8
+"""Padded widths are multiples of this: few enough to fill microbatches, and at most 7 tokens of padding."""
+
+
+def padded_widths(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each length rounded up to a multiple of `WIDTH_STEP`.
+
+    >>> padded_widths(np.array([1, 8, 9])).tolist()
+    [8, 8, 16]
+    """
+    return -(-lengths // WIDTH_STEP) * WIDTH_STEP
+
 
 def microbatches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
-    """Return index arrays that partition the examples, longest first, each of at most `max_tokens` tokens.
+    """Return index arrays that partition the examples, widest first, each of one padded width.
 
-    An example longer than `max_tokens` has a microbatch of its own.
+    Each has at most `max_tokens` padded tokens, or one example; those of a width are about equally large.
 
-    >>> [group.tolist() for group in microbatches(np.array([2, 9, 3, 2]), max_tokens=9)]
-    [[1], [2, 0, 3]]
+    >>> [group.tolist() for group in microbatches(np.array([2, 9, 3, 7, 4]), max_tokens=16)]
+    [[1], [0, 2], [3, 4]]
     """
     groups: list[NDArray[np.int64]] = []
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, int(max_tokens // lengths[order[start]]))
-        groups.append(order[start : start + size])
-        start += size
+    widths = padded_widths(lengths)
+    for width in np.unique(widths)[::-1]:
+        members = np.flatnonzero(widths == width)
+        at_once = max(1, int(max_tokens // width))
+        groups += np.array_split(members, -(-len(members) // at_once))
     return groups

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_priv.errors import DataError
+from fedlora_priv.training.batching import padded_widths
 
 Indices = NDArray[np.int64] | Sequence[int]
 
@@ -110,9 +111,12 @@ class TokenisedExamples:
         return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
 
     def collate(self, device: torch.device) -> Batch:
-        """Return ``input_ids`` and ``attention_mask`` of shape (n, longest), int64, padded on the right."""
+        """Return ``input_ids`` and ``attention_mask``, int64 (n, width), padded on the right.
+
+        The width is that of the longest, as `batching.padded_widths` gives it.
+        """
         lengths = self.lengths()
-        ids = np.full((len(self), int(lengths.max())), self.pad_id, dtype=np.int64)
+        ids = np.full((len(self), int(padded_widths(lengths).max())), self.pad_id, dtype=np.int64)
         for row, tokens in enumerate(self.input_ids):
             ids[row, : len(tokens)] = tokens
         position = np.arange(ids.shape[1])

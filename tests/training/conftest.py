@@ -117,13 +117,7 @@ def _tiny_base(kind: str) -> Any:
 def _tiny_model(kind: str = "bert-mean", *, rank: int = 2, seed: int = 7, train_head: bool = True) -> Any:
     """A tiny model with LoRA; language models have no head of their own to train."""
     lora = LoraSettings(TARGETS[kind.split("-")[0]], rank=rank, alpha=4.0, train_head=train_head)
-    base = _tiny_base(kind)
-    if not kind.endswith("-lm"):
-        return attach_lora(base, lora, seed)
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=rank, target_modules=list(lora.target_modules), fan_in_fan_out=kind == "gpt2-lm")
-    return get_peft_model(base, config).eval()
+    return attach_lora(_tiny_base(kind), lora, seed)
 
 
 def _make_examples(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedlora_priv.errors import ConfigError, DataError
 from fedlora_priv.training import TokenisedExamples, tokenise
-from fedlora_priv.training.batching import microbatches
+from fedlora_priv.training.batching import microbatches, padded_widths
 from fedlora_priv.training.examples import ImageExamples
 from fedlora_priv.training.losses import example_losses, next_token_losses
 
@@ -23,32 +23,38 @@ def test_microbatches_partition_within_the_bound(lengths, max_tokens):
     groups = microbatches(np.array(lengths, dtype=np.int64), max_tokens)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
-        padded = len(group) * max(lengths[i] for i in group)
-        assert padded <= max_tokens or len(group) == 1
+        widths = {-(-lengths[i] // 8) * 8 for i in group}
+        assert len(widths) == 1  # nobody's padding depends on who else was drawn
+        assert len(group) * widths.pop() <= max_tokens or len(group) == 1
 
 
-def test_sorting_by_length_saves_padding():
-    lengths = np.array([2, 40] * 20)
-    padded = sum(len(g) * lengths[g].max() for g in microbatches(lengths, 400))
-    assert padded < 1.1 * lengths.sum()
+def test_microbatches_of_a_width_are_equally_large():
+    assert [len(group) for group in microbatches(np.full(9, 5), max_tokens=64)] == [5, 4]
+
+
+def test_widths_save_padding():
+    lengths = np.random.default_rng(0).integers(3, 64, 500)
+    padded = sum(len(g) * padded_widths(lengths[g]).max() for g in microbatches(lengths, 1024))
+    assert padded < 1.15 * lengths.sum()
+    assert padded < 0.65 * len(lengths) * lengths.max()
 
 
 def test_collate_pads_on_the_right_and_masks():
     batch = TokenisedExamples((np.array([5, 6]), np.array([7])), np.array([1, 0]), pad_id=9).collate(CPU)
     assert len(batch) == 2
-    assert batch.inputs["input_ids"].tolist() == [[5, 6], [7, 9]]
-    assert batch.inputs["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch.inputs["input_ids"].tolist() == [[5, 6, *[9] * 6], [7, *[9] * 7]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, *[0] * 6], [1, *[0] * 7]]
     assert batch.labels.tolist() == [1, 0]
     assert batch.targets is None
 
 
 def test_targets_leave_out_the_first_token_the_prompt_and_the_padding():
     ids = (np.arange(1, 5), np.arange(1, 4), np.array([1]))
-    assert TokenisedExamples(ids, None, 0).collate(CPU).targets.tolist() == [
-        [False, True, True, True], [False, True, True, False], [False] * 4
+    assert TokenisedExamples(ids, None, 0).collate(CPU).targets.int().tolist() == [
+        [0, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0], [0] * 8
     ]  # fmt: skip
     prompted = TokenisedExamples(ids, None, 0, np.array([2, 3, 0])).subset([1, 0])
-    assert prompted.collate(CPU).targets.tolist() == [[False] * 4, [False, False, True, True]]
+    assert prompted.collate(CPU).targets.int().tolist() == [[0] * 8, [0, 0, 1, 1, 0, 0, 0, 0]]
 
 
 def test_the_loss_counts_the_answer_only(tiny_base):
