@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -81,6 +82,9 @@ class ExampleGradients(Protocol):
     def without(self, left_out: Tensor) -> ExampleGradients:
         """Return them with zeros for the examples that `left_out`, bool (n,), marks."""
 
+    def one_by_one(self) -> GradientRows:
+        """Return the same gradients as an array."""
+
 
 @dataclass(frozen=True)
 class GradientRows:
@@ -88,9 +92,11 @@ class GradientRows:
 
     Attributes:
         rows: (n, *shape of the parameter).
+        transposed: whether each row is the transpose of the parameter's gradient.
     """
 
-    rows: Tensor
+    rows: Tensor = field(repr=False)
+    transposed: bool = False
 
     def squares(self) -> Tensor:
         # Summed in float64: float32 can lose 1e-3 of a long vector's norm, and would then clip too little.
@@ -99,13 +105,17 @@ class GradientRows:
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         total: Tensor = weights.to(self.rows.dtype) @ self.rows.flatten(1)
-        return total.double().view(self.rows.shape[1:])
+        total = total.double().view(self.rows.shape[1:])
+        return total.T if self.transposed else total
 
     def without(self, left_out: Tensor) -> GradientRows:
         # A factor of zero would not do: 0 * inf is nan.
         rows = self.rows.clone()
         rows[left_out] = 0.0
-        return GradientRows(rows)
+        return GradientRows(rows, self.transposed)
+
+    def one_by_one(self) -> GradientRows:
+        return self
 
 
 class ClippingEngine(ABC):
@@ -139,28 +149,33 @@ class ClippingEngine(ABC):
             FedloraError: a parameter has no per-example gradients, so it would silently not be trained.
         """
 
-    def _factors(self, squares: Sequence[Tensor], clip_norm: float) -> tuple[Tensor, ClipCounts]:
+    def _factors(self, squares: Sequence[Tensor], n: int, clip_norm: float) -> tuple[Tensor, ClipCounts]:
         """Return each parameter's factors, (parameters, n), from its squared norms, one (n,) each."""
-        groups = torch.tensor(self._groups, device=squares[0].device)
+        if any(len(part) != n for part in squares):
+            raise ConfigError(
+                f"a trained layer does not see one row for each of {n} examples",
+                "train other modules: this one is not computed example by example",
+            )
         stacked = torch.stack(list(squares))
-        grouped = stacked.new_zeros(max(self._groups) + 1, stacked.shape[1]).index_add(0, groups, stacked)
+        groups = torch.tensor(self._groups, device=stacked.device)
+        grouped = stacked.new_zeros(max(self._groups) + 1, n).index_add(0, groups, stacked)
         factors, counts = clip_factors(grouped, clip_norm)
         return factors[groups], counts
 
     def _clip_and_add(self, gradients: Sequence[ExampleGradients], n: int, clip_norm: float) -> ClipCounts:
         """Scale the gradients of `n` examples, in the order of the trained parameters, and add them up."""
-        factors, counts = self._factors([g.squares() for g in gradients], clip_norm)
-        if factors.shape[1] != n:
-            raise ConfigError(
-                f"a trained layer sees {factors.shape[1]} rows for {n} examples, so no gradient is one example's",
-                "train other modules: this one is not computed example by example",
-            )
+        factors, counts = self._factors([g.squares() for g in gradients], n, clip_norm)
         if counts.non_finite:
             zeroed = (factors == 0).all(dim=0)
             gradients = [g.without(zeroed) for g in gradients]
         for parameter, gradient, weights in zip(self._trained.values(), gradients, factors, strict=True):
             add_to_sum(parameter, gradient.weighted_sum(weights))
         return counts
+
+    def _add_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Add clipped sums that were computed in another way."""
+        for name, total in sums.items():
+            add_to_sum(self._trained[name], total.double())
 
 
 def group_numbers(names: Mapping[str, Any], clipping: Clipping) -> list[int]:
@@ -188,3 +203,24 @@ def nothing_recorded(name: str) -> FedloraError:
         f"{name} got no per-example gradient",
         "build a new PrivateTrainer after changing the model",
     )
+
+
+@contextmanager
+def only_training(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Let `trained` alone require gradients, in evaluation mode: dropout is off, every run deterministic.
+
+    Afterwards the model is as before, but for the sums that wait for their noise.
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    wanted = {id(parameter) for parameter in trained.values()}
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(id(parameter) in wanted)
+        model.eval()
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+            parameter.grad = None
+            parameter.__dict__.pop("grad_sample", None)
+        model.eval()

@@ -21,6 +21,7 @@ from fedlora_priv.training.engine import (
     GradientRows,
     Losses,
     nothing_recorded,
+    only_training,
 )
 
 _LEFTOVERS = ("activations", "max_batch_len")
@@ -42,6 +43,15 @@ class HooksEngine(ClippingEngine):
         each = losses(self._hooked)
         each.sum().backward()  # type: ignore[no-untyped-call]
         return self._clip_and_add(take_gradients(self._trained), len(each), clip_norm)
+
+
+@contextmanager
+def hooks_clipping(
+    model: nn.Module, trained: Mapping[str, nn.Parameter], clipping: Clipping
+) -> Iterator[HooksEngine]:
+    """Give an engine that clips through Opacus' hooks."""
+    with _hooks(model) as hooked:
+        yield HooksEngine(hooked, trained, clipping)
 
 
 def take_gradients(trained: Mapping[str, nn.Parameter]) -> list[GradientRows]:
@@ -70,29 +80,38 @@ def per_example_gradients(
     Raises:
         ConfigError: the model recomputes activations (gradient checkpointing) or a trained layer has buffers.
     """
+    refuse_checkpointing(model)
+    with only_training(model, trained), _hooks(model) as hooked:
+        yield hooked
+
+
+@contextmanager
+def _hooks(model: nn.Module) -> Iterator[GradSampleModule]:
+    """Give the model with hooks on what requires a gradient."""
+    with quiet_hooks():
+        hooked = _attach(model)
+        try:
+            yield hooked
+        finally:
+            hooked.to_standard_module()
+            forget_batches(model)
+
+
+def refuse_checkpointing(model: nn.Module) -> None:
+    """Raise if the model itself recomputes activations, in a way that may lose per-example gradients."""
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ConfigError(
             "gradient checkpointing is on, under which per-example gradients can be lost",
-            "switch it off; a smaller max_tokens_per_microbatch bounds memory just as well",
+            "switch it off in the model and ask for it in the training settings",
         )
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.requires_grad_(False)
-    for parameter in trained.values():
-        parameter.requires_grad_(True)
-    hooked = None
-    try:
-        hooked = _attach(model)
-        with warnings.catch_warnings():
-            # The first LoRA layer's input needs no gradient; its weights' gradients are right all the same.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield hooked
-    finally:
-        if hooked is not None:
-            hooked.to_standard_module()
-        _clean(model)
-        for parameter, required in before:
-            parameter.requires_grad_(required)
-            parameter.grad = None
+
+
+@contextmanager
+def quiet_hooks() -> Iterator[None]:
+    """Silence a warning: the first LoRA layer's input needs no gradient, and its weights' are right all the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        yield
 
 
 def _attach(model: nn.Module) -> GradSampleModule:
@@ -107,10 +126,8 @@ def _attach(model: nn.Module) -> GradSampleModule:
     return hooked
 
 
-def _clean(model: nn.Module) -> None:
+def forget_batches(model: nn.Module) -> None:
     """Forget what an interrupted backward pass left behind: private activations, of another batch."""
     for module in model.modules():
         for name in _LEFTOVERS:
-            if name in module.__dict__:
-                delattr(module, name)
-    model.eval()
+            module.__dict__.pop(name, None)

@@ -21,7 +21,13 @@ from fedlora_priv.modeling import refuse_batch_norm
 from fedlora_priv.training.adaptive import ClipNorm
 from fedlora_priv.training.batching import microbatches
 from fedlora_priv.training.checks import StepCheck
-from fedlora_priv.training.clipping import ClipCounts, ClippingEngine, per_example_clipping
+from fedlora_priv.training.clipping import (
+    ClipCounts,
+    ClippingEngine,
+    EngineChoice,
+    choose_engine,
+    per_example_clipping,
+)
 from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
 from fedlora_priv.training.evaluation import Evaluation, evaluate
 from fedlora_priv.training.examples import Batch, Examples
@@ -116,7 +122,11 @@ class PrivateTrainer:
         )
         clip_norm, records = ClipNorm(settings, stream), []
         with per_example_clipping(
-            self.model, trained, mode=settings.mode, clipping=settings.clipping
+            self.model,
+            trained,
+            mode=settings.mode,
+            clipping=settings.clipping,
+            gradient_checkpointing=settings.gradient_checkpointing,
         ) as engine:
             for step in range(1, settings.steps + 1):
                 check = None if trainable in self._verified else StepCheck(self.model, trained)
@@ -129,6 +139,14 @@ class PrivateTrainer:
                     on_step(step)
         dimension = sum(parameter.numel() for parameter in trained.values())
         return TrainResult(read_state(self.model), settings.steps, dimension, clip_norm.value, tuple(records))
+
+    def engine(self, settings: StepSettings, trainable: frozenset[Role] = ALL_ROLES) -> EngineChoice:
+        """Return which clipping engine `train` would use, and why.
+
+        Raises:
+            ConfigError: the mode that the settings ask for does not fit the model.
+        """
+        return choose_engine(self.model, self._trained(trainable), settings.mode)
 
     def evaluate(
         self,
@@ -172,7 +190,7 @@ class PrivateTrainer:
         clip_norm: ClipNorm,
     ) -> StepRecord:
         """Take one step on the drawn examples; with none of them, a step of noise alone."""
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
         optimizer.max_grad_norm = clip_norm.value
         counts = []
         for batch in self._microbatches(drawn, settings.max_tokens_per_microbatch):

@@ -12,12 +12,14 @@ from fedlora_priv.adapters import read_state, trainable_parameters
 from fedlora_priv.errors import FedloraError
 from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
 from fedlora_priv.training.engine import ClippingEngine, GradientRows
-from fedlora_priv.training.hooks import take_gradients
+from fedlora_priv.training.hooks import per_example_gradients, take_gradients
+from fedlora_priv.training.losses import model_losses
 from fedlora_priv.training.noise import gaussian_noise
-from fedlora_priv.training.preflight import _alone, _by_hooks
 from fedlora_priv.training.settings import StepSettings
 from fedlora_priv.training.trainer import PrivateTrainer
 from protocols.prg import SecretStream
+
+from .brute_force import clipped_sum, difference, gradients_alone
 
 KEY = bytes(range(32))
 SETTINGS = {"steps": 1, "sample_rate": 1.0, "planned_batch_size": 10.0, "learning_rate": 0.5}
@@ -108,7 +110,7 @@ def test_a_step_is_sum_plus_noise_over_the_planned_size():
     torch.testing.assert_close(moved.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_are_used_once(tiny_model, make_examples):
+def test_gradients_are_used_once():
     gradients = _random_gradients()
     parameters = _parameters(gradients)
     optimizer = _optimizer(list(parameters.values()))
@@ -117,10 +119,19 @@ def test_gradients_are_used_once(tiny_model, make_examples):
     first = [p.detach().clone() for p in optimizer.params]
     optimizer.step()  # noise multiplier 0 and an empty batch: nothing may move
     assert all(torch.equal(a, b) for a, b in zip(first, optimizer.params, strict=True))
-    model = tiny_model()
-    _by_hooks(model, trainable_parameters(model), make_examples(3), torch.device("cpu"))
-    with pytest.raises(FedloraError, match="no per-example gradient"):
-        take_gradients(trainable_parameters(model))
+
+
+def test_per_example_gradients_are_rows_and_taken_once(tiny_model, make_examples):
+    model, examples = tiny_model(), make_examples(3)
+    parameters = trainable_parameters(model)
+    with per_example_gradients(model, parameters) as hooked:
+        model_losses(hooked, examples.collate(torch.device("cpu"))).sum().backward()
+        taken = take_gradients(parameters)
+        with pytest.raises(FedloraError, match="no per-example gradient"):
+            take_gradients(parameters)
+    for i, alone in enumerate(gradients_alone(model, examples)):
+        rows = {name: gradient.rows[i] for name, gradient in zip(parameters, taken, strict=True)}
+        assert difference(rows, alone) < 1e-6
 
 
 @pytest.mark.parametrize("max_tokens", [1, 30, 10_000])
@@ -135,12 +146,7 @@ def test_a_whole_step_equals_brute_force_however_it_is_cut(max_tokens, tiny_mode
     )  # fmt: skip
     parameters = trainable_parameters(model)
     _write(parameters, start)
-    total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in parameters.items()}
-    for i in range(len(examples)):
-        alone = _alone(model, parameters, examples.subset([i]), torch.device("cpu"))
-        norm = sum(float(g.double().pow(2).sum()) for g in alone.values()) ** 0.5
-        for name, gradient in alone.items():
-            total[name] += gradient.double() * min(1.0, 0.05 / norm)
+    total = clipped_sum(gradients_alone(model, examples), 0.05)
     for name, value in result.state.items():
         wanted = start[name] - 0.5 * total[name].numpy() / 10.0
         np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-7)
@@ -169,13 +175,6 @@ def test_unknown_optimizer_and_rate_are_refused():
         make_optimizer("lion", [nn.Parameter(torch.zeros(1))], 0.1)
     with pytest.raises(FedloraError, match="learning rate"):
         make_optimizer("sgd", [nn.Parameter(torch.zeros(1))], 0.0)
-
-
-def test_hooks_leave_per_example_shapes(tiny_model, make_examples):
-    model = tiny_model()
-    parameters = trainable_parameters(model)
-    samples = _by_hooks(model, parameters, make_examples(3), torch.device("cpu"))
-    assert all(samples[name].shape == (3, *p.shape) for name, p in parameters.items())
 
 
 def _away_from_zero(state):
