@@ -93,7 +93,7 @@ def _grid(lines: Sequence[Line]) -> Iterator[str]:
     for target in targets:
         chosen = [line for line in lines if _epsilon(Setting.from_json(line["setting"])) == target]
         yield f"\n## Grid, ε = {target}, one run each\n"
-        header = ("accuracy", "last state", "noise", "clipped", "CPU minutes", *SHOWN)
+        header = ("accuracy", "last state", "noise", "clipped", "CPU minutes", *SHOWN, "note")
         yield markdown(header)
         yield markdown(("---",) * len(header))
         for line in sorted(chosen, key=lambda line: -line["accuracy"]):
@@ -103,7 +103,7 @@ def _grid(lines: Sequence[Line]) -> Iterator[str]:
                 f"{line['clipped']:.2f}",
                 f"{line['cpu_minutes']:.1f}",
             )
-            yield markdown((*figures, *costs, *_cells(Setting.from_json(line["setting"]))))
+            yield markdown((*figures, *costs, *_cells(Setting.from_json(line["setting"])), line.get("note", "")))
 
 
 def _epsilon(setting: Setting) -> str:
