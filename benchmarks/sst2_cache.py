@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlora_priv.pooling import MeanPoolingClassifier
+from fedlora_priv.precision import BaseDtype, cast_base
 from fedlora_priv.training import TokenisedExamples
 from fedlora_priv.training.batching import microbatches
 
@@ -41,25 +42,26 @@ class Lowered:
     examples: tuple[TokenisedExamples, ...]
     cpu_minutes: float
 
-    def base(self) -> MeanPoolingClassifier:
-        """Return a fresh classifier of the upper layers that takes rows of `states` for token ids."""
+    def base(self, dtype: BaseDtype = "float32") -> MeanPoolingClassifier:
+        """Return a fresh classifier of the upper layers, in `dtype`, that takes rows of `states` for token ids."""
         base = MeanPoolingClassifier.from_pretrained(str(self.encoder), 2)
         encoder: Any = base.encoder
         encoder.encoder.layer = encoder.encoder.layer[-self.layers :]
         encoder.config.num_hidden_layers = self.layers
-        encoder.embeddings = _Rows(self.states)
+        encoder.embeddings = _Rows(self.states, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        cast_base(base, dtype)
         return base
 
 
 class _Rows(nn.Module):
     """In the place of a BERT's embeddings: looks hidden states up."""
 
-    def __init__(self, states: Tensor) -> None:
+    def __init__(self, states: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self._states = states
+        self._states, self._dtype = states, dtype
 
     def forward(self, input_ids: Tensor, **_ignored: Any) -> Tensor:
-        return nn.functional.embedding(input_ids, self._states).float()
+        return nn.functional.embedding(input_ids, self._states).to(self._dtype)
 
 
 def lowered(encoder: Path, examples: tuple[TokenisedExamples, ...], layers: int) -> Lowered:

@@ -24,6 +24,7 @@ from fedlora_priv.errors import DataError
 from fedlora_priv.methods.base import Role
 from fedlora_priv.modeling import LoraSettings, attach_lora, load_model, load_tokenizer
 from fedlora_priv.pooling import MeanPoolingClassifier, masked_mean
+from fedlora_priv.precision import BaseDtype
 from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples, tokenise
 from fedlora_priv.training.batching import microbatches
 from protocols.prg import SecretStream
@@ -42,6 +43,7 @@ class Setting:
         targets: ends of the names of the modules that get LoRA, such as "value" or "5.attention.self.value".
         upper_layers: how many of the encoder's layers get LoRA, from the top; the outputs of those below are then
             computed once (`sst2_cache`). 0 for all layers and no cache.
+        base_dtype: of the frozen base; "bfloat16" is twice as fast on a CPU that has it.
         average: decay of an exponential moving average over the noised states, whose last value is the result;
             0 takes the last state itself. Either is post-processing.
         seed: of the initialisation of A and the head.
@@ -59,6 +61,7 @@ class Setting:
     targets: tuple[str, ...] = ("query", "value")
     roles: tuple[str, ...] = ("B", "head")
     upper_layers: int = 0
+    base_dtype: BaseDtype = "float32"
     average: float = 0.0
     seed: int = 0
     delta: float = 1e-5
@@ -113,13 +116,24 @@ class Task:
         """Return a fresh model, what it trains on, what it is judged by, and CPU minutes spent on lower layers."""
         lora = LoraSettings(setting.targets, rank=setting.rank, alpha=setting.alpha)
         if not setting.upper_layers:
-            model = load_model(self.encoder, pooling="mean", num_labels=2, lora=lora, seed=setting.seed)
+            model = load_model(
+                self.encoder,
+                pooling="mean",
+                num_labels=2,
+                lora=lora,
+                seed=setting.seed,
+                base_dtype=setting.base_dtype,
+            )
             return model, self.train, self.dev, 0.0
         if setting.upper_layers not in self._lowered:
             both = (self.train, self.dev)
             self._lowered[setting.upper_layers] = lowered(self.encoder, both, setting.upper_layers)
         done = self._lowered[setting.upper_layers]
-        return attach_lora(done.base(), lora, setting.seed), *done.examples, done.cpu_minutes
+        return (
+            attach_lora(done.base(setting.base_dtype), lora, setting.seed),
+            *done.examples,
+            done.cpu_minutes,
+        )
 
 
 def load_task(data: Path, *, max_length: int, encoder: Path | None = None, limit: int | None = None) -> Task:

@@ -24,6 +24,7 @@ SHOWN = (
     "targets",
     "roles",
     "upper_layers",
+    "base_dtype",
     "average",
 )
 """What of a setting a table shows; the rest is told once."""
@@ -103,7 +104,9 @@ def _grid(lines: Sequence[Line]) -> Iterator[str]:
                 f"{line['clipped']:.2f}",
                 f"{line['cpu_minutes']:.1f}",
             )
-            yield markdown((*figures, *costs, *_cells(Setting.from_json(line["setting"])), line.get("note", "")))
+            yield markdown(
+                (*figures, *costs, *_cells(Setting.from_json(line["setting"])), line.get("note", ""))
+            )
 
 
 def _epsilon(setting: Setting) -> str:

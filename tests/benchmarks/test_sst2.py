@@ -14,6 +14,7 @@ from benchmarks import sst2
 from benchmarks.sst2_study import Average, Lines, Setting, load_task, logistic_regression, probe, run
 from benchmarks.sst2_tables import page
 from fedlora_priv.errors import DataError
+from fedlora_priv.precision import has_bfloat16
 
 SETTING = Setting(3.0, steps=12, batch=40, learning_rate=0.05, clip_norm=1.0)
 
@@ -146,7 +147,10 @@ def test_cached_lower_layers_give_the_same_logits(glue: Path, tiny_model: Path) 
     assert expected.std() > 0.1
 
 
-def test_a_run_on_upper_layers_learns(glue: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_on_upper_layers_learns(dtype: str, glue: Path, tiny_model: Path) -> None:
+    if dtype == "bfloat16" and not has_bfloat16(torch.device("cpu")):
+        pytest.skip("this CPU has no bfloat16 instructions")
     task = load_task(glue, max_length=8, encoder=tiny_model)
     free = SETTING.changed("epsilon", "none").changed("clip_norm", "1e6").changed("upper_layers", "1")
-    assert run(free, task)["accuracy"] == 1.0
+    assert run(free.changed("base_dtype", dtype), task)["accuracy"] == 1.0
