@@ -37,9 +37,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedlora_priv.methods import public
 from fedlora_priv.methods.base import Layout, LoraModule, Shapes, Shared, State, Sums
@@ -59,8 +60,8 @@ UNEVENNESS = 3
 FEWEST_COLUMNS = 4
 """Held-out columns of one module, however many modules there are."""
 
-STEEPEST = 1.01
-"""Columns of an announced basis have norm 1 and a little rounding; longer ones would amplify an upload."""
+SKEWED = 1e-3
+"""How far QᵀQ of an announced basis may be from the identity: rounding is 1e-6; more would amplify an upload."""
 
 _FIRST: dict[Mode, tuple[Kind, ...]] = {
     "exact": ("delta_w",), "sketch": ("range", "corange", "held_out"), "two-pass": ("range", "held_out")
@@ -143,15 +144,18 @@ class CrossTerm:
 
     def upload(
         self, layout: Layout, group: Group, start: Thin, trained: Thin, shared: Shared
-    ) -> dict[str, Array]:
+    ) -> dict[str, NDArray[Any]]:
         """Return one client's arrays of this exchange, from B·A as it started and as it was trained."""
         drift = Thin(trained.left - start.left, trained.right - start.right)
-        arrays: dict[str, Array] = {}
+        arrays: dict[str, NDArray[Any]] = {}
         for kind in self._exchanges()[shared.exchange]:
             if kind == "delta_w":
-                made = group[0].scaling * (trained.left @ trained.right - start.left @ start.right)
-            else:
-                made = self._map(kind, layout, group, drift, shared)
+                arrays |= {
+                    f"{m.name}.{kind}": _change(m, start.part(i), trained.part(i))
+                    for i, m in enumerate(group)
+                }
+                continue
+            made = self._map(kind, layout, group, drift, shared)
             arrays |= {f"{m.name}.{kind}": array for m, array in zip(group, made, strict=True)}
         return arrays
 
@@ -244,6 +248,12 @@ class CrossTerm:
         return q
 
 
+def _change(module: LoraModule, start: Thin, trained: Thin) -> NDArray[np.float32]:
+    """Return how s·BA of one module has changed, (m, n); float32 at once, for a model has many."""
+    change: NDArray[np.float32] = (module.scaling * (trained.dense() - start.dense())[0]).astype(np.float32)
+    return change
+
+
 def _shrinkage(held_out: Array, fitted: Array) -> Array:
     """Return c in [0, 1] for each module, the multiple of `fitted` that is nearest to `held_out`."""
     inner = (held_out * fitted).sum(axis=(1, 2))
@@ -256,13 +266,16 @@ def announced_basis(group: Group, shared: Shared) -> Array:
     """Return the bases that the server announced, (L, m, k), checked: a client projects its update on them.
 
     Raises:
-        UploadError: there is none, or its columns are longer than 1, which would amplify the upload.
+        UploadError: there is none, or it is not orthonormal: projecting on it could amplify the upload.
     """
-    missing = [m.name for m in group if f"{m.name}.basis" not in shared.announced]
-    if missing:
-        raise UploadError(f"the server announced no basis for {missing[0]}", "it must, before a second pass")
-    basis = stack(shared.announced, [f"{m.name}.basis" for m in group])
-    norms = np.linalg.norm(basis, axis=1)
-    if not (norms <= STEEPEST).all():  # a NaN is not
+    for module in group:
+        basis = shared.announced.get(f"{module.name}.basis")
+        if basis is None or basis.ndim != 2 or len(basis) != module.out_features:
+            raise UploadError(
+                f"the server announced no basis for {module.name}", "it must, before a second pass"
+            )
+    bases = stack(shared.announced, [f"{m.name}.basis" for m in group])
+    skew = transposed(bases) @ bases - np.eye(bases.shape[2])
+    if not (np.abs(skew) <= SKEWED).all():  # a NaN is not
         raise UploadError("an announced basis is not orthonormal", "projecting on it could amplify an upload")
-    return basis
+    return bases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -124,6 +125,18 @@ def test_the_certificate_is_near_the_true_error(modules: int) -> None:
     assert near >= 95  # the seeds are fixed: this is a measurement, which cannot fail by chance
 
 
+def test_every_module_has_its_own_columns() -> None:
+    """With the same for all, modules with like errors would be wrong together, and pooling them would gain nothing."""
+    layout = layout_of(*(LoraModule(f"w{i}", 24, 20, 2, 1.0) for i in range(3)), heads=False)
+    start, clients = independent(layout, np.random.default_rng(0), 3, 0.5)
+    alike = [
+        {f"{m.name}.{ab}": c[f"w0.{ab}"] for m in layout.modules for ab in ("lora_A", "lora_B")}
+        for c in (start, *clients)
+    ]
+    done = run(SKETCH, layout, alike[0], alike[1:])
+    assert len(set(done.certificate.errors.values())) == 3
+
+
 def test_the_certificate_of_a_dense_sum_is_the_error() -> None:
     start, clients = independent(SQUARE, np.random.default_rng(1), 4, 1.0)
     done = run(EXACT, SQUARE, start, clients)
@@ -158,6 +171,22 @@ def test_a_second_exchange_comes_only_if_the_sketch_misses_too_much(fallback: st
         best = optimum(mean_product(W, clients), RANK) / np.linalg.norm(mean_product(W, clients))
         assert error(twice, clients) == pytest.approx(best, rel=1e-5)
     assert policy.contract(SQUARE).may_stop_early
+
+
+# --- what it takes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["sketch", "two-pass"])
+def test_no_side_ever_forms_a_matrix_of_the_models_size(mode: str) -> None:
+    m = LoraModule("w", 2048, 2048, 4, 1.0)
+    layout, method = layout_of(m, heads=False), FRALoRA(CrossTerm(mode))  # type: ignore[arg-type]
+    start, clients = independent(layout, np.random.default_rng(0), 2, 0.5)
+    tracemalloc.start()
+    done = run(method, layout, start, clients)
+    assert done.certificate.error > 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2048 * 2048 * 4 / 2  # half of one such matrix in float32
 
 
 # --- what travels --------------------------------------------------------------------------------------

@@ -161,6 +161,14 @@ def test_a_client_projects_on_no_basis_that_amplifies(method: Method, factor: fl
     bad = {} if factor is None else {k: v * np.float32(factor) for k, v in good.announced.items()}
     with pytest.raises(UploadError, match=why):
         method.upload(TWO_SHAPES, start, clients[0], replace(good, announced=bad))
+    twice = {
+        k: np.repeat(v[:, :1], v.shape[1], axis=1) for k, v in good.announced.items()
+    }  # columns of norm 1
+    with pytest.raises(UploadError, match="not orthonormal"):
+        method.upload(TWO_SHAPES, start, clients[0], replace(good, announced=twice))
+    short = {k: v[:-1] for k, v in good.announced.items()}
+    with pytest.raises(UploadError, match="no basis"):
+        method.upload(TWO_SHAPES, start, clients[0], replace(good, announced=short))
 
 
 def test_lora_fair_needs_the_mean_of_a() -> None:
