@@ -148,6 +148,10 @@ class PrivateTrainer:
         """
         return choose_engine(self.model, self._trained(trainable), settings.mode)
 
+    def check_next_step(self) -> None:
+        """Have the next step's changes checked as those of the first were: what is trained, and nothing else."""
+        self._verified.clear()
+
     def evaluate(
         self,
         examples: Examples,
