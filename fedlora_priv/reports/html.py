@@ -310,7 +310,7 @@ def _plan_cells(plan: Row) -> tuple[str, ...]:
         f"{plan['noise_multiplier']:.4f}",
         f"{plan['sample_rate']:.4f}",
         f"{plan['planned_steps']:,}",
-        f"{plan['clip_norm']:g}",
+        f"{plan['clip_norm']:g}{', then adaptive' if plan.get('adaptive_clip') else ''}",
         str(plan.get("sampler", "")),
         f"{plan['target_epsilon']:g}",
         "" if examples is None else f"{examples:,}",

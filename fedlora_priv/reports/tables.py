@@ -35,6 +35,13 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
     console.print(table)
     for client_id, why in planned["refused"].items():
         console.print(f"{client_id} would refuse this run: {why}", style="red", markup=False, highlight=False)
+    if adaptive := planned["clients"][0].get("adaptive_clip"):
+        print_fact(
+            console,
+            "clip norm",
+            f"begins at {planned['clients'][0]['clip_norm']:g} and follows counts of the gradients within it, noised "
+            f"by {adaptive['count_noise_stddev']:g}; the noise multipliers are the gradients', and ε covers both",
+        )
     guarantee, sizes, secure = planned["guarantee"], planned["bytes"], planned["secure_aggregation"]
     kind = (
         "a simulation: the data is declared public"

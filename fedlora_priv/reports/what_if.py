@@ -96,7 +96,8 @@ def _caption(plan: Plan) -> str:
     """Return whose plan this is."""
     return (
         f"What if, for {plan.client_id}: {plan.declared_examples} examples, steps a round: {plan.steps_per_round}, "
-        f"rounds in reserve: {plan.retry_rounds}, clip norm {plan.clip_norm:g}, δ = {plan.delta:g}"
+        f"rounds in reserve: {plan.retry_rounds}, clip norm {plan.clip_norm:g}"
+        f"{' at first, adaptive' if plan.adaptive_clip else ''}, δ = {plan.delta:g}"
     )
 
 

@@ -163,6 +163,12 @@ def test_a_clip_norm_that_no_charge_stands_for_is_refused(lab: Lab) -> None:
     assert len(lab.ledger.charges()) == 1
 
 
+def test_a_plan_says_what_is_noised_by_how_much(file: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", str(file)], env={"COLUMNS": "300"})
+    assert result.exit_code == 0, result.output
+    assert "begins at 10 and follows counts" in " ".join(result.output.split())
+
+
 def test_constants_come_from_the_experiment_file(experiment_file: Callable[..., Path]) -> None:
     found = adaptive_clip(Experiment.load(experiment_file(training={**TRAINING, "target_quantile": 0.8})))
     assert found is not None

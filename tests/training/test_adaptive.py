@@ -12,6 +12,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from accounting.adaptive_clip import AdaptiveClip
@@ -102,6 +104,19 @@ def test_one_example_moves_the_count_by_one_half(norm, moved):
         )
         noised.append(clip.follow([counts]).noised)
     assert noised[1] - noised[0] == pytest.approx(moved, abs=1e-12)
+
+
+@given(st.lists(st.floats(0, 10), max_size=40), st.floats(0, 10), st.floats(0.1, 5), st.integers(1, 40))
+def test_whoever_is_drawn_and_however_they_are_batched_one_more_moves_the_count_by_one_half(
+    others, norm, clip_norm, size
+):
+    settings, noised = replace(SETTINGS, clip_norm=clip_norm), []
+    for norms, batch in ((others, 16), (others, size), ([*others, norm], size)):
+        groups = [np.array(norms[start : start + batch]) for start in range(0, len(norms), batch)]
+        counts = [count for group in groups for count in counts_of(group, clip_norm)]
+        noised.append(ClipNorm(settings, SecretStream(KEY)).follow(counts).noised)
+    assert noised[0] == noised[1]
+    assert abs(noised[2] - noised[1]) == pytest.approx(0.5, abs=1e-9)
 
 
 def test_the_noise_on_counts_is_gaussian_as_stated_and_independent_of_the_gradients():
