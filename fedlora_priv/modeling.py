@@ -190,7 +190,9 @@ def _refuse_looking_ahead(model: Any) -> None:
         first, second = (
             model(input_ids=ids, attention_mask=mask).logits[0, :-1] for ids in (tokens, changed)
         )
-    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3):
+    if float((first - second).abs().max()) > 1e-5 * float(
+        first.abs().max()
+    ):  # a causal model: 0, or rounding
         raise ConfigError(
             f"{type(model).__name__} sees the tokens that it is to predict", "use a causal language model"
         )

@@ -1,6 +1,6 @@
 """A whole run in this process: ``fedlora run``.
 
-Begin or resume the run folder, make the parts, check that per-example gradients are right on this model, run
+Begin or resume the run folder, make the parts, rehearse private steps with this very model on this machine, run
 the rounds, ask the clients for their statements, write adapter and report. The report is written last: it is
 what makes a run finished.
 """
@@ -24,7 +24,6 @@ from fedlora_priv.federation.rounds import RoundConductor
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.setup import Parts, assemble, make_clients
-from fedlora_priv.training import preflight
 
 Amend = Callable[[Parts, RunFolder], Parts]
 """Changes the parts of a run before its clients are made, as an empirical audit does to insert canaries."""
@@ -80,7 +79,9 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress, amend
     parts = assemble(experiment, progress.say)
     if amend is not None:
         parts = amend(parts, folder)
-    preflight(parts.trainer.model)
+    progress.say("rehearsing a step on made-up data")
+    for line in parts.rehearse().lines():
+        progress.say(f"  {line}")
     clients, roster = make_clients(parts, folder)
     try:
         roster.save(folder.path / "roster.json")

@@ -10,10 +10,11 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from accounting.ledger import Ledger
 from accounting.planning import Plan
@@ -29,15 +30,20 @@ from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.methods import Layout, Method, Role, State, get
-from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples, coupling
+from fedlora_priv.training import (
+    PrivateTrainer,
+    Rehearsal,
+    StepSettings,
+    TokenisedExamples,
+    coupling,
+    coupling_tolerance,
+    rehearse,
+)
 from protocols.prg import SecretStream
 from protocols.secagg.identity import Identity, Roster
 
 LARGEST_ENTRY = 100.0
 """No honest adapter comes near; see `StateCheck`."""
-
-COUPLING_TOLERANCE = 1e-4
-"""Largest relative change of an example's gradient when its companions change; 1e-5 is usual."""
 
 StreamFactory = Callable[[str, int], SecretStream]
 """(purpose, round) → fresh secret randomness."""
@@ -78,6 +84,16 @@ class Parts:
     def dataset_id(self) -> str:
         """The name that the clients' ledgers know the data by."""
         return self.experiment.data.dataset_id or public_name(self.experiment.data.source)
+
+    def rehearse(self) -> Rehearsal:
+        """Return what a rehearsal of the clients' steps saw, with the settings of the one with the least noise.
+
+        Raises:
+            FedloraError: training would not be private, or not be training; nothing has been spent.
+        """
+        plan = min(self.plans.values(), key=lambda plan: plan.noise_multiplier)
+        trains = self.method.contract(self.layout).trains
+        return rehearse(self.trainer, step_settings(self.experiment, plan), trainable=trains)
 
     def evaluator(self) -> Callable[[State], float] | None:
         """Return what gives a state's accuracy or perplexity on the public held-out rows, if there are any."""
@@ -130,7 +146,7 @@ def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient
     homes = {client_id: folder.client_home(client_id) for client_id in parts.plans}
     identities = {client_id: home.identity() for client_id, home in homes.items()}
     roster = Roster({client_id: identity.public_bytes for client_id, identity in identities.items()})
-    accept = StateCheck(parts.trainer.model)
+    accept = StateCheck(parts.trainer.model, device=parts.trainer.device)
     with ExitStack() as made:  # closes those that were made if a later one cannot be
         clients = []
         for client_id in homes:
@@ -224,8 +240,8 @@ class StateCheck:
     entries amplify float rounding until it does: seen from 10^4 on, never up to 10^3.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, *, device: str | torch.device = "cpu") -> None:
+        self._model, self._device = model, device
         self._accepted = b""
 
     def __call__(self, state: State) -> None:
@@ -242,8 +258,8 @@ class StateCheck:
             raise FederationError(
                 f"the global state has entries up to {largest:.3g}, beyond {LARGEST_ENTRY:g}"
             )
-        error = coupling(self._model, state)
-        if not error <= COUPLING_TOLERANCE:
+        error = coupling(self._model, state, device=self._device)
+        if not error <= coupling_tolerance(self._model):
             raise FederationError(f"at this global state examples depend on each other ({error:.1e})")
         self._accepted = digest
 
@@ -260,30 +276,31 @@ def stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
     return known
 
 
+def step_settings(experiment: Experiment, plan: Plan) -> StepSettings:
+    """Return the public constants of a client's steps in its first round."""
+    training = experiment.training
+    return StepSettings(
+        steps=plan.steps_per_round,
+        sample_rate=plan.sample_rate,
+        planned_batch_size=plan.planned_batch_size,
+        noise_multiplier=plan.noise_multiplier,
+        clip_norm=plan.clip_norm,
+        learning_rate=training.learning_rate,
+        optimizer=training.optimizer,
+        max_tokens_per_microbatch=training.max_tokens_per_microbatch,
+        adaptive=plan.adaptive_clip,
+    )
+
+
 def _training(parts: Parts, client_id: str) -> LocalTraining:
     """Return private training on that client's rows."""
-    training, examples = parts.experiment.training, parts.examples[client_id]
+    examples = parts.examples[client_id]
 
     def train(
         start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream, clip_norm: float
     ) -> LocalResult:
-        result = parts.trainer.train(
-            examples,
-            start,
-            StepSettings(
-                steps=plan.steps_per_round,
-                sample_rate=plan.sample_rate,
-                planned_batch_size=plan.planned_batch_size,
-                noise_multiplier=plan.noise_multiplier,
-                clip_norm=clip_norm,
-                learning_rate=training.learning_rate,
-                optimizer=training.optimizer,
-                max_tokens_per_microbatch=training.max_tokens_per_microbatch,
-                adaptive=plan.adaptive_clip,
-            ),
-            stream=stream,
-            trainable=trains,
-        )
+        settings = replace(step_settings(parts.experiment, plan), clip_norm=clip_norm)
+        result = parts.trainer.train(examples, start, settings, stream=stream, trainable=trains)
         if parts.observe is not None:
             parts.observe(client_id, start, result.state)
         return LocalResult(

@@ -11,17 +11,21 @@ a private audit record that stays with the client.
 """
 
 from fedlora_priv.training.examples import TokenisedExamples, tokenise
-from fedlora_priv.training.preflight import PreflightReport, coupling, preflight
+from fedlora_priv.training.preflight import PreflightReport, coupling, coupling_tolerance, preflight
+from fedlora_priv.training.rehearsal import Rehearsal, rehearse
 from fedlora_priv.training.settings import StepSettings
 from fedlora_priv.training.trainer import PrivateTrainer, TrainResult
 
 __all__ = [
     "PreflightReport",
     "PrivateTrainer",
+    "Rehearsal",
     "StepSettings",
     "TokenisedExamples",
     "TrainResult",
     "coupling",
+    "coupling_tolerance",
     "preflight",
+    "rehearse",
     "tokenise",
 ]

@@ -1,4 +1,4 @@
-"""The check after a trainer's first step: every trained array moved, and nothing else did.
+"""Where a model lies before a step, and what changed after it: every trained array, and nothing else.
 
 Adapters that silently stay as they were are a known failure (hooks or optimizer on parameters that the model
 no longer uses); noise hides it from everything but a direct look.
@@ -6,13 +6,16 @@ no longer uses); noise hides it from everything but a direct look.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fedlora_priv.adapters import trainable_parameters
-from fedlora_priv.errors import FedloraError
+from fedlora_priv.errors import ConfigError, FedloraError
+
+_PRECISIONS = (torch.float32, torch.bfloat16)  # float16 overflows in attention, and nobody would see why
 
 
 class StepCheck:
@@ -53,6 +56,35 @@ class StepCheck:
         own = {id(tensor) for tensor in trainables.values()}
         rest = {n: t for n, t in self._model.state_dict(keep_vars=True).items() if id(t) not in own}
         return {name: _checksum(tensor) for name, tensor in (*trainables.items(), *rest.items())}
+
+
+def require_in_place(model: nn.Module, device: torch.device) -> None:
+    """Raise unless the whole model is on `device`, what is trained in float32 and the rest in a precision that works.
+
+    Raises:
+        ConfigError: it was moved, cast, or loaded in a precision that training cannot use.
+    """
+    trained = {id(parameter) for parameter in trainable_parameters(model).values()}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
+            raise ConfigError(
+                f"{name} is on {tensor.device} but its trainer works on {device}",
+                "build a new PrivateTrainer after moving the model",
+            )
+        if id(tensor) in trained and tensor.dtype != torch.float32:
+            raise ConfigError(f"{name} is {tensor.dtype}, too coarse for noise", "keep adapters float32")
+        if tensor.is_floating_point() and tensor.dtype not in _PRECISIONS:
+            raise ConfigError(f"{name} is {tensor.dtype}", "load the frozen weights in float32 or bfloat16")
+
+
+def base_dtype(model: nn.Module) -> str:
+    """Return the precision that most of the frozen weights are in, such as "float32"."""
+    trained = {id(parameter) for parameter in trainable_parameters(model).values()}
+    sizes: Counter[str] = Counter()
+    for parameter in model.parameters():
+        if id(parameter) not in trained:
+            sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return sizes.most_common(1)[0][0]
 
 
 def _checksum(tensor: Tensor) -> int:

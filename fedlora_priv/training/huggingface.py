@@ -177,8 +177,9 @@ class PrivacyCallback(TrainerCallback, ExportableState):
             )
         trained, model = self._refuse(), self._trainer.model
         preflight(
-            model, device=args.device, examples=rows_like(self._private_rows(), model), losses=self._losses
-        )
+            model, trained=trained, device=args.device, examples=rows_like(self._private_rows(), model),
+            losses=self._losses, mode=self._mode, clipping=self._clipping,
+        )  # fmt: skip
         spending = Spending(self._ledger, self._budget, self._sample_rate, self._clip_norm)
         if state.global_step:
             spending.resume(_statement(state), state.global_step)

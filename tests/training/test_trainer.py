@@ -68,11 +68,12 @@ def test_clients_in_turn_equal_clients_apart(tiny_model, make_examples):
         assert all(np.array_equal(together[name], apart[name]) for name in start)
 
 
-def test_a_failed_call_leaves_nothing_behind(tiny_model, make_examples):
+def test_a_failed_call_leaves_nothing_behind(tiny_model, make_examples, monkeypatch):
     trainer = PrivateTrainer(tiny_model())
     start, examples = read_state(trainer.model), make_examples(12)
     wanted = trainer.train(examples, start, StepSettings(**SETTINGS), stream=SecretStream(KEY)).state
-    broken = TokenisedExamples(examples.input_ids, np.full(12, 9), 0)  # labels out of range: fails mid-step
+    broken = TokenisedExamples(examples.input_ids, np.full(12, 9), 0)  # labels out of range
+    monkeypatch.setattr("fedlora_priv.training.trainer.refuse_unfit", lambda *_: None)  # so it fails mid-step
     with pytest.raises((IndexError, RuntimeError)):
         trainer.train(broken, start, StepSettings(**SETTINGS), stream=SecretStream(KEY))
     assert not any("activations" in module.__dict__ for module in trainer.model.modules())

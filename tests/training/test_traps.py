@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import random
 
@@ -13,14 +12,13 @@ from torch import nn
 
 from fedlora_priv.adapters import read_state, trainable_parameters
 from fedlora_priv.errors import ConfigError, FedloraError
-from fedlora_priv.training import PrivateTrainer, StepSettings, preflight
+from fedlora_priv.training import PrivateTrainer, StepSettings, exactness, preflight
 from fedlora_priv.training import losses as losses_module
 from fedlora_priv.training.checks import StepCheck
 from fedlora_priv.training.losses import next_token_losses
 from fedlora_priv.training.noise import gaussian_noise
 from protocols.prg import SecretStream
 
-preflight_module = importlib.import_module("fedlora_priv.training.preflight")
 KEY = bytes(range(32))
 STEP = {
     "steps": 1,
@@ -246,6 +244,6 @@ def test_trap_9_dropout_is_off_while_training(tiny_model, make_examples):
 
 
 def test_preflight_refuses_gradients_that_are_not_numbers(tiny_model, monkeypatch):
-    monkeypatch.setattr(preflight_module, "_difference", lambda *_: math.nan)
+    monkeypatch.setattr(exactness, "difference", lambda *_: math.nan)
     with pytest.raises(ConfigError, match="per-example gradients"):
         preflight(tiny_model())

@@ -1,0 +1,212 @@
+"""Would this trainer, on this machine, really train privately? Whole steps on made-up data, at no budget.
+
+What is asked is the very thing that a run will use: its model where it lies, its engine and mode, its steps. After
+the `preflight` of the engine:
+
+- a step without noise, cut into microbatches, is the clipped sum of brute force over the planned batch size;
+- a step of the run's own settings moves every trained array and nothing else;
+- the noise that arrives in the parameters, on a batch and on empty batches, is the planned noise.
+
+Everything is made up: tokens or pixels, adapters, and a secret stream that is thrown away. The model's state and
+everybody's generators are as before afterwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedlora_priv.adapters import read_state, trainable_parameters, write_state
+from fedlora_priv.errors import ConfigError
+from fedlora_priv.methods.base import Role
+from fedlora_priv.training.checks import StepCheck
+from fedlora_priv.training.exactness import Gradients, clip, difference, gradient_alone
+from fedlora_priv.training.made_up import made_up_examples, made_up_state
+from fedlora_priv.training.noise_check import NoiseReport, check_noise, steps_to_look_at
+from fedlora_priv.training.preflight import LENGTHS, TOLERANCES, PreflightReport, preflight
+from fedlora_priv.training.settings import StepSettings
+from fedlora_priv.training.trainer import ALL_ROLES, PrivateTrainer
+from protocols.prg import SecretStream
+
+_ENLARGED = 1e6
+_NOISE_VALUES = 12_000_000  # as many are drawn in about two seconds
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was seen of a trainer that is fit to train privately.
+
+    Attributes:
+        preflight: how exact its clipped gradients are.
+        step_error: between a whole step without noise and brute force, relative as in `preflight`.
+        noise: what was seen of the noise; None if none was asked for.
+        seconds: how long all of it took.
+    """
+
+    preflight: PreflightReport
+    step_error: float
+    noise: NoiseReport | None
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """Return what was seen, a line for each thing."""
+        return [
+            *self.preflight.lines(),
+            f"a step equals brute force within {self.step_error:.0e}, moves all that is trained and nothing else",
+            "no noise was asked for: NOT PRIVATE" if self.noise is None else f"noise: {self.noise}",
+        ]
+
+
+def rehearse(
+    trainer: PrivateTrainer, settings: StepSettings, *, trainable: frozenset[Role] = ALL_ROLES
+) -> Rehearsal:
+    """Return what was seen of a trainer that is fit to train privately with these settings.
+
+    Args:
+        trainer: the one that will train; as before afterwards, but that its next step is checked again.
+        settings: the run's own; how many steps, and how large a batch, make no difference.
+        trainable: the roles that the run will train.
+
+    Raises:
+        ConfigError: DP-SGD on this model would not do what is claimed, or nothing could be learnt.
+        EnvironmentProblem: the noise of its steps is not what it should be; wrong with probability 1e-9.
+        FedloraError: a step leaves something unchanged that it should train, or the other way round.
+    """
+    began = time.perf_counter()
+    parameters = trainable_parameters(trainer.model)
+    trained = {name: value for name, value in parameters.items() if trainer.layout.role(name) in trainable}
+    seen = preflight(
+        trainer.model,
+        trained=trained,
+        device=trainer.device,
+        mode=settings.mode,
+        clipping=settings.clipping,
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+    steps = _Steps(trainer, settings, trainable, trained)
+    start = read_state(trainer.model)
+    try:
+        step_error = steps.require_exact(TOLERANCES[seen.base_dtype].exact)
+        steps.require_changes()
+        noise = steps.look_at_noise() if settings.noise_multiplier > 0 else None
+    finally:
+        trainer.check_next_step()
+        write_state(trainer.model, start)
+    return Rehearsal(seen, step_error, noise, time.perf_counter() - began)
+
+
+class _Steps:
+    """Steps of one trainer on three made-up examples, from one made-up state."""
+
+    def __init__(
+        self,
+        trainer: PrivateTrainer,
+        settings: StepSettings,
+        trainable: frozenset[Role],
+        trained: dict[str, nn.Parameter],
+    ) -> None:
+        model: Any = trainer.model
+        self._trainer, self._settings = trainer, settings
+        self._trainable, self._trained = trainable, trained
+        self._state = made_up_state(model)
+        self._examples = made_up_examples(model, LENGTHS)
+        write_state(model, self._state)
+        self._clipped = [self._clipped_alone(i) for i in range(len(self._examples))]
+
+    def require_exact(self, tolerance: float) -> float:
+        """Return how far a step without noise, of two microbatches, is from brute force; raise if too far."""
+        # Else parameters in float32 would round away most of what an array with small gradients moves by.
+        settings = replace(self._plain(_ENLARGED), noise_multiplier=0.0)
+        after = self._train(settings).state
+        moved = {
+            name: torch.from_numpy((self._state[name].astype(np.float64) - after[name]) / _ENLARGED)
+            for name in self._trained
+        }
+        error = difference(moved, self._clipped)
+        if not error <= tolerance:
+            raise ConfigError(
+                f"a step is not the clipped sum of its examples ({error:.1e})", "use another mode"
+            )
+        return error
+
+    def require_changes(self) -> None:
+        """Take one step of the run's own settings; raise unless it changes what is trained and nothing else."""
+        write_state(self._trainer.model, self._state)
+        check = StepCheck(self._trainer.model, self._trained)
+        self._train(replace(self._settings, steps=1, sample_rate=1.0))
+        check.require_changes(noised=True)  # no gradient is zero here, so that holds without noise too
+
+    def look_at_noise(self) -> NoiseReport:
+        """Return what was seen of the noise of a step on all examples, and of steps on none.
+
+        Raises:
+            EnvironmentProblem: it is not the noise that was planned.
+        """
+        sizes = {name: parameter.numel() for name, parameter in self._trained.items()}
+        stream, plain = SecretStream(), self._plain(1.0)
+        known = sum(
+            np.concatenate([value.numpy().ravel() for value in part.values()]) for part in self._clipped
+        )
+        write_state(self._trainer.model, self._state)
+        start = self._flat()
+        self._train(plain, stream)
+        rows = [start - self._flat() - known]
+
+        passed = [start]
+        self._train(
+            replace(plain, steps=steps_to_look_at(sizes, _NOISE_VALUES)), stream, empty=True,
+            on_step=lambda _: passed.append(self._flat()),
+        )  # fmt: skip
+        rows += [before - after for before, after in itertools.pairwise(passed)]
+        planned = self._settings.noise_multiplier  # these steps move by the noised sum over the clip norm
+        return check_noise((np.stack(rows) / planned).astype(np.float32), sizes)
+
+    def _clipped_alone(self, index: int) -> Gradients:
+        """Return by brute force what an example adds to a step's sum, over the clip norm."""
+        trainer, settings = self._trainer, self._settings
+        example = self._examples.subset([index]).collate(trainer.device)
+        gradient = gradient_alone(trainer.model, self._trained, example)
+        clipped = clip(gradient, settings.clip_norm, settings.clipping)
+        return {name: value.cpu() / settings.clip_norm for name, value in clipped.items()}
+
+    def _plain(self, enlarged: float) -> StepSettings:
+        """Return settings of a step with everybody, that moves by the noised sum over the clip norm, enlarged."""
+        return replace(
+            self._settings,
+            steps=1,
+            sample_rate=1.0,
+            optimizer="sgd",
+            learning_rate=enlarged * self._settings.planned_batch_size / self._settings.clip_norm,
+            max_tokens_per_microbatch=2 * int(self._examples.lengths().max()),
+            adaptive=None,  # a clip norm that moves would hide the size of the noise
+        )
+
+    def _train(
+        self,
+        settings: StepSettings,
+        stream: SecretStream | None = None,
+        *,
+        empty: bool = False,
+        on_step: Any = None,
+    ) -> Any:
+        """Take these steps from the made-up state, on all the examples or on none."""
+        return self._trainer.train(
+            self._examples.subset([] if empty else range(len(self._examples))),
+            self._state,
+            settings,
+            stream=SecretStream() if stream is None else stream,
+            trainable=self._trainable,
+            on_step=on_step,
+        )
+
+    def _flat(self) -> NDArray[np.float64]:
+        """Return the trained parameters as they are now, in one vector."""
+        values = [parameter.detach().double().flatten() for parameter in self._trained.values()]
+        return torch.cat(values).cpu().numpy()

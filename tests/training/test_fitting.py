@@ -1,0 +1,76 @@
+"""Examples that a model has no place for: one clear line, before anything is drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedlora_priv.adapters import read_state
+from fedlora_priv.errors import ConfigError, DataError
+from fedlora_priv.training import PrivateTrainer, TokenisedExamples
+from fedlora_priv.training.fitting import longest_input, refuse_unfit
+from fedlora_priv.training.settings import StepSettings
+from protocols.prg import SecretStream
+
+
+def texts(length=5, label=1, token=7, pad=0):
+    return TokenisedExamples((np.full(length, token), np.array([3])), np.array([label, 0]), pad)
+
+
+@pytest.mark.parametrize("label", [2, -1])
+def test_a_label_out_of_range_stops_training_before_it_begins(label, tiny_model):
+    trainer, stream = PrivateTrainer(tiny_model()), SecretStream(bytes(32))
+    settings = StepSettings(
+        steps=1, sample_rate=1e-9, planned_batch_size=1.0, noise_multiplier=1.0, clip_norm=1.0,
+        learning_rate=0.1, optimizer="sgd", max_tokens_per_microbatch=64,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="a label is out of range: the model has classes 0 to 1"):
+        trainer.train(texts(label=label), read_state(trainer.model), settings, stream=stream)
+    assert stream.uniform(1) == SecretStream(bytes(32)).uniform(1)  # nothing was drawn
+
+
+def test_labels_of_images_are_checked_too(tiny_model, make_images):
+    images = make_images(3)
+    images.labels[1] = 2
+    with pytest.raises(DataError, match="label is out of range"):
+        refuse_unfit(tiny_model("vit"), images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "longest"), [("bert-mean", 64), ("roberta", 64), ("gpt2", 64), ("llama-lm", 64), ("vit", None)]
+)
+def test_the_longest_input(kind, longest, tiny_model):
+    assert longest_input(tiny_model(kind)) == longest
+
+
+def test_positions_hold_the_padded_width(tiny_model):
+    model = tiny_model("gpt2")
+    model.get_base_model().config.n_positions = 50
+    assert longest_input(model) == 48  # 50 tokens would be padded to 56
+
+
+@pytest.mark.parametrize("kind", ["bert-mean", "roberta", "gpt2", "llama"])
+def test_a_text_longer_than_the_positions(kind, tiny_model):
+    model = tiny_model(kind)
+    refuse_unfit(model, texts(length=64))
+    model(**texts(length=64).collate(torch.device("cpu")).inputs)  # which the model can indeed take
+    with pytest.raises(DataError, match=r"positions for \(64\); tokenise with max_length = 64"):
+        refuse_unfit(model, texts(length=65))
+
+
+@pytest.mark.parametrize("token", [97, -1])
+def test_a_token_outside_the_vocabulary(token, tiny_model):
+    with pytest.raises(DataError, match="outside the model's vocabulary of 97"):
+        refuse_unfit(tiny_model(), texts(token=token))
+
+
+def test_another_padding_than_the_model_looks_for(tiny_model):
+    # It would take padding for the text's last token, and so depend on the longest text of its batch.
+    with pytest.raises(ConfigError, match="padded with token 5, the model expects 0"):
+        refuse_unfit(tiny_model("llama"), texts(pad=5))
+    refuse_unfit(tiny_model("bert-mean"), texts(pad=5))  # masked, whatever it is
+
+
+def test_no_examples_fit(tiny_model):
+    refuse_unfit(tiny_model(), TokenisedExamples((), np.zeros(0, dtype=np.int64), 0))
