@@ -88,6 +88,8 @@ def test_a_statement_is_good_for_the_ledger_that_it_came_from(ledger, tmp_path):
         pytest.raises(BudgetError, match="does not hold the 2 steps"),
     ):
         account(earlier).resume(statement, 2)
+    with pytest.raises(BudgetError, match="does not hold the 2 steps"):  # as many rows, of another history
+        account(ledger).resume({**statement, "head": "0" * 64}, 2)
     for damaged in ({}, {**statement, "rows": -1}, {**statement, "run": None}):
         with pytest.raises(BudgetError, match="damaged"):
             account(ledger).resume(damaged, 2)
