@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +38,12 @@ from accounting.ledger import Ledger
 from accounting.planning import require_delta_below
 from accounting.private_audit import AttemptRecord, StepRecord
 from fedlora_priv.errors import BudgetError, ConfigError, RunFolderError
-from fedlora_priv.training.batching import microbatches
 from fedlora_priv.training.checks import StepCheck
 from fedlora_priv.training.clipping import Clipping, Mode, per_example_clipping
 from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
 from fedlora_priv.training.examples import Batch
 from fedlora_priv.training.huggingface_refusals import refuse_model, refuse_settings
-from fedlora_priv.training.huggingface_rows import CollatedRows, rows_like, standard_task
+from fedlora_priv.training.huggingface_rows import CollatedRows, rounding_collator, rows_like, standard_task
 from fedlora_priv.training.losses import model_losses
 from fedlora_priv.training.preflight import preflight
 from fedlora_priv.training.sampling import poisson_draw
@@ -87,7 +86,7 @@ class PrivacyCallback(TrainerCallback, ExportableState):
         epsilon, delta: what everything that this ledger charges may come to, earlier runs included.
         declared_examples: the public number of rows; never counted from private rows.
         clip_norm: L2 bound of one example's gradient over all trained arrays together.
-        clipping, mode: as in `StepSettings`.
+        clipping, mode, gradient_checkpointing: as in `StepSettings`.
         max_tokens_per_microbatch: padded tokens computed at once; bounds memory, not the batch.
         example_losses: one loss per example, a function of that example alone, in place of the cross-entropy.
         public_evaluation: declares the evaluation rows public and not among the training rows.
@@ -113,6 +112,7 @@ class PrivacyCallback(TrainerCallback, ExportableState):
         clip_norm: float = 1.0,
         clipping: Clipping = "flat",
         mode: Mode = "auto",
+        gradient_checkpointing: bool = False,
         max_tokens_per_microbatch: int = 2048,
         example_losses: ExampleLosses | None = None,
         public_evaluation: bool = False,
@@ -126,11 +126,15 @@ class PrivacyCallback(TrainerCallback, ExportableState):
             raise ConfigError(str(error)) from error
         if not (math.isfinite(clip_norm) and clip_norm > 0 and max_tokens_per_microbatch > 0):
             raise ConfigError("clip_norm and max_tokens_per_microbatch must be positive")
+        for name, value, known in (("clipping", clipping, Clipping), ("mode", mode, Mode)):
+            if value not in get_args(known):
+                raise ConfigError(f"there is no {name} {value!r}", f"use {', '.join(get_args(known))}")
         self._ledger = ledger
         self._declared = declared_examples
         self._clip_norm = clip_norm
         self._clipping: Clipping = clipping
         self._mode: Mode = mode
+        self._gradient_checkpointing = gradient_checkpointing
         self._max_tokens = max_tokens_per_microbatch
         self._example_losses = example_losses
         self._public_evaluation = public_evaluation
@@ -227,7 +231,7 @@ class PrivacyCallback(TrainerCallback, ExportableState):
         own = type(self._trainer).get_train_dataloader(self._trainer)
         self._rows = CollatedRows(
             own.dataset,
-            own.collate_fn,
+            rounding_collator(own.collate_fn),
             "custom" if self._example_losses is not None else standard_task(self._trainer.model),
         )
         size = self._trainer.args.per_device_train_batch_size
@@ -242,10 +246,14 @@ class PrivacyCallback(TrainerCallback, ExportableState):
         drawn = rows.subset(poisson_draw(run.stream, len(rows), self._sample_rate))
         counts = []
         with per_example_clipping(
-            self._trainer.model, run.trained, mode=self._mode, clipping=self._clipping
+            self._trainer.model,
+            run.trained,
+            mode=self._mode,
+            clipping=self._clipping,
+            gradient_checkpointing=self._gradient_checkpointing,
         ) as engine:
-            for indices in microbatches(drawn.lengths(), self._max_tokens):
-                losses = partial(self._losses, batch=drawn.subset(indices).collate(device))
+            for part in drawn.microbatches(self._max_tokens):
+                losses = partial(self._losses, batch=part.collate(device))
                 counts.append(engine.add(losses, self._clip_norm))
         sums = run.noiser.clipped_sums()
         run.noiser.add_noise()

@@ -105,6 +105,13 @@ _RULES: tuple[_Rule, ...] = (
         'use another, such as optim = "adamw_torch"',
     ),
     (
+        lambda trainer: any(
+            getattr(trainer.args, name, False) for name in ("gradient_checkpointing", "activation_checkpointing")
+        ),
+        "the Trainer's gradient checkpointing can lose per-example gradients",
+        "unset it and pass gradient_checkpointing=True to PrivacyCallback",
+    ),
+    (
         _set("debug", "", []),
         "debug prints what private rows make of the activations",
         "unset it",

@@ -6,7 +6,8 @@ asks that of made-up rows, which look like the data set's and hold nothing of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_priv.errors import ConfigError, DataError
+from fedlora_priv.training.batching import WIDTH_STEP, microbatches
 from fedlora_priv.training.examples import Batch, Indices
 
 Row = Mapping[str, Any]
@@ -24,7 +26,7 @@ Task = Literal["classification", "language-modelling", "custom"]
 
 _LABELS = ("label", "labels", "label_ids")
 _PACKED = {"position_ids", "seq_lengths", "cu_seq_lens_q"}
-_LENGTHS = (3, 7, 5)
+_ONE_WIDTH, _ONE_LENGTH = (3, 7, 5), (7, 7, 7)  # made-up rows that training could put into one microbatch
 _IGNORED = -100  # the label of a token that does not count
 _OWN_LOSS = "pass example_losses, a function that gives one loss per example"
 
@@ -54,6 +56,19 @@ class CollatedRows:
     def lengths(self) -> NDArray[np.int64]:
         """Return the number of tokens of each row, int64 (n,)."""
         return np.array([len(row["input_ids"]) for row in self.rows], dtype=np.int64)
+
+    def microbatches(self, max_tokens: int) -> Iterator[CollatedRows]:
+        """Yield the rows in parts of at most `max_tokens` padded tokens; see `batching.microbatches`.
+
+        A row's padded width must be its own, whoever else was drawn. So where the collator does not round widths
+        up, a part holds rows of one exact length.
+        """
+        lengths = self.lengths()
+        for group in microbatches(lengths, max_tokens):
+            parts = [group]
+            if not _rounds(self.collator):
+                parts = [group[lengths[group] == length] for length in np.unique(lengths[group])]
+            yield from map(self.subset, parts)
 
     def collate(self, device: torch.device) -> Batch:
         """Return all of these rows in one batch on `device`.
@@ -92,6 +107,23 @@ def _counted(labels: Tensor, input_ids: Tensor) -> Tensor:
     return counted
 
 
+def rounding_collator(collator: Collator) -> Collator:
+    """Return the collator, or where it can round padded widths up a copy that does, to multiples of `WIDTH_STEP`."""
+    changed = copy.copy(collator)
+    if hasattr(collator, "data_collator"):  # the Trainer's wrapper, which drops columns
+        changed.data_collator = rounding_collator(collator.data_collator)  # type: ignore[attr-defined]
+    elif hasattr(collator, "pad_to_multiple_of") and not _rounds(collator):
+        changed.pad_to_multiple_of = WIDTH_STEP  # type: ignore[attr-defined]
+    return changed
+
+
+def _rounds(collator: Any) -> bool:
+    """Return whether a collator makes widths multiples of `WIDTH_STEP`."""
+    inner = getattr(collator, "data_collator", collator)
+    multiple = getattr(inner, "pad_to_multiple_of", None)
+    return multiple is not None and multiple % WIDTH_STEP == 0
+
+
 def standard_task(model: Any) -> Task:
     """Return which cross-entropy a PEFT model is trained with: of its classes, or of the next token.
 
@@ -110,7 +142,7 @@ def standard_task(model: Any) -> Task:
 
 
 def rows_like(rows: CollatedRows, model: Any) -> CollatedRows:
-    """Return three made-up rows of different lengths, through the same collator, for `preflight`.
+    """Return three made-up rows that go through the same collator, for `preflight`.
 
     Of a row of the data set they have the columns' names and types, of no column a value.
 
@@ -133,30 +165,13 @@ def rows_like(rows: CollatedRows, model: Any) -> CollatedRows:
         )
     config = model.get_base_model().config
     pad = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
-    tokens, width = np.delete(np.arange(config.vocab_size), pad), len(template["input_ids"])
-
-    def made_up(lengths: Sequence[int]) -> list[dict[str, Any]]:
-        generator = np.random.default_rng(1)
-        texts = enumerate(generator.choice(tokens, length).tolist() for length in lengths)
-        return [{name: _made_up(name, template, ids, number) for name in template} for number, ids in texts]
-
-    try:
-        return _checked(CollatedRows(made_up(_LENGTHS), rows.collator, rows.task))
-    except ValueError as error:  # a collator that only stacks: its rows must have been padded before
-        if (rows.lengths() != width).any():
-            raise DataError(
-                "rows have different lengths and the data collator does not pad them",
-                "use one that does, such as transformers.DataCollatorWithPadding",
-            ) from error
-        short = made_up([min(length, width) for length in _LENGTHS])
-        padded = [{name: _padded(name, value, pad, width) for name, value in row.items()} for row in short]
-        return _checked(CollatedRows(padded, rows.collator, rows.task))
-
-
-def _checked(rows: CollatedRows) -> CollatedRows:
-    """Return the rows, if the collator takes them."""
-    rows.collate(torch.device("cpu"))
-    return rows
+    tokens, generator = np.delete(np.arange(config.vocab_size), pad), np.random.default_rng(1)
+    lengths = _ONE_WIDTH if _rounds(rows.collator) else _ONE_LENGTH
+    texts = [generator.choice(tokens, length).tolist() for length in lengths]
+    made_up = [
+        {name: _made_up(name, template, ids, number) for name in template} for number, ids in enumerate(texts)
+    ]
+    return CollatedRows(made_up, rows.collator, rows.task)
 
 
 def _made_up(name: str, template: Row, ids: list[int], number: int) -> Any:
@@ -173,10 +188,3 @@ def _made_up(name: str, template: Row, ids: list[int], number: int) -> Any:
         f"the data set's column {name!r} is neither one number for each row nor one for each token",
         "remove it from the data set",
     )
-
-
-def _padded(name: str, value: Any, pad: int, width: int) -> Any:
-    """Return a column's value for one row, with padding on the right if it has one entry a token."""
-    if not isinstance(value, list):
-        return value
-    return value + [{"input_ids": pad, "labels": _IGNORED}.get(name, 0)] * (width - len(value))

@@ -61,6 +61,10 @@ def open_ledger(folder: Path, name: str = "ledger.sqlite") -> Ledger:
     return Ledger.open(folder / name, client_id="me", dataset_id="rows", partition_id="all", public=False)
 
 
+def without_labels(batch: Any) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
 def rows_of(examples: Any) -> list[dict[str, Any]]:
     """Rows as `datasets` gives them, unpadded."""
     rows = [{"input_ids": ids.tolist(), "attention_mask": [1] * len(ids)} for ids in examples.input_ids]
@@ -182,19 +186,56 @@ def test_the_trainers_own_clipping_only_scales_noised_gradients(make_trainer, pr
     np.testing.assert_allclose(moved[1], moved[0] * 0.5 / norm, atol=1e-6)
 
 
-def test_rows_that_were_padded_before_are_taken_too(make_trainer, private, make_examples):
+@pytest.mark.parametrize("width", [0, 12])
+def test_rows_are_taken_from_a_collator_that_only_stacks(width, make_trainer, private, make_examples):
     rows = [
-        {name: value if name == "label" else value + [0] * (12 - len(value)) for name, value in row.items()}
+        {
+            name: value if name == "label" else value + [0] * (width - len(value))
+            for name, value in row.items()
+        }
         for row in rows_of(make_examples(DECLARED))
     ]
     trainer = make_trainer(rows=rows, collator=default_data_collator)
     private().attach(trainer)
     trainer.train()
     assert trainer.state.global_step == 4
-    private(epsilon=9.0).attach(trainer := make_trainer(rows=[*rows[1:], rows_of(make_examples(1))[0]],
-                                                        collator=default_data_collator))  # fmt: skip
-    with pytest.raises(DataError, match="does not pad"):
+
+
+def test_a_padded_width_is_a_rows_own(make_trainer, private, make_examples, tokenizer):
+    """Else who else was drawn would show in the rounding; see docs/decisions/0034."""
+    lengths: dict[int, set[int]] = {}
+
+    def losses(model, batch):
+        for mask in batch["attention_mask"]:
+            lengths.setdefault(int(mask.sum()), set()).add(len(mask))
+        return cross_entropy(model(**without_labels(batch)).logits, batch["labels"], reduction="none")
+
+    class Forget(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            lengths.clear()
+
+    pad = DataCollatorWithPadding(tokenizer)
+    # The second pads to the longest, and nobody can ask it for anything else.
+    for collator, epsilon in ((pad, 3.0), (lambda rows: pad(rows), 9.0)):  # noqa: PLW0108
+        private(example_losses=losses, epsilon=epsilon).attach(trainer := make_trainer(collator=collator))
+        trainer.add_callback(Forget())  # what the preflight's rows were padded to
         trainer.train()
+        assert len(lengths) > 5
+        assert all(len(widths) == 1 for widths in lengths.values())
+    assert pad.pad_to_multiple_of is None  # the caller's own is left alone
+
+
+@pytest.mark.parametrize("options", [{"mode": "ghost"}, {"mode": "hooks"}, {"gradient_checkpointing": True}])
+def test_every_engine_takes_the_same_steps(options, make_trainer, private, tmp_path):
+    states = []
+    for index, chosen in enumerate(({}, options)):
+        trainer = make_trainer()
+        with open_ledger(tmp_path, f"{index}.sqlite") as ledger:
+            private(stream=SecretStream(KEY), ledger=ledger, **chosen).attach(trainer)
+            trainer.train()
+        states.append(read_state(trainer.model))
+    for name, value in states[0].items():
+        np.testing.assert_allclose(value, states[1][name], atol=1e-6)
 
 
 def test_columns_that_the_trainer_drops_do_not_matter(make_trainer, private, make_examples, tmp_path):
@@ -212,8 +253,7 @@ def test_columns_that_the_trainer_drops_do_not_matter(make_trainer, private, mak
 
 def test_a_loss_for_each_example_may_be_given(make_trainer, private, tmp_path):
     def losses(model, batch):
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        return cross_entropy(model(**inputs).logits, batch["labels"], reduction="none")
+        return cross_entropy(model(**without_labels(batch)).logits, batch["labels"], reduction="none")
 
     states = []
     for index, own in enumerate((None, losses)):
@@ -235,8 +275,7 @@ def test_a_loss_for_each_example_may_be_given(make_trainer, private, tmp_path):
 )
 def test_a_loss_that_is_not_one_for_each_example_is_refused(reduce, complaint, make_trainer, private, ledger):
     def losses(model, batch):
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        return reduce(cross_entropy(model(**inputs).logits, batch["labels"], reduction="none"))
+        return reduce(cross_entropy(model(**without_labels(batch)).logits, batch["labels"], reduction="none"))
 
     trainer = make_trainer()
     private(example_losses=losses).attach(trainer)
@@ -486,6 +525,7 @@ def test_evaluation_on_declared_public_rows_is_logged(make_trainer, private, mak
         ({"auto_find_batch_size": True}, "auto_find_batch_size"),
         ({"include_num_input_tokens_seen": "all"}, "include_num_input_tokens_seen"),
         ({"restore_callback_states_from_checkpoint": True}, "restore_callback_states"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing=True to PrivacyCallback"),
         ({"debug": "underflow_overflow"}, "debug prints"),
         ({"optim": "galore_adamw_layerwise", "optim_target_modules": ["query"]}, "backward pass"),
         ({"eval_strategy": "steps", "eval_dataset": [{}]}, "evaluation during training"),
@@ -590,17 +630,14 @@ def test_a_collator_that_joins_rows_is_refused(make_trainer, private, tiny_model
     assert not ledger.charges()
 
 
-def test_padding_on_the_left_of_absolute_positions_is_noticed(
-    make_trainer, private, tokenizer, tiny_model, ledger
-):
-    """A row's positions would then depend on how long its companions are."""
+def test_padding_on_the_left_is_a_rows_own_too(make_trainer, private, tokenizer, tiny_model):
+    """GPT-2's positions count padding on the left; it would matter if companions decided how much there is."""
     left = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, pad_token="0", padding_side="left"
     )
     private().attach(trainer := make_trainer(tiny_model("gpt2"), collator=DataCollatorWithPadding(left)))
-    with pytest.raises(ConfigError, match="per-example gradients"):
-        trainer.train()
-    assert not ledger.charges()
+    trainer.train()
+    assert trainer.state.global_step == 4
 
 
 @pytest.mark.parametrize(
@@ -611,6 +648,8 @@ def test_padding_on_the_left_of_absolute_positions_is_noticed(
         ({"declared_examples": 0}, "declared_examples"),
         ({"clip_norm": math.inf}, "clip_norm"),
         ({"max_tokens_per_microbatch": 0}, "max_tokens"),
+        ({"clipping": "adaptive"}, "no clipping 'adaptive'"),
+        ({"mode": "fast"}, "no mode 'fast'"),
     ],
 )
 def test_values_out_of_range_are_refused(options, complaint, private):
