@@ -138,7 +138,8 @@ def _card(model: Any, base_model: str, notes: str) -> str:
     wrapper, load = _loader(type(base).__name__)
     heads = sorted({name.split(".")[0] for name in config.modules_to_save or ()})
     labels = int(base.config.num_labels) if heads else None
-    return _CARD.format(
+    card = _CARD if heads else _CARD + _GENERATE
+    return card.format(
         base=base_model, rank=config.r, alpha=f"{config.lora_alpha}{' (rsLoRA)' if config.use_rslora else ''}",
         labels="" if labels is None else f", {labels} labels. The head ({', '.join(heads)}) is inside\n"
         "`adapter_model.safetensors`",
@@ -178,4 +179,16 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 ```
 
 {notes}
+"""
+
+_GENERATE = """
+## Generating
+
+```python
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{base}")
+inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+```
 """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from fedlora_priv.config_base import Names, Section, demo_must_exist
 
-DEMO_MODELS = ("demo:minilm",)
+DEMO_MODELS = ("demo:minilm", "demo:smollm2")
+ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 
 class ModelSection(Section):
@@ -17,7 +18,8 @@ class ModelSection(Section):
     source: str = Field(
         default="demo:minilm",
         min_length=1,
-        description="'demo:minilm' (all-MiniLM-L6-v2, Apache-2.0), a local folder, or a hub model name.",
+        description="'demo:minilm' (all-MiniLM-L6-v2, Apache-2.0), 'demo:smollm2' (SmolLM2-135M-Instruct, quantised "
+        "to 4 bits, Apache-2.0; a language model, needs the extra 'gguf'), a local folder, or a hub model name.",
     )
     task: Literal["classification", "language-modelling"] = Field(
         default="classification",
@@ -28,6 +30,11 @@ class ModelSection(Section):
         default="mean",
         description="Classification only. 'mean': mean over the attention mask and a linear head (what sentence "
         "encoders are trained for); 'native': the architecture's own classification head.",
+    )
+    base_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Precision of the frozen weights. 'bfloat16' halves their memory and is fast where the hardware "
+        "has it (`fedlora doctor` says); adapters, clipping and noise stay float32.",
     )
     max_length: int = Field(
         default=64,
@@ -53,13 +60,36 @@ class LoraSection(Section):
 
     rank: int = Field(default=8, ge=1, le=1024, description="Rank r of every adapter.")
     alpha: float = Field(default=16.0, gt=0, description="LoRA alpha; the adapter is scaled by alpha / rank.")
+    use_rslora: bool = Field(
+        default=False,
+        description="Scale the adapter by alpha / √rank instead (rank-stabilised LoRA, Kalajdzievski 2023).",
+    )
     target_modules: Names = Field(
-        default=("query", "value"), min_length=1, description="Name endings of the linear maps to adapt."
+        default=("query", "value"),
+        min_length=1,
+        description='Name endings of the linear maps to adapt, such as ["q_proj", "v_proj"] of a Llama; or '
+        '"all-linear": all of them but the head.',
     )
     train_head: bool = Field(
-        default=True, description="Train the classification head too; it is clipped and noised with the rest."
+        default=True,
+        description="Train the classification head too; it is clipped and noised with the rest. A language model "
+        "has none.",
     )
     use_dora: bool = Field(default=False, description="Must be false: DoRA is refused under DP-SGD.")
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _all_linear(cls, targets: Any) -> Any:
+        """Take "all-linear" by itself as the array that holds nothing else."""
+        return (ALL_LINEAR,) if targets == ALL_LINEAR else targets
+
+    @field_validator("target_modules")
+    @classmethod
+    def _all_or_some(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse all linear maps and some more."""
+        if ALL_LINEAR in targets and len(targets) > 1:
+            raise ValueError(f"{ALL_LINEAR!r} is already every linear map; name it alone")
+        return targets
 
     @field_validator("use_dora")
     @classmethod
@@ -88,10 +118,11 @@ class TrainingSection(Section):
     clip_norm: float = Field(
         default=1.0, gt=0, description="L2 bound of one example's gradient over all trained arrays."
     )
-    clipping: Literal["flat", "adaptive"] = Field(
+    clipping: Literal["flat", "per-layer", "adaptive"] = Field(
         default="flat",
-        description="'flat': an example's whole gradient is scaled to clip_norm. 'adaptive': the bound begins at "
-        "clip_norm and follows noised counts of the gradients within it, which share the price.",
+        description="'flat': an example's whole gradient is scaled to clip_norm. 'per-layer': the part of each of L "
+        "adapted maps (and the head) to clip_norm / √L; the same bound, so the same price. 'adaptive': the bound "
+        "begins at clip_norm and follows noised counts of the gradients within it, which share the price.",
     )
     target_quantile: float = Field(
         default=0.5,
@@ -109,6 +140,20 @@ class TrainingSection(Section):
         default=None,
         gt=0,
         description="For 'adaptive': noise on each step's count. Default: batch_size / 20. Less noise costs more.",
+    )
+    per_example: Literal["auto", "direct", "hooks", "ghost"] = Field(
+        default="auto",
+        description="How examples' gradients are clipped; all ways give the same sums up to rounding, and 'auto' takes "
+        "the fastest that fits the model. 'direct': norms from LoRA's own factors; 'hooks' and 'ghost': Opacus.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute activations twice to keep fewer: less memory, more time, same result.",
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="Where the model runs: 'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:N'.",
     )
     max_tokens_per_microbatch: int = Field(
         default=1024,

@@ -38,21 +38,55 @@ def silent() -> Silent:
     return Silent()
 
 
+def _save_tokenizer(folder: Path, words: Sequence[str], **special: str) -> int:
+    """Save a tokenizer of these words, with padding as token 0; return how many tokens it knows."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    every = ["[PAD]", "[UNK]", *special.values(), *words]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(every)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **special
+    )
+    fast.save_pretrained(folder)
+    return len(every)
+
+
+def _save_llama(folder: Path, words: Sequence[str]) -> Path:
+    """Save a tokenizer of these words and a causal Llama of 2 layers of width 32; return the folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocabulary = _save_tokenizer(folder, words, eos_token="[EOS]")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=32,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=2,
+            initializer_range=0.2,  # with the default the model is too flat for adapters to change it
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def _save_bert(folder: Path, words: Sequence[str], **settings: float) -> Path:
     """Save a tokenizer of these words and a BERT of 2 layers of width 32 with random weights; return the folder."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers import BertConfig, BertModel
 
-    every = ["[PAD]", "[UNK]", *words]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(every)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
-    fast.save_pretrained(folder)
+    vocabulary = _save_tokenizer(folder, words)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=len(every),
+            vocab_size=vocabulary,
             hidden_size=32,
             num_hidden_layers=2,
             num_attention_heads=2,
@@ -75,6 +109,28 @@ def save_bert() -> Callable[..., Path]:
 def tiny_model(save_bert: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny BERT whose tokens are the words of `tiny_data`."""
     return save_bert(tmp_path_factory.mktemp("tiny-bert"), [*GOOD, *BAD, *NEUTRAL])
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny causal Llama whose tokens are the words of `tiny_text`."""
+    return _save_llama(tmp_path_factory.mktemp("tiny-llama"), [*GOOD, *BAD, *NEUTRAL])
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.txt (400 paragraphs) and dev.txt (60): each word has one word that follows it."""
+    folder = tmp_path_factory.mktemp("tiny-text")
+    rng = np.random.default_rng(0)
+    words = [*GOOD, *BAD, *NEUTRAL]
+    for name, rows in (("train", 400), ("dev", 60)):
+        starts, lengths = rng.integers(len(words), size=rows), rng.integers(3, 14, rows)
+        rows_of_words = [
+            [words[(s + i) % len(words)] for i in range(n)] for s, n in zip(starts, lengths, strict=True)
+        ]
+        text = "\n\n".join(" ".join(row) for row in rows_of_words)
+        (folder / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

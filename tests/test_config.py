@@ -289,3 +289,53 @@ def test_the_reference_page_is_up_to_date() -> None:
 def test_exit_codes_are_documented() -> None:
     assert exit_codes().keys() >= {0, 1, 2, 3, 4, 5, 6}
     assert FedloraError("two\nlines.", "do this").args == ("two lines; do this",)
+
+
+@pytest.mark.parametrize("value", ["all-linear", '["all-linear"]'])
+def test_all_linear_maps_by_one_word(value: str) -> None:
+    experiment = load(f"lora.target_modules={value}")
+    assert experiment.lora.target_modules == ("all-linear",)
+    assert Experiment.from_toml(experiment.to_toml()) == experiment
+
+
+def test_speed_and_memory_do_not_make_another_experiment() -> None:
+    changes = (
+        "training.device=cpu", "training.per_example=ghost", "training.gradient_checkpointing=true",
+    )  # fmt: skip
+    assert load(*changes).digest() == load().digest()
+    for change in ("training.clipping=per-layer", "model.base_dtype=bfloat16", "lora.use_rslora=true"):
+        assert load(change).digest() != load().digest()
+
+
+MODELLING = ("model.task=language-modelling",)
+
+
+def test_language_modelling_needs_no_labels_even_of_private_data() -> None:
+    text = PRIVATE.replace('labels = ["well", "ill"]\n', "")
+    experiment = load(*MODELLING, "data.prompt_column=question", text=text)
+    assert (experiment.model.metric, experiment.data.labels) == ("perplexity", None)
+    assert load().model.metric == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((*MODELLING, "data.labels=['a', 'b']"), "data.labels has no meaning"),
+        ((*MODELLING, "data.label_column=stars"), "data.label_column has no meaning"),
+        ((*MODELLING, "data.partition=dirichlet"), "data.partition = 'dirichlet' has no meaning"),
+        ((*MODELLING, "model.pooling=native"), "model.pooling = 'native' has no meaning"),
+        (("data.prompt_column=question",), "data.prompt_column has no effect on classification"),
+        (("training.device=tpu",), "training.device should match pattern"),
+        (("training.per_example=fast",), "training.per_example should be 'auto', 'direct', 'hooks' or 'ghost'"),
+        (("lora.target_modules=query",), "lora.target_modules should be an array"),
+        (("lora.target_modules=['all-linear', 'query']",), "name it alone"),
+        (("model.base_dtype=float16",), "model.base_dtype should be 'float32' or 'bfloat16'"),
+    ],
+)  # fmt: skip
+def test_what_a_task_or_a_training_cannot_have(overrides: tuple[str, ...], words: str) -> None:
+    assert words in refusal(*overrides)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_example_is_an_experiment(path: Path) -> None:
+    assert Experiment.load(path).experiment.name

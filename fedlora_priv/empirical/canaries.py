@@ -43,13 +43,13 @@ class Canaries:
 def random_rows(
     count: int, *, seed: int, vocabulary: int, labels: int, longest: int, pad_id: int
 ) -> TokenisedExamples:
-    """Return `count` rows of random tokens with random labels, the same for everybody with the seed.
+    """Return `count` rows of random tokens, with random labels if there are any, the same for everybody with the seed.
 
     Args:
         count: m.
         seed: public.
         vocabulary: tokens are drawn from all of them but padding.
-        labels: number of classes.
+        labels: number of classes; 0 for next-token prediction.
         longest: the experiment's longest input, in tokens.
         pad_id: the padding token.
 
@@ -64,4 +64,4 @@ def random_rows(
     ids = tuple(
         generator.choice(tokens, generator.integers(shortest, end)).astype(np.int64) for _ in range(count)
     )
-    return TokenisedExamples(ids, generator.integers(labels, size=count), pad_id)
+    return TokenisedExamples(ids, generator.integers(labels, size=count) if labels else None, pad_id)

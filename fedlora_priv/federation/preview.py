@@ -55,8 +55,20 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
         "clients": clients,
         "refused": refusals(experiment, parts.plans),
         "bytes": planned_bytes(parts),
+        "rows": _rows(parts),
+        "environment": parts.environment(),
         "secure_aggregation": experiment.secure_aggregation.summary(experiment.federation.clients),
     }
+
+
+def _rows(parts: Parts) -> dict[str, int]:
+    """Return the longest input in tokens and, only of public data, how many rows of how many reach it."""
+    longest = parts.experiment.model.max_length
+    if not parts.experiment.data.public:
+        return {"longest_input": longest}
+    lengths = [int(length) for examples in parts.examples.values() for length in examples.lengths()]
+    reach = sum(length >= longest for length in lengths)
+    return {"longest_input": longest, "of": len(lengths), "as_long_or_longer": reach}
 
 
 def planned_bytes(parts: Parts) -> dict[str, Any]:

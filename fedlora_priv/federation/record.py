@@ -83,6 +83,7 @@ def build(
         outputs=_outputs(parts),
         versions=versions(),
         secure_aggregation=experiment.secure_aggregation.summary(experiment.federation.clients),
+        environment=parts.environment(),
     )
 
 
@@ -176,16 +177,16 @@ def partition(parts: Parts) -> Partition | None:
 
 
 def adapter_notes(report: Mapping[str, Any], label_names: list[str]) -> str:
-    """Return what the adapter's card says of the guarantee and the labels."""
+    """Return what the adapter's card says of the guarantee and, of a classifier, the labels."""
     claim = max(report["claims"], key=lambda claim: float(claim["epsilon"]))
     simulation = (
         " The training data was declared public, so this is a simulation." if report["simulation"] else ""
     )
-    labels = "\n".join(f"- {index}: {name}" for index, name in enumerate(label_names))
+    labels = "".join(f"- {index}: {name}\n" for index, name in enumerate(label_names))
     return (
         f"## Privacy\n\nε ≤ {claim['epsilon']:.4f} at δ = {claim['delta']:g} per {claim['unit']} "
-        f"({claim['adjacency']}), at every client.{simulation} See `report.json` of the run.\n\n"
-        f"## Labels\n\n{labels}\n"
+        f"({claim['adjacency']}), at every client.{simulation} See `report.json` of the run.\n"
+        + (f"\n## Labels\n\n{labels}" if labels else "")
     )
 
 

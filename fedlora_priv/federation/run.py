@@ -24,6 +24,7 @@ from fedlora_priv.federation.rounds import RoundConductor
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.setup import Parts, assemble, make_clients
+from fedlora_priv.reports.summary import environment_text
 
 Amend = Callable[[Parts, RunFolder], Parts]
 """Changes the parts of a run before its clients are made, as an empirical audit does to insert canaries."""
@@ -79,6 +80,7 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress, amend
     parts = assemble(experiment, progress.say)
     if amend is not None:
         parts = amend(parts, folder)
+    progress.say(environment_text(parts.environment()))
     progress.say("rehearsing a step on made-up data")
     for line in parts.rehearse().lines():
         progress.say(f"  {line}")

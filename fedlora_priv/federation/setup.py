@@ -25,15 +25,16 @@ from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
+from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.learner import Say, load_learner
 from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.methods import Layout, Method, Role, State, get
+from fedlora_priv.precision import resolve_device
 from fedlora_priv.training import (
     PrivateTrainer,
     Rehearsal,
-    StepSettings,
     TokenisedExamples,
     coupling,
     coupling_tolerance,
@@ -100,6 +101,12 @@ class Parts:
         rows = self.evaluation
         return None if rows is None else lambda state: self.trainer.evaluate(rows, state).value
 
+    def environment(self) -> dict[str, str]:
+        """Return what the training runs on and how it clips, in words."""
+        plan = next(iter(self.plans.values()))
+        settings = step_settings(self.experiment, plan)
+        return environment(self.experiment, self.trainer, settings, self.method.contract(self.layout).trains)
+
 
 def assemble(experiment: Experiment, say: Say) -> Parts:
     """Return the parts of an experiment: data fetched and split, plans calibrated, model loaded.
@@ -117,7 +124,7 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
     say("calibrating the noise")
     plans = plan_clients(experiment, sizes)
     learner = load_learner(experiment, source.train.label_names, say)
-    trainer = PrivateTrainer(learner.model)
+    trainer = PrivateTrainer(learner.model, device=resolve_device(experiment.training.device))
     return Parts(
         experiment=experiment,
         method=get(experiment.federation.method),
@@ -274,22 +281,6 @@ def stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
         return SecretStream(hashlib.sha256(f"{seed}/{client_id}/{purpose}/{number}".encode()).digest())
 
     return known
-
-
-def step_settings(experiment: Experiment, plan: Plan) -> StepSettings:
-    """Return the public constants of a client's steps in its first round."""
-    training = experiment.training
-    return StepSettings(
-        steps=plan.steps_per_round,
-        sample_rate=plan.sample_rate,
-        planned_batch_size=plan.planned_batch_size,
-        noise_multiplier=plan.noise_multiplier,
-        clip_norm=plan.clip_norm,
-        learning_rate=training.learning_rate,
-        optimizer=training.optimizer,
-        max_tokens_per_microbatch=training.max_tokens_per_microbatch,
-        adaptive=plan.adaptive_clip,
-    )
 
 
 def _training(parts: Parts, client_id: str) -> LocalTraining:

@@ -241,3 +241,17 @@ def up_text(value: float) -> str:
     """
     shown = f"{value:.3f}"
     return shown if float(shown) >= value else f"{value + 0.0005:.3f}"
+
+
+def environment_text(environment: Mapping[str, str]) -> str:
+    """Return a report's environment as one line.
+
+    >>> environment_text({"device": "cpu", "base_precision": "float32", "clipping": "flat",
+    ...                   "per_example": "hooks: as asked", "gradient_checkpointing": "off"})
+    'on cpu, frozen weights in float32; clipping flat, per-example gradients by hooks: as asked'
+    """
+    twice = ", activations computed twice" if environment["gradient_checkpointing"] == "on" else ""
+    return (
+        f"on {environment['device']}, frozen weights in {environment['base_precision']}{twice}; "
+        f"clipping {environment['clipping']}, per-example gradients by {environment['per_example']}"
+    )

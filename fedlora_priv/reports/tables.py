@@ -13,6 +13,7 @@ from rich.text import Text
 
 from accounting.case import Verdict
 from fedlora_priv.doctor import Finding
+from fedlora_priv.reports.summary import environment_text
 
 COLOURS = {"PASS": "green", "OK": "green", "FAIL": "bold red", "WARN": "yellow", "UNVERIFIABLE": "yellow"}
 
@@ -69,6 +70,8 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         f"{sizes['modulus_bits']} bits: {values / 1000:,.1f} kB a round and client, "
         f"{values / dense:.3f} of dense float32 LoRA ({dense / 1000:,.1f} kB); keys and shares come on top",
     )
+    print_fact(console, "rows", _rows_text(planned["rows"]))
+    print_fact(console, "training", environment_text(planned["environment"]))
     rounds = f"{planned['rounds']} of {planned['method']}, {secure['mode']} aggregation"
     if secure["mode"] == "secure":
         rounds += (
@@ -76,6 +79,14 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
             f"at least {secure['min_survivors']} in a sum, up to {secure['max_colluders']} colluding"
         )
     print_fact(console, "rounds", rounds)
+
+
+def _rows_text(rows: dict[str, int]) -> str:
+    """Return what the longest input means for the rows."""
+    cut = f"of each row the first {rows['longest_input']} tokens are trained on"
+    if "of" not in rows:
+        return f"{cut}; how many rows are longer is private"
+    return f"{cut}; {rows['as_long_or_longer']:,} of {rows['of']:,} have as many or more"
 
 
 def print_fact(console: Console, label: str, text: str, style: str = "") -> None:

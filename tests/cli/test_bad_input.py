@@ -13,31 +13,66 @@ import pytest
 from accounting.ledger import Ledger
 
 Prepare = Callable[[Path, Path], list[str]]
-"""(scratch folder, tiny data) → overrides."""
+"""(scratch folder, tiny model) → overrides."""
 
 
 def overrides(*values: str) -> Prepare:
-    return lambda scratch, data: list(values)
+    return lambda scratch, model: list(values)
 
 
 def one_file(content: bytes) -> Prepare:
-    def prepare(scratch: Path, data: Path) -> list[str]:
+    def prepare(scratch: Path, model: Path) -> list[str]:
         (scratch / "rows.tsv").write_bytes(content)
         return [f'data.source="{scratch / "rows.tsv"}"', "data.evaluation_examples=1"]
 
     return prepare
 
 
-def strange_folder(scratch: Path, data: Path) -> list[str]:
+def strange_folder(scratch: Path, model: Path) -> list[str]:
     (scratch / "mine").mkdir()
     (scratch / "mine" / "thesis.txt").write_text("precious")
     return [f'experiment.output="{scratch / "mine"}"']
 
 
-def output_is_a_file(scratch: Path, data: Path) -> list[str]:
+def output_is_a_file(scratch: Path, model: Path) -> list[str]:
     (scratch / "occupied").write_text("x")
     return [f'experiment.output="{scratch / "occupied"}/run"']
 
+
+def damaged_model(change: Callable[[Path], None]) -> Prepare:
+    """Overrides that name a changed copy of the tiny model."""
+
+    def prepare(scratch: Path, model: Path) -> list[str]:
+        copy = Path(shutil.copytree(model, scratch / "model"))
+        change(copy)
+        return [f'model.source="{copy}"']
+
+    return prepare
+
+
+def not_a_number(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(weights) if name.endswith("attention.self.value.weight"))
+    weights[name] = weights[name] * float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def no_padding_token(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in values.items() if k != "pad_token"}))
+
+
+def undeclared_label(scratch: Path, model: Path) -> list[str]:
+    return [
+        *one_file(b"sentence\tlabel\ngood\t1\nbad\t0\nodd\t7\n")(scratch, model),
+        'data.labels=["0", "1"]',
+    ]
+
+
+MODELLING = ("model.task=language-modelling", 'lora.target_modules="all-linear"')
 
 BAD: dict[str, tuple[Prepare, int, str]] = {
     "unknown key": (overrides("privacy.epsilonn=2"), 2, "epsilon"),
@@ -62,6 +97,18 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "no such data": (overrides('data.source="/no/such/rows.tsv"'), 3, "/no/such/rows.tsv"),
     "no such model": (overrides('model.source="/no/such/model"'), 3, "/no/such/model"),
     "hub without a network": (overrides('model.source="nobody/nothing"'), 3, "local folder"),
+    "a label that is not declared": (undeclared_label, 3, "1 labels besides the 2"),
+    "rows longer than the model": (overrides("model.max_length=33"), 2, "33 is above the 32 positions"),
+    "weights that are not numbers": (damaged_model(not_a_number), 2, "nan"),
+    "a tokenizer without padding": (damaged_model(no_padding_token), 2, "neither a padding nor an end-of-sequence"),
+    "an encoder asked for the next token": (overrides(*MODELLING), 2, "causal language model"),
+    "labels for a language model": (overrides(*MODELLING, 'data.labels=["0", "1"]'), 2, "no labels"),
+    "prompts for a classifier": (overrides("data.prompt_column=ask"), 2, "no effect on classification"),
+    "no such prompt column": (overrides(*MODELLING, "data.prompt_column=ask"), 3, "no column 'ask'"),
+    "a device that is not there": (overrides("training.device=cuda:63"), 2, "cuda:63"),
+    "ghost clipping of recomputed layers": (
+        overrides("training.per_example=ghost", "training.gradient_checkpointing=true"), 2, "checkpoint",
+    ),
     "a folder of somebody else's files": (strange_folder, 6, "no run folder"),
     "output under a file": (output_is_a_file, 6, "cannot write"),
 }  # fmt: skip
@@ -73,12 +120,12 @@ def test_bad_input_is_one_line_with_its_exit_code(
     fedlora: Callable[..., Any],
     experiment_file: Callable[..., Path],
     tmp_path: Path,
-    tiny_data: Path,
+    tiny_model: Path,
 ) -> None:
     prepare, code, names = BAD[case]
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    arguments = [part for value in prepare(scratch, tiny_data) for part in ("--set", value)]
+    arguments = [part for value in prepare(scratch, tiny_model) for part in ("--set", value)]
     ran = fedlora("run", experiment_file(), *arguments)
     assert ran.code == code, ran.err
     assert ran.err.startswith("error: ")
