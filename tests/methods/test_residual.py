@@ -11,7 +11,8 @@ from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.fedex import FedEx
 from fedlora_priv.methods.flora import FLoRA
 from fedlora_priv.methods.raclora import RACLoRA
-from fedlora_priv.methods.residual import as_adapter, merged
+from fedlora_priv.methods.residual import added, as_adapter, merged
+from fedlora_priv.methods.thin import Thin
 from tests.methods.lab import layout_of, mean, mean_product, product, random_state, relative, run
 
 LAYOUT = layout_of(LoraModule("w", 60, 50, 3, 2.0), LoraModule("v", 60, 50, 3, 2.0))
@@ -88,3 +89,30 @@ def test_the_fresh_factor_is_the_same_for_everybody_and_new_every_round() -> Non
     assert not np.allclose(first["w.lora_A"], first["v.lora_A"])
     assert np.abs(first["w.lora_A"]).max() <= 1 / np.sqrt(50)
     assert not first["w.lora_B"].any()
+
+
+def test_a_small_change_beside_a_large_one_is_kept() -> None:
+    """What float32 can hold beside the largest stays; a round's change may well be a thousandth of all before it."""
+    rng = np.random.default_rng(0)
+    (m,) = (LoraModule("w", 60, 50, 3, 2.0),)
+    large, small = (Thin(rng.normal(size=(1, 60, 2)), c * rng.normal(size=(1, 2, 50))) for c in (1.0, 1e-4))
+    state = added((m,), added((m,), {}, large), small)
+    kept = state["w.base_B"].astype(float) @ state["w.base_A"] - large.dense()[0]
+    assert relative(kept, small.dense()[0]) < 1e-2
+    same = added((m,), state, Thin(large.left, -large.right))  # taken back
+    assert relative(same["w.base_B"].astype(float) @ same["w.base_A"], small.dense()[0]) < 1e-2
+    assert added((m,), {}, Thin(0 * large.left, large.right)) == {}
+
+
+@pytest.mark.parametrize("cross", [DENSE, THIN])
+def test_the_certificate_counts_only_what_the_round_has_added(cross: CrossTerm) -> None:
+    method, rng = FLoRA(cross=cross), np.random.default_rng(0)
+    state = random_state(LAYOUT, rng) | {m.b_name: np.zeros((60, 3), np.float32) for m in LAYOUT.modules}
+    for number in (1, 2):
+        mine = method.start(LAYOUT, state, Shared(7, number))
+        clients = [
+            {k: v + rng.normal(size=v.shape).astype(np.float32) for k, v in mine.items()} for _ in range(5)
+        ]
+        done = run(method, LAYOUT, state, clients, number=number)
+        assert done.certificate.error < 1e-5  # all of it went into the base
+        state = done.state
