@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from fedlora_priv.errors import ConfigError
@@ -57,6 +58,12 @@ def choose_engine(model: nn.Module, trained: Mapping[str, nn.Parameter], mode: M
             return EngineChoice("hooks", f"direct does not fit: {error}")
         raise ConfigError(f"training mode {mode!r} does not fit: {error}", 'use "auto"') from error
     if mode == "ghost":
+        if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in model.parameters()):
+            # The second backward pass, of weighted losses, rounds otherwise than the one whose norms were taken.
+            raise ConfigError(
+                "ghost clipping of a base in half precision exceeds the clip norm by its rounding, up to 2e-2",
+                'use training mode "direct"',
+            )
         return EngineChoice("ghost", "as asked")
     if mode == "direct":
         return EngineChoice("direct", "as asked")

@@ -12,6 +12,7 @@ from fedlora_priv.errors import ConfigError
 from fedlora_priv.modeling import LoraSettings, attach_lora, load_model
 from fedlora_priv.precision import cast_base, refuse_emulated_bfloat16, resolve_device
 from fedlora_priv.training import PrivateTrainer, TokenisedExamples
+from fedlora_priv.training.clipping import choose_engine
 from fedlora_priv.training.hooks import per_example_gradients
 from fedlora_priv.training.losses import example_losses
 from fedlora_priv.training.settings import StepSettings
@@ -99,6 +100,14 @@ def test_bfloat16_without_instructions_for_it_is_refused(model_in, monkeypatch):
     refuse_emulated_bfloat16(model_in("bert-mean", "float32"), CPU)
     with pytest.raises(ConfigError, match=r'slower than float32 on this cpu.*use "float32"'):
         PrivateTrainer(model_in("bert-mean", "bfloat16"))
+
+
+def test_ghost_clipping_would_not_bound_what_it_adds(model_in):
+    model = model_in("llama", "bfloat16")
+    with pytest.raises(ConfigError, match="ghost clipping of a base in half precision"):
+        choose_engine(model, trainable_parameters(model), "ghost")
+    for mode in ("auto", "direct", "hooks"):
+        choose_engine(model, trainable_parameters(model), mode)
 
 
 def test_attention_on_a_cpu_is_computed_in_float32(model_in):
