@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlora_priv.adapters import read_state, trainable_parameters, write_state
-from fedlora_priv.modeling import LoraSettings, load_model
+from fedlora_priv.modeling import LoraSettings, attach_lora, load_model
+from fedlora_priv.precision import cast_base
 from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples
 from fedlora_priv.training import engine as engine_module
 from fedlora_priv.training.clipping import per_example_clipping
@@ -19,6 +20,7 @@ from fedlora_priv.training.losses import model_losses
 from protocols.prg import SecretStream
 
 from .brute_force import clipped_sum, difference, gradients_alone, norms
+from .conftest import TARGETS
 
 KINDS = ("bert-mean", "bert", "roberta", "gpt2", "llama", "qwen2", "vit", "gpt2-lm", "llama-lm", "qwen3-lm")
 MODES = ("direct", "hooks", "ghost")
@@ -154,3 +156,21 @@ def test_all_ways_give_the_same_noised_state(kind, clipping, tiny_model, make_ex
     moved = np.abs(states[0] - np.concatenate([start[name].ravel() for name in start])).max()
     for state in states[1:]:
         np.testing.assert_allclose(state, states[0], rtol=0, atol=1e-5 * moved)
+
+
+@pytest.mark.parametrize("kind", ["bert-mean", "llama"])
+def test_a_base_in_bfloat16_changes_no_bound(kind, tiny_base, make_examples):
+    """All arithmetic of clipping is in float32 or better; only what the frozen layers pass on is coarse."""
+    base = tiny_base(kind)
+    cast_base(base, "bfloat16")
+    model = attach_lora(base, LoraSettings(TARGETS[kind.split("-")[0]], rank=2), 7)
+    write_state(model, {k: np.full_like(v, 0.1) + 0.1 * v for k, v in read_state(model).items()})
+    found = {}
+    for mode in MODES:
+        sums, counts = _clip(model, make_examples(6), [[0, 1, 2, 3], [4, 5]], 0.01, mode=mode)
+        assert all(value.dtype == torch.float64 for value in sums.values())
+        assert sum(c.clipped for c in counts) == 6
+        assert max(c.largest_norm for c in counts) <= 0.01
+        found[mode] = sums
+    for mode in MODES[1:]:
+        assert difference(found[mode], found["direct"]) < 0.02
