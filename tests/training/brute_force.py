@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedlora_priv.adapters import trainable_parameters
 from fedlora_priv.training.examples import Examples
@@ -21,6 +21,9 @@ def gradients_alone(
 ) -> list[Gradients]:
     """Return each example's gradient, float64, of the named trainables (all by default)."""
     double = copy.deepcopy(model).double().eval()
+    for layer in double.modules():
+        if isinstance(layer, nn.Linear):  # what enters a head comes in float32, whatever the base is in
+            layer.register_forward_pre_hook(lambda _, inputs: tuple(value.double() for value in inputs))
     parameters = trainable_parameters(double)
     parameters = {name: parameters[name] for name in names or parameters}
     for parameter in parameters.values():
