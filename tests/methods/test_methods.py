@@ -230,6 +230,7 @@ def test_a_vanished_direction_can_still_be_trained() -> None:
     state = run(get("fra"), layout, start, [trained]).state
     assert_allclose(product(m, state), product(m, trained), atol=1e-5)
     assert (np.linalg.norm(state[m.a_name], axis=1) > 0).all()
+    assert state[m.b_name].any(axis=0).sum() == 1  # exactly zero beside a fresh row, so that nothing is added
     still = run(get("fra"), layout, start, [start]).state  # nothing at all was learned
     assert not still[m.b_name].any()
     assert np.linalg.matrix_rank(still[m.a_name]) == 3
