@@ -29,10 +29,10 @@ UNCLIPPED = 1e30
 
 @dataclass(frozen=True)
 class Exactness:
-    """Largest relative differences seen: each over the largest entry of an example's array, but for one.
+    """Largest relative differences seen: over the largest entry of an example's array, unless said otherwise.
 
     Attributes:
-        repeat_error: between the same example in the same company, computed twice.
+        repeat_error: between the same example in the same company, computed twice; L2 norm over all arrays.
         brute_force_error: between an engine's gradient of an example and that of the example alone.
         padding_error: the same, where a longer companion widens the padding; in training none does.
         companion_error: between an example's gradients beside one companion, another, and more of them at one
@@ -90,7 +90,7 @@ def measure(
         norm = max(norm_of(gradient) for gradient in clipped)
         norm_error = _worse(norm_error, abs(counts.largest_norm - norm) / norm)
     return Exactness(
-        repeat_error=difference(again, [first]),
+        repeat_error=distance(again, first),
         brute_force_error=_worse(difference(first, alone[:1]), difference(one(1, [0, 2]), alone[2:])),
         padding_error=difference(one(0, [0, 1]), alone[:1]),
         companion_error=_worse(distance(one(0, [0, 0]), first), distance(one(0, [0] + 8 * [2]), first)),

@@ -82,6 +82,8 @@ def rehearse(
     began = time.perf_counter()
     parameters = trainable_parameters(trainer.model)
     trained = {name: value for name, value in parameters.items() if trainer.layout.role(name) in trainable}
+    if not trained:
+        raise ConfigError(f"the model has nothing to train of the roles {sorted(trainable)}")
     seen = preflight(
         trainer.model,
         trained=trained,

@@ -52,7 +52,10 @@ class StepSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.sample_rate <= 1:
-            raise ConfigError(f"the sample rate must be in (0, 1], not {self.sample_rate}")
+            raise ConfigError(
+                f"the sample rate must be in (0, 1], not {self.sample_rate}",
+                "a batch cannot be larger than the data",
+            )
         positive = ("steps", "planned_batch_size", "clip_norm", "learning_rate", "max_tokens_per_microbatch")
         for name in positive:
             value = getattr(self, name)
