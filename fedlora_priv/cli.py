@@ -364,12 +364,30 @@ def methods(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG
 
 @app.command()
 @one_line_errors
-def doctor(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG001
-    """Report what this machine can do, and check per-example gradients on a small model."""
-    from fedlora_priv.doctor import examine
+def doctor(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[EXPERIMENT.toml]", help="Rehearse this experiment's own steps.", show_default=False
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Report what this machine can do, and rehearse private steps: of a small model, or of an experiment."""
+    from fedlora_priv.doctor import examine, examine_experiment
+
+    if file is None:
+        if overrides:
+            raise ConfigError("--set goes with an experiment's TOML file", "name one, or leave it out")
+        findings = examine()
+    else:
+        from fedlora_priv.config import Experiment
+
+        findings = examine_experiment(Experiment.load(file, overrides or []))
     from fedlora_priv.reports.tables import print_findings
 
-    findings = examine()
     if as_json:
         console.print_json(json.dumps([finding.to_json() for finding in findings]))
     else:

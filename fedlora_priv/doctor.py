@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import resource
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from protocols.prg import SecretStream
+
+if TYPE_CHECKING:
+    from fedlora_priv.config import Experiment
+    from fedlora_priv.federation.setup import Parts
+    from fedlora_priv.training import Rehearsal
 
 LIBRARIES = ("numpy", "scipy", "cryptography", "dp-accounting", "torch", "opacus", "peft", "transformers")
 TRAINING = ("torch", "opacus", "peft", "transformers")
@@ -36,8 +44,99 @@ def examine() -> list[Finding]:
     """Return what was found, most basic first."""
     findings = [_python(), *_libraries(), _processor(), _disk(), _keystream(), _assets()]
     if all(_installed(name) for name in TRAINING):
-        findings.append(_gradients())
+        findings += [_device(), *_small_model()]
     return findings
+
+
+def examine_experiment(experiment: Experiment) -> list[Finding]:
+    """Return what a rehearsal of an experiment's own steps saw, and what one whole step takes here.
+
+    Costs no budget. The step's rows are made up, each as long as the experiment allows, so it is as slow and as large
+    as a step of that many rows can be.
+
+    Raises:
+        FedloraError: the experiment's data, model or plan cannot be had.
+    """
+    from fedlora_priv.federation.setup import assemble
+
+    parts = assemble(experiment, lambda _: None)
+    return [_device(), *_rehearsed(parts.rehearse), _whole_step(parts)]
+
+
+def _device() -> Finding:
+    """Look at what computes, and whether it has bfloat16."""
+    import torch
+
+    from fedlora_priv.precision import has_bfloat16, resolve_device
+
+    device = resolve_device("auto")
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    )
+    precision = "has bfloat16" if has_bfloat16(device) else 'no bfloat16: keep model.base_dtype = "float32"'
+    return Finding("device", "OK", f"{device} ({name}), {precision}")
+
+
+def _rehearsed(rehearse: Callable[[], Rehearsal]) -> list[Finding]:
+    """Return a line for each thing that a rehearsal saw, or why it was refused."""
+    from fedlora_priv.errors import FedloraError
+
+    what = "per-example gradients"
+    try:
+        seen = rehearse()
+    except FedloraError as error:
+        return [Finding(what, "FAIL", str(error))]
+    return [Finding(what, "OK", line) for line in [*seen.lines(), f"rehearsed in {seen.seconds:.1f} s"]]
+
+
+def _whole_step(parts: Parts) -> Finding:
+    """Time one step of the planned batch, of rows as long as they may be, and measure its memory."""
+    from dataclasses import replace
+
+    from fedlora_priv.federation.setup import step_settings
+    from fedlora_priv.training.made_up import made_up_examples
+
+    plan = next(iter(parts.plans.values()))
+    settings = replace(step_settings(parts.experiment, plan), steps=1, sample_rate=1.0)
+    rows, length = max(1, round(plan.planned_batch_size)), parts.experiment.model.max_length
+    examples = made_up_examples(parts.trainer.model, (length,) * rows)
+    _reset_peak()
+    began = time.perf_counter()
+    parts.trainer.train(
+        examples, parts.initial, settings, stream=SecretStream(),
+        trainable=parts.method.contract(parts.layout).trains,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    detail = f"{rows} rows of {length} tokens in {seconds:.2f} s, {rows / seconds:.0f} rows/s; {_peak()}"
+    return Finding("one private step", "OK", detail)
+
+
+def _reset_peak() -> None:
+    """Begin to measure the largest memory anew, where that can be done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the resident peak starts again
+
+
+def _peak() -> str:
+    """Return the largest memory since `_reset_peak`."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return f"peak {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on the GPU"
+    return f"peak {_resident_peak() / 1e9:.2f} GB, all of the process"
+
+
+def _resident_peak() -> int:
+    """Return the largest resident memory in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _python() -> Finding:
@@ -100,23 +199,25 @@ def _assets() -> Finding:
     return Finding("demo assets", "OK", f"cached, hashes right; the model is in {fetch(MINILM)}")
 
 
-def _gradients() -> Finding:
-    """Compare per-example gradients with brute force on a small random model."""
+def _small_model() -> list[Finding]:
+    """Rehearse private steps with a small random model."""
     from transformers import BertConfig, BertModel
 
-    from fedlora_priv.errors import FedloraError
     from fedlora_priv.modeling import LoraSettings, attach_lora
     from fedlora_priv.pooling import MeanPoolingClassifier
-    from fedlora_priv.training import preflight
+    from fedlora_priv.training import PrivateTrainer, StepSettings, rehearse
 
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
     base = MeanPoolingClassifier(BertModel(config), 2)
-    model = attach_lora(base, LoraSettings(("query", "value"), rank=2), seed=0)
-    try:
-        checked = preflight(model)
-    except FedloraError as error:
-        return Finding("per-example gradients", "FAIL", str(error))
-    detail = f"within {checked.brute_force_error:.0e} of brute force, {checked.arrays} arrays of a small BERT"
-    return Finding("per-example gradients", "OK", detail)
+    trainer = PrivateTrainer(attach_lora(base, LoraSettings(("query", "value"), rank=2), seed=0))
+    settings = StepSettings(
+        steps=1,
+        sample_rate=1.0,
+        planned_batch_size=4.0,
+        noise_multiplier=1.0,
+        clip_norm=1.0,
+        learning_rate=0.1,
+    )
+    return _rehearsed(lambda: rehearse(trainer, settings))

@@ -92,9 +92,9 @@ def rehearse(
         clipping=settings.clipping,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    steps = _Steps(trainer, settings, trainable, trained)
     start = read_state(trainer.model)
     try:
+        steps = _Steps(trainer, settings, trainable, trained)
         step_error = steps.require_exact(TOLERANCES[seen.base_dtype].exact)
         steps.require_changes()
         noise = steps.look_at_noise() if settings.noise_multiplier > 0 else None

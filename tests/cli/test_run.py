@@ -259,3 +259,24 @@ def test_the_doctor_checks_gradients(fedlora: Callable[..., Any]) -> None:
     findings = {finding["what"]: finding["status"] for finding in json.loads(ran.out)}
     assert findings["per-example gradients"] == "OK"
     assert ran.code == 0
+
+
+def test_the_doctor_rehearses_an_experiment(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    ran = fedlora("doctor", experiment_file(), "--json")
+    assert ran.code == 0, ran.err
+    findings = json.loads(ran.out)
+    assert {finding["status"] for finding in findings} == {"OK"}
+    details = " ".join(finding["detail"] for finding in findings)
+    for part in (
+        "clipping by the",
+        "equal brute force",
+        "companions",
+        "nothing else",
+        "planned deviation",
+        "rows/s",
+    ):
+        assert part in details
+    assert not (tmp_path / "run").exists()  # nothing was begun, and nothing charged
+    assert fedlora("doctor", "--set", "privacy.epsilon=2").code == 2
