@@ -93,7 +93,7 @@ def _whole_step(parts: Parts) -> Finding:
     """Time one step of the planned batch, of rows as long as they may be, and measure its memory."""
     from dataclasses import replace
 
-    from fedlora_priv.federation.setup import step_settings
+    from fedlora_priv.federation.environment import step_settings
     from fedlora_priv.training.made_up import made_up_examples
 
     plan = next(iter(parts.plans.values()))
