@@ -99,7 +99,7 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "hub without a network": (overrides('model.source="nobody/nothing"'), 3, "local folder"),
     "a label that is not declared": (undeclared_label, 3, "1 labels besides the 2"),
     "rows longer than the model": (overrides("model.max_length=33"), 2, "33 is above the 32 positions"),
-    "weights that are not numbers": (damaged_model(not_a_number), 2, "nan"),
+    "weights that are not numbers": (damaged_model(not_a_number), 2, "NaN in its weights"),
     "a tokenizer without padding": (damaged_model(no_padding_token), 2, "neither a padding nor an end-of-sequence"),
     "an encoder asked for the next token": (overrides(*MODELLING), 2, "causal language model"),
     "labels for a language model": (overrides(*MODELLING, 'data.labels=["0", "1"]'), 2, "no labels"),
@@ -107,7 +107,7 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "no such prompt column": (overrides(*MODELLING, "data.prompt_column=ask"), 3, "no column 'ask'"),
     "a device that is not there": (overrides("training.device=cuda:63"), 2, "cuda:63"),
     "ghost clipping of recomputed layers": (
-        overrides("training.per_example=ghost", "training.gradient_checkpointing=true"), 2, "checkpoint",
+        overrides("training.per_example=ghost", "training.gradient_checkpointing=true"), 2, "recomputed activations",
     ),
     "a folder of somebody else's files": (strange_folder, 6, "no run folder"),
     "output under a file": (output_is_a_file, 6, "cannot write"),
