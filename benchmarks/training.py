@@ -2,7 +2,7 @@
 
 MiniLM (22.7 M parameters) with LoRA r = 8 on query and value and a trained head, 256 movie snippets a step, Adam.
 The times are of one run, every way by turns, the least of several rounds; a private step is a whole `train` call
-with hooks, noise and records. Memory is what the resident set of a fresh process grows by at the most in its first
+with hooks, noise and records. Memory is what the resident set of a fresh process grows by at the most in its second
 step. `python benchmarks/training_gpu.py` makes the same table for a Llama shape on a GPU, and so does this section
 where there is one.
 """

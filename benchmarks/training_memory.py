@@ -1,12 +1,14 @@
 """The most memory that a step needs beside its loaded model, each way in a process of its own.
 
-Torch's allocator keeps no account on CPUs, so this is the growth of the resident set, which Linux records; it counts
-whatever the allocator does not give back, as a user's machine does.
+Torch's allocator keeps no account on CPUs, so this is the growth of the resident set, which Linux records. The C
+library is told to give every freed block of 64 KiB and more back at once; else what it keeps for later would count too,
+and hide what a way really needs at one time.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +35,7 @@ CASES: tuple[tuple[str, BaseDtype], ...] = (
 )
 _STATUS = Path("/proc/self/status")
 _REFERENCES = Path("/proc/self/clear_refs")
+_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # mallopt(3): larger blocks are maps of their own
 _FORGET_PEAK = "5"  # proc(5): sets the peak resident set size back to the present one
 
 
@@ -49,16 +52,19 @@ def rows() -> Iterator[Row]:
 def in_a_process(way: str, dtype: BaseDtype, batch: int = BATCH) -> int:
     """Run `growth` in a fresh process."""
     root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, **_GIVE_BACK}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.training_memory", way, dtype, str(batch)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root, env=environment)
     return int(json.loads(done.stdout.splitlines()[-1]))
 
 
 def growth(way: str, dtype: BaseDtype, batch: int) -> int:
-    """Return the bytes by which the resident set grows at the most while the first step runs."""
-    setup = minilm(batch)
-    WAYS[PLAIN](minilm(2), dtype)()  # loads the kernels
-    step = WAYS[way](setup, dtype)
+    """Return the bytes by which the resident set grows at the most while a second step runs.
+
+    The first one brings in kernels and what they keep for every shape, the same tens of megabytes for all ways.
+    """
+    step = WAYS[way](minilm(batch), dtype)
+    step()
     _REFERENCES.write_text(_FORGET_PEAK)
     before = _resident("VmRSS")
     step()
