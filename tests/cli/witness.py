@@ -2,8 +2,9 @@
 
 usage: witness.py FILE RESERVATIONS STEPS fedlora-arguments...
 
-FILE gets a line for each reservation, each batch and each piece of noise, on disk before it is used. The process dies
-right after the noise of step STEPS after reservation RESERVATIONS, counted from 1; never if both are 0.
+FILE gets a line for each reservation, and from the first on for each batch and each piece of noise, on disk before it
+is used. The process dies right after the noise of step STEPS after reservation RESERVATIONS, counted from 1; never if
+both are 0.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def main() -> None:
             seen[kind] += 1
             if kind == "reserve":
                 seen["noise"] = 0
+            if not seen["reserve"]:
+                return result  # a rehearsal, which repeats its made-up batches
             with Path(file).open("a") as lines:
                 digest = "" if kind == "reserve" else hashlib.sha256(result.tobytes()).hexdigest()
                 lines.write(f"{kind} {digest}\n")
