@@ -48,6 +48,7 @@ class Lowered:
         encoder: Any = base.encoder
         encoder.encoder.layer = encoder.encoder.layer[-self.layers :]
         encoder.config.num_hidden_layers = self.layers
+        encoder.config.vocab_size = len(self.states)
         encoder.embeddings = _Rows(self.states, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         cast_base(base, dtype)
         return base
