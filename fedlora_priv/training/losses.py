@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedlora_priv.errors import ConfigError
+from fedlora_priv.pooling import float32_or_better
 from fedlora_priv.training.examples import Batch
 
 BatchLosses = Callable[[nn.Module, Batch], Tensor]
@@ -24,7 +25,7 @@ def model_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def example_losses(logits: Tensor, batch: Batch) -> Tensor:
-    """Return the cross-entropy of each example, float32, shape (n,).
+    """Return the cross-entropy of each example, float32 or better, shape (n,).
 
     Args:
         logits: of the model on ``batch.inputs``: (n, classes), or (n, tokens, vocabulary) for next-token
@@ -35,7 +36,7 @@ def example_losses(logits: Tensor, batch: Batch) -> Tensor:
         ConfigError: the model is of the other kind than the batch.
     """
     if batch.labels is not None and logits.dim() == 2:
-        return cross_entropy(logits.float(), batch.labels, reduction="none")
+        return cross_entropy(float32_or_better(logits), batch.labels, reduction="none")
     if batch.targets is not None and logits.dim() == 3:
         return next_token_losses(logits, batch.inputs["input_ids"], batch.targets)
     raise ConfigError(
@@ -45,7 +46,7 @@ def example_losses(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def next_token_losses(logits: Tensor, input_ids: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean over each sequence's own target tokens of their cross-entropy, float32, shape (n,).
+    """Return the mean over each sequence's own target tokens of their cross-entropy, float32 or better, (n,).
 
     A sequence without targets has nothing to predict and loss 0. Only the logits that predict a target are
     brought to float32: with a large vocabulary they are most of the memory.
@@ -57,7 +58,7 @@ def next_token_losses(logits: Tensor, input_ids: Tensor, targets: Tensor) -> Ten
     """
     counted = targets[:, 1:]
     rows, columns = counted.nonzero(as_tuple=True)
-    predictions = logits.flatten(0, 1)[rows * logits.shape[1] + columns].float()
+    predictions = float32_or_better(logits.flatten(0, 1)[rows * logits.shape[1] + columns])
     losses = cross_entropy(predictions, input_ids[:, 1:][counted], reduction="none")
     placed = losses.new_zeros(counted.shape).masked_scatter(counted, losses)
     return placed.sum(dim=1) / counted.sum(dim=1).clamp(min=1)

@@ -91,11 +91,11 @@ def test_loads_trains_saves_and_loads_in_plain_peft(kind, tiny_base, some_exampl
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_per_example_gradients_of_all_linear_maps_are_exact(kind, tiny_base, some_examples):
-    model = attach_lora(tiny_base(kind), LoraSettings("all-linear", rank=2), seed=0)
-    report = preflight(model, examples=some_examples(kind, 3))
+def test_per_example_gradients_of_all_linear_maps_are_exact(kind, tiny_base):
+    report = preflight(attach_lora(tiny_base(kind), LoraSettings("all-linear", rank=2), seed=0))
     assert report.brute_force_error < 1e-4
-    assert report.companion_error < 1e-4
+    assert report.clipped_error < 1e-4
+    assert report.companion_error < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -499,10 +499,12 @@ def test_the_trainer_never_holds_a_private_row(make_trainer, private):
     assert given == [{}] * math.ceil(DECLARED / BATCH)
 
 
-def test_evaluation_on_declared_public_rows_is_logged(make_trainer, private, make_examples):
+@pytest.mark.parametrize("kind", ["bert", "bert-mean"])
+def test_evaluation_on_declared_public_rows_is_logged(kind, make_trainer, private, make_examples, tiny_model):
     rows = rows_of(make_examples(8, seed=9))
     trainer = make_trainer(
-        eval_dataset=rows, eval_strategy="steps", eval_steps=2, save_strategy="best", load_best_model_at_end=True,
+        tiny_model(kind), eval_dataset=rows, eval_strategy="steps", eval_steps=2, save_strategy="best",
+        load_best_model_at_end=True,
         metric_for_best_model="eval_loss", callbacks=[EarlyStoppingCallback(early_stopping_patience=5)],
     )  # fmt: skip
     private(public_evaluation=True).attach(trainer)

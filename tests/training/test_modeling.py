@@ -139,6 +139,14 @@ def test_mean_pooling_ignores_padding():
     torch.testing.assert_close(pooled[1], hidden[1].mean(dim=0))
 
 
+def test_mean_pooling_gives_the_mean_loss_where_there_are_labels(tiny_base):
+    base, ids = tiny_base("bert-mean").eval(), torch.tensor([[5, 6, 7], [8, 9, 3]])
+    output = base(input_ids=ids, labels=torch.tensor([1, 0]))
+    chances = output.logits.softmax(dim=1)
+    torch.testing.assert_close(output.loss, -(chances[0, 1].log() + chances[1, 0].log()) / 2)
+    assert base(input_ids=ids).loss is None
+
+
 def test_mean_pooling_without_a_mask_means_no_padding(tiny_base):
     base = tiny_base("bert-mean").eval()
     ids = torch.tensor([[4, 5, 6]])
