@@ -47,7 +47,7 @@ class StepCheck:
         if noised and (missing := sorted(self._trained - changed)):
             raise FedloraError(
                 f"the step left {missing[0]} unchanged, so it is not being trained",
-                "build a new PrivateTrainer after changing or moving the model",
+                "build the trainer and its optimizer anew after changing or moving the model",
             )
 
     def _fingerprints(self) -> dict[str, int]:
@@ -69,7 +69,7 @@ def require_in_place(model: nn.Module, device: torch.device) -> None:
         if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
             raise ConfigError(
                 f"{name} is on {tensor.device} but its trainer works on {device}",
-                "build a new PrivateTrainer after moving the model",
+                "build the trainer anew after moving the model",
             )
         if id(tensor) in trained and tensor.dtype != torch.float32:
             raise ConfigError(f"{name} is {tensor.dtype}, too coarse for noise", "keep adapters float32")

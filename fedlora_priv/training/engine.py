@@ -201,7 +201,7 @@ def nothing_recorded(name: str) -> FedloraError:
     """Return the error for a trained parameter without per-example gradients."""
     return FedloraError(
         f"{name} got no per-example gradient",
-        "build a new PrivateTrainer after changing the model",
+        "build the trainer anew after changing the model",
     )
 
 

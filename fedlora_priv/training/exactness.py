@@ -65,7 +65,8 @@ def measure(
     Args:
         engine: inside its `with` block.
         trained: its parameters.
-        examples: three; the second is longer than the others, which have one padded width.
+        examples: three; the first and the third have one padded width, the second a larger one where padding is
+            to be looked at.
         alone: their gradients by brute force; none of their arrays may be zero.
         clipping: what the engine was asked for.
         device: where the model lies.

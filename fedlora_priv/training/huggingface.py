@@ -183,6 +183,7 @@ class PrivacyCallback(TrainerCallback, ExportableState):
         preflight(
             model, trained=trained, device=args.device, examples=rows_like(self._private_rows(), model),
             losses=self._losses, mode=self._mode, clipping=self._clipping,
+            gradient_checkpointing=self._gradient_checkpointing,
         )  # fmt: skip
         spending = Spending(self._ledger, self._budget, self._sample_rate, self._clip_norm)
         if state.global_step:

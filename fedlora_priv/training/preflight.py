@@ -104,7 +104,8 @@ def preflight(
         model: a PEFT model, as `modeling.load_model` gives it, already on `device`.
         trained: the parameters to train, by state name; by default all adapters and the head.
         device: where to compute.
-        examples: three public examples of different lengths; by default made up.
+        examples: three public examples as `exactness.measure` takes them, no array's gradient zero; by default
+            made up.
         losses: what is differentiated.
         mode, clipping, gradient_checkpointing: as in `StepSettings`.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +33,7 @@ from fedlora_priv.training.made_up import made_up_examples, made_up_state
 from fedlora_priv.training.noise_check import NoiseReport, check_noise, steps_to_look_at
 from fedlora_priv.training.preflight import LENGTHS, TOLERANCES, PreflightReport, preflight
 from fedlora_priv.training.settings import StepSettings
-from fedlora_priv.training.trainer import ALL_ROLES, PrivateTrainer
+from fedlora_priv.training.trainer import ALL_ROLES, PrivateTrainer, TrainResult
 from protocols.prg import SecretStream
 
 _ENLARGED = 1e6
@@ -196,8 +197,8 @@ class _Steps:
         stream: SecretStream | None = None,
         *,
         empty: bool = False,
-        on_step: Any = None,
-    ) -> Any:
+        on_step: Callable[[int], None] | None = None,
+    ) -> TrainResult:
         """Take these steps from the made-up state, on all the examples or on none."""
         return self._trainer.train(
             self._examples.subset([] if empty else range(len(self._examples))),

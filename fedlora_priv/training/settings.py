@@ -28,8 +28,8 @@ class StepSettings:
             ``clip_norm / √modules``. Both bound the whole by `clip_norm`, so both are priced alike.
         mode: how per-example gradients are clipped; every mode gives the same result up to rounding, and
             "auto" takes the fastest that fits the model; see `clipping`.
-        gradient_checkpointing: compute each layer's activations twice instead of keeping them: less memory,
-            about a third more time, the same result.
+        gradient_checkpointing: compute each layer's activations twice instead of keeping them: about a third
+            of the memory and half more time (docs/decisions/0030 and 0041), the same result.
         adaptive: how the clip norm follows noised counts, from `clip_norm` on; None keeps it constant. Then
             `noise_multiplier` is that of the gradients, which `accounting.planning` has made room for counts in.
 

@@ -621,6 +621,15 @@ def test_rows_that_cannot_be_understood_are_refused(
     assert not ledger.charges()
 
 
+def test_checkpointing_that_cannot_be_exact_is_refused_before_anything_is_charged(
+    make_trainer, private, ledger
+):
+    private(mode="ghost", gradient_checkpointing=True).attach(trainer := make_trainer())
+    with pytest.raises(ConfigError, match="ghost clipping runs backward twice"):
+        trainer.train()
+    assert not ledger.charges()
+
+
 def test_a_collator_that_joins_rows_is_refused(make_trainer, private, tiny_model, make_examples, ledger):
     rows = rows_of(make_examples(6, labels=False))
     rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
