@@ -16,7 +16,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from fedlora_priv.errors import FedloraError
+from fedlora_priv.errors import ConfigError
 from fedlora_priv.training.noise import gaussian_noise
 from protocols.prg import SecretStream
 from protocols.redaction import Redacted
@@ -88,9 +88,9 @@ class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]
 def make_optimizer(name: str, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """Return a fresh SGD (no momentum) or Adam over `parameters`; its state sees noised gradients only."""
     if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise FedloraError(f"the learning rate must be positive, not {learning_rate}")
+        raise ConfigError(f"the learning rate must be positive, not {learning_rate}")
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=learning_rate)
     if name == "adam":
         return torch.optim.Adam(parameters, lr=learning_rate)
-    raise FedloraError(f"there is no optimizer {name!r}", 'use "sgd" or "adam"')
+    raise ConfigError(f"there is no optimizer {name!r}", 'use "sgd" or "adam"')

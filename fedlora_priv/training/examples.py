@@ -81,6 +81,8 @@ class TokenisedExamples:
             raise DataError(f"{len(self.input_ids)} texts but {len(self.prompt_lengths)} prompts")
         if self.labels is not None and self.prompt_lengths is not None:
             raise DataError("labels and prompts together", "classification has no prompts to leave out")
+        if self.pad_id is None:
+            raise DataError("the tokenizer has no padding token", "use fedlora_priv.modeling.load_tokenizer")
         if any(len(ids) == 0 for ids in self.input_ids):
             raise DataError("an example has no tokens", "use `tokenise`, which keeps empty texts valid")
 

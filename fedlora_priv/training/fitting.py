@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from fedlora_priv.errors import ConfigError, DataError
@@ -41,14 +43,22 @@ def refuse_unfit(model: Any, examples: Examples) -> None:
         examples: of any kind; a kind that is not of this package is taken on trust.
 
     Raises:
-        DataError: a label, a token or a length out of range.
+        DataError: a label, a token, a length or a shape out of range, or images for a model of texts.
         ConfigError: the model takes another token for padding.
     """
     base = model.get_base_model()
     config = base.config
-    if isinstance(examples, TokenisedExamples | ImageExamples) and examples.labels is not None:
+    if not isinstance(examples, TokenisedExamples | ImageExamples):
+        return
+    takes, given = ("images" if are else "texts" for are in (takes_images(base), isinstance(examples, ImageExamples)))
+    if takes != given:
+        raise DataError(f"{type(base).__name__} takes {takes}, not {given}", f"use a model of {given}")
+    if examples.labels is not None:
         _refuse_labels(examples.labels, int(config.num_labels))
-    if not isinstance(examples, TokenisedExamples) or len(examples) == 0:
+    if len(examples) == 0:
+        return
+    if isinstance(examples, ImageExamples):
+        _refuse_pixels(model, examples)
         return
     longest = longest_input(model)
     if longest is not None and int(examples.lengths().max()) > longest:
@@ -61,6 +71,11 @@ def refuse_unfit(model: Any, examples: Examples) -> None:
             f"a token is outside the model's vocabulary of {config.vocab_size}",
             "use the model's own tokenizer",
         )
+    if not 0 <= examples.pad_id < config.vocab_size:
+        raise DataError(
+            f"the padding token {examples.pad_id} is outside the model's vocabulary of {config.vocab_size}",
+            "pad with a token that the model has, such as its end of a sequence: padding is masked",
+        )
     if hasattr(base, "score") and config.pad_token_id != examples.pad_id:
         # These classifiers look for a text's last token by this number: another padding would be taken for text.
         raise ConfigError(
@@ -69,8 +84,29 @@ def refuse_unfit(model: Any, examples: Examples) -> None:
         )
 
 
+def takes_images(base: Any) -> bool:
+    """Return whether a model's input is pixels, not tokens."""
+    return getattr(base, "main_input_name", "input_ids") == "pixel_values"
+
+
+def _refuse_pixels(model: Any, images: ImageExamples) -> None:
+    """Raise unless images are of a shape that the model takes, which a black one shows, and hold numbers."""
+    shape = images.pixels.shape[1:]
+    parameter = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model(pixel_values=torch.zeros((1, *shape), dtype=torch.float32, device=parameter.device))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(f"the model takes no images of shape {shape}: {reason}", "resize them") from error
+    if not np.isfinite(images.pixels).all():
+        raise DataError("an image has pixels that are not finite", "look for NaN where it is preprocessed")
+
+
 def _refuse_labels(labels: Any, count: int) -> None:
     """Raise unless all labels are class numbers."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels are {labels.dtype}, not class numbers", "give int64")
     if len(labels) and not (labels.min() >= 0 and labels.max() < count):
         raise DataError(
             f"a label is out of range: the model has classes 0 to {count - 1}",

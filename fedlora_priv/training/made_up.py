@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fedlora_priv.adapters import read_state
 from fedlora_priv.training.examples import Examples, ImageExamples, TokenisedExamples
+from fedlora_priv.training.fitting import takes_images
 
 
 def made_up_examples(model: Any, lengths: tuple[int, ...]) -> Examples:
@@ -24,7 +25,7 @@ def made_up_examples(model: Any, lengths: tuple[int, ...]) -> Examples:
     config = base.config
     generator = np.random.default_rng(1)
     labels = np.arange(len(lengths), dtype=np.int64) % max(2, int(config.num_labels))
-    if getattr(base, "main_input_name", "input_ids") == "pixel_values":
+    if takes_images(base):
         sides = config.image_size
         height, width = sides if isinstance(sides, list | tuple) else (sides, sides)
         shape = (len(lengths), config.num_channels, height, width)

@@ -168,9 +168,15 @@ def coupling_tolerance(model: Any) -> float:
 
 
 def _require_numbers(model: nn.Module, batch: Batch, losses: BatchLosses) -> None:
-    """Raise if the model, as it is before training, gives no example a finite loss."""
-    with torch.no_grad():
-        each = losses(model, batch)
+    """Raise if the model, as it is before training, gives no example a finite loss, or cannot compute."""
+    try:
+        with torch.no_grad():
+            each = losses(model, batch)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the model cannot compute made-up examples: {str(error).splitlines()[0]}",
+            "load all frozen weights in one precision, float32 or bfloat16",
+        ) from error
     if not torch.isfinite(each).any():
         raise ConfigError(
             f"the model's loss is not a number for any of {len(batch)} made-up examples, so nothing could be learnt",

@@ -21,7 +21,7 @@ from fedlora_priv.modeling import refuse_batch_norm
 from fedlora_priv.precision import refuse_emulated_bfloat16, resolve_device
 from fedlora_priv.training.adaptive import ClipNorm
 from fedlora_priv.training.batching import microbatches
-from fedlora_priv.training.checks import StepCheck
+from fedlora_priv.training.checks import StepCheck, require_in_place
 from fedlora_priv.training.clipping import (
     ClipCounts,
     ClippingEngine,
@@ -79,11 +79,7 @@ class PrivateTrainer:
         self.model: nn.Module = model.to(self.device).eval()
         self.layout = layout(model)
         self._verified: set[frozenset[Role]] = set()
-        for name, parameter in trainable_parameters(model).items():
-            if parameter.dtype != torch.float32:
-                raise ConfigError(
-                    f"{name} is {parameter.dtype}, too coarse for noise", "keep adapters float32"
-                )
+        require_in_place(model, self.device)
 
     def train(
         self,
@@ -172,8 +168,9 @@ class PrivateTrainer:
             max_tokens_per_microbatch: padded tokens computed at once.
 
         Raises:
-            DataError: there is nothing to predict.
+            DataError: there is nothing to predict, or a label, token or length that the model has no place for.
         """
+        refuse_unfit(self.model, examples)
         if state is not None:
             write_state(self.model, state)
         return evaluate(self.model.eval(), self._microbatches(examples, max_tokens_per_microbatch))
