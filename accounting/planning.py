@@ -123,7 +123,7 @@ def plan(
     require_delta_below(delta, declared_examples)
     if not 0 < planned_batch_size <= declared_examples:
         raise PlanningError(
-            f"{client_id}: the planned batch must lie in (0, {declared_examples}], got {planned_batch_size!r}"
+            f"{client_id}: the planned batch must lie in (0, {declared_examples}], got {planned_batch_size!r}; lower it"
         )
     if rounds < 1 or steps_per_round < 1 or retry_rounds < 0:
         raise PlanningError(f"{client_id}: needs rounds >= 1, steps_per_round >= 1 and retry_rounds >= 0")

@@ -381,11 +381,12 @@ def doctor(
     if file is None:
         if overrides:
             raise ConfigError("--set goes with an experiment's TOML file", "name one, or leave it out")
-        findings = examine()
+        findings, subject = examine(), "this machine cannot run federations"
     else:
         from fedlora_priv.config import Experiment
 
-        findings = examine_experiment(Experiment.load(file, overrides or []))
+        experiment = Experiment.load(file, overrides or [])
+        findings, subject = examine_experiment(experiment), "this experiment cannot run on this machine"
     from fedlora_priv.reports.tables import print_findings
 
     if as_json:
@@ -394,7 +395,7 @@ def doctor(
         print_findings(console, findings)
     failed = [finding.what for finding in findings if finding.status == "FAIL"]
     if failed:
-        raise EnvironmentProblem(f"this machine cannot run federations: {', '.join(failed)}", "see above")
+        raise EnvironmentProblem(f"{subject}: {', '.join(failed)}", "see above")
 
 
 def _version(asked: bool) -> None:

@@ -38,6 +38,7 @@ def check(experiment: Experiment) -> None:
     if experiment.secure_aggregation.mode == "secure":
         _secure_aggregation(experiment)
     _adaptive_clipping(experiment)
+    _recomputed_activations(experiment)
     _communication(experiment)
     _dropouts(experiment)
 
@@ -193,6 +194,17 @@ def _adaptive_clipping(experiment: Experiment) -> None:
                 f"training.{name} has no effect with training.clipping = {training.clipping!r}",
                 "choose 'adaptive', or leave it out",
             )
+
+
+def _recomputed_activations(experiment: Experiment) -> None:
+    """Refuse ghost clipping with gradient checkpointing before anything is loaded."""
+    training = experiment.training
+    if training.gradient_checkpointing and training.per_example == "ghost":
+        raise ConfigError(
+            "training.per_example = 'ghost' runs backward twice, which the recomputed activations of "
+            "training.gradient_checkpointing do not allow",
+            "choose 'auto' or 'direct'",
+        )
 
 
 def _communication(experiment: Experiment) -> None:

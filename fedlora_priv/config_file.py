@@ -135,6 +135,7 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         return f"the {noun} {dotted(location)} is missing; add it"
     message = detail["msg"].removeprefix("Value error, ")
     message = re.sub("^(Input|String|Tuple) should", "should", message).replace("a valid tuple", "an array")
+    message = re.sub(r" after validation, not \d+$", "", message)
     if kind == "value_error":
         return f"{dotted(location)}: {message}"
     return f"{dotted(location)} {message}, but is {_shown(detail['input'])}"

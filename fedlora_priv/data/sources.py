@@ -203,7 +203,7 @@ def indexed(table: Table, names: Sequence[str], what: str) -> Dataset:
     unknown = {str(label) for label in table.labels} - index.keys()
     if unknown:
         raise DataError(
-            f"{what} has {len(unknown)} labels besides the {len(names)} that are known",
+            f"{what} has {len(unknown)} label{'s' * (len(unknown) > 1)} besides the {len(names)} that are known",
             "check data.label_column and data.labels",
         )
     return Dataset(table.texts, [index[str(label)] for label in table.labels], list(names))

@@ -62,7 +62,7 @@ def choose_engine(model: nn.Module, trained: Mapping[str, nn.Parameter], mode: M
             # The second backward pass, of weighted losses, rounds otherwise than the one whose norms were taken.
             raise ConfigError(
                 "ghost clipping of a base in half precision exceeds the clip norm by its rounding, up to 2e-2",
-                'use training mode "direct"',
+                'use mode (training.per_example) "direct"',
             )
         return EngineChoice("ghost", "as asked")
     if mode == "direct":
@@ -100,7 +100,7 @@ def per_example_clipping(
     if gradient_checkpointing and choice.name == "ghost":
         raise ConfigError(
             "ghost clipping runs backward twice, which recomputed activations do not allow",
-            'use training mode "direct"',
+            'use mode (training.per_example) "direct"',
         )
     with ExitStack() as stack:
         stack.enter_context(only_training(model, trained))

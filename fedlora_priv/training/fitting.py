@@ -50,7 +50,9 @@ def refuse_unfit(model: Any, examples: Examples) -> None:
     config = base.config
     if not isinstance(examples, TokenisedExamples | ImageExamples):
         return
-    takes, given = ("images" if are else "texts" for are in (takes_images(base), isinstance(examples, ImageExamples)))
+    takes, given = (
+        "images" if are else "texts" for are in (takes_images(base), isinstance(examples, ImageExamples))
+    )
     if takes != given:
         raise DataError(f"{type(base).__name__} takes {takes}, not {given}", f"use a model of {given}")
     if examples.labels is not None:

@@ -97,7 +97,7 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "no such data": (overrides('data.source="/no/such/rows.tsv"'), 3, "/no/such/rows.tsv"),
     "no such model": (overrides('model.source="/no/such/model"'), 3, "/no/such/model"),
     "hub without a network": (overrides('model.source="nobody/nothing"'), 3, "local folder"),
-    "a label that is not declared": (undeclared_label, 3, "1 labels besides the 2"),
+    "a label that is not declared": (undeclared_label, 3, "1 label besides the 2"),
     "rows longer than the model": (overrides("model.max_length=33"), 2, "33 is above the 32 positions"),
     "weights that are not numbers": (damaged_model(not_a_number), 2, "NaN in its weights"),
     "a tokenizer without padding": (damaged_model(no_padding_token), 2, "neither a padding nor an end-of-sequence"),

@@ -106,7 +106,7 @@ def test_defects(tmp_path: Path) -> None:
         load_source(experiment(tmp_path / "none.tsv"))
     write_tsv(tmp_path / "train.tsv", ROWS)
     write_tsv(tmp_path / "dev.tsv", [("a", "eggs")])
-    with pytest.raises(DataError, match="1 labels besides the 2 that are known"):
+    with pytest.raises(DataError, match="1 label besides the 2 that are known"):
         load_source(experiment(tmp_path))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fedlora_priv.adapters import read_state
 from fedlora_priv.errors import ConfigError, DataError
-from fedlora_priv.training import PrivateTrainer, TokenisedExamples
+from fedlora_priv.training import PrivateTrainer, TokenisedExamples, preflight
 from fedlora_priv.training.fitting import longest_input, refuse_unfit
 from fedlora_priv.training.settings import StepSettings
 from protocols.prg import SecretStream
@@ -74,3 +76,52 @@ def test_another_padding_than_the_model_looks_for(tiny_model):
 
 def test_no_examples_fit(tiny_model):
     refuse_unfit(tiny_model(), TokenisedExamples((), np.zeros(0, dtype=np.int64), 0))
+
+
+def test_texts_and_images_are_not_taken_for_each_other(tiny_model, make_images):
+    with pytest.raises(DataError, match="takes images, not texts"):
+        refuse_unfit(tiny_model("vit"), texts())
+    with pytest.raises(DataError, match="takes texts, not images"):
+        refuse_unfit(tiny_model(), make_images(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda pixels: pixels[:, :, :4, :4], r"takes no images of shape \(1, 4, 4\)"),
+        (lambda pixels: np.repeat(pixels, 3, axis=1), r"takes no images of shape \(3, 8, 8\)"),
+        (lambda pixels: pixels * np.float32(np.nan), "not finite"),
+    ],
+)
+def test_images_that_the_model_has_no_place_for(change, line, tiny_model, make_images):
+    images = make_images(3)
+    with pytest.raises(DataError, match=line):
+        refuse_unfit(tiny_model("vit"), replace(images, pixels=change(images.pixels)))
+
+
+def test_a_padding_token_that_the_model_has_not(tiny_model):
+    with pytest.raises(DataError, match="padding token 97 is outside"):
+        refuse_unfit(tiny_model(), texts(pad=97))
+    with pytest.raises(DataError, match="no padding token"):
+        texts(pad=None)
+
+
+def test_labels_that_are_no_class_numbers(tiny_model):
+    with pytest.raises(DataError, match="labels are float64"):
+        refuse_unfit(tiny_model(), replace(texts(), labels=np.array([0.0, 1.0])))
+
+
+def test_evaluation_refuses_what_training_refuses(tiny_model):
+    with pytest.raises(DataError, match="more tokens than the model has positions"):
+        PrivateTrainer(tiny_model()).evaluate(texts(length=65))
+
+
+def test_frozen_weights_of_other_precisions(tiny_model):
+    model = tiny_model()
+    model.get_base_model().encoder.embeddings.LayerNorm.half()
+    with pytest.raises(ConfigError, match="load the frozen weights in float32 or bfloat16"):
+        PrivateTrainer(model)
+    model = tiny_model()
+    model.get_base_model().encoder.encoder.layer[1].output.dense.to(torch.bfloat16)
+    with pytest.raises(ConfigError, match="in one precision"):
+        preflight(model)
