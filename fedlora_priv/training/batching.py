@@ -25,17 +25,19 @@ def padded_widths(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def microbatches(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
-    """Return index arrays that partition the examples, widest first, each of one padded width.
+    """Return index arrays that partition the examples, widest first, each of one padded width, all padded or none.
 
-    Each has at most `max_tokens` padded tokens, or one example; those of a width are about equally large.
+    Where nothing is padded, models leave the mask out and take another kernel: that, too, must not depend on who else
+    was drawn. Each has at most `max_tokens` padded tokens, or one example; those of a width are about equally large.
 
     >>> [group.tolist() for group in microbatches(np.array([2, 9, 3, 7, 4]), max_tokens=16)]
     [[1], [0, 2], [3, 4]]
     """
     groups: list[NDArray[np.int64]] = []
     widths = padded_widths(lengths)
-    for width in np.unique(widths)[::-1]:
-        members = np.flatnonzero(widths == width)
+    kinds = 2 * widths + (lengths == widths)
+    for kind in np.unique(kinds)[::-1]:
+        members, width = np.flatnonzero(kinds == kind), kind // 2
         at_once = max(1, int(max_tokens // width))
         groups += np.array_split(members, -(-len(members) // at_once))
     return groups

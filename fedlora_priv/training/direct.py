@@ -25,6 +25,7 @@ from fedlora_priv.training.engine import (
     ExampleGradients,
     GradientRows,
     Losses,
+    not_one_row_each,
     nothing_recorded,
 )
 from fedlora_priv.training.linear import bias_gradients, weight_gradients
@@ -67,6 +68,8 @@ class DirectEngine(ClippingEngine):
         earlier = self._found.get(id(parameter))
         if earlier is not None:
             first, second = earlier.one_by_one(), gradients.one_by_one()
+            if len(first.rows) != len(second.rows):  # such as positions that all examples share
+                raise not_one_row_each()
             gradients = GradientRows(first.rows + second.rows, first.transposed)
         self._found[id(parameter)] = gradients
 

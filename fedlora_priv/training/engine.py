@@ -24,6 +24,7 @@ Losses = Callable[[nn.Module], Tensor]
 """Given the model to call, returns one loss per example, (n,), each a function of that example alone."""
 
 _ROUNDING = 1e-6  # float32 products may err by this much; clip that much lower
+_SMALLEST_FACTOR = 2.0**-64  # below about 2^-126 float32 keeps too few digits of a factor for that
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,16 @@ def clip_factors(squares: Tensor, clip_norm: float) -> tuple[Tensor, ClipCounts]
         clip_norm: L2 bound of an example's whole gradient. Each group gets ``clip_norm / √groups`` of it.
 
     Returns:
-        Factors in [0, 1], float64 (groups, n); 0 for an example any of whose norms is not finite.
+        Factors in [0, 1], float64 (groups, n); 0 for an example any of whose norms is not finite, or so large that
+        its factor would be below 2^-64.
 
     Guarantee:
         Scaled so, an example's gradient is at most `clip_norm` long over all groups together.
     """
     norms = squares.sqrt()
-    finite = torch.isfinite(norms.float()).all(dim=0)  # beyond float32, the factors would be too coarse
     bound = clip_norm / math.sqrt(len(squares))
     factors = (bound / (norms * (1 + _ROUNDING))).clamp(max=1.0)
+    finite = (torch.isfinite(norms.float()) & (factors >= _SMALLEST_FACTOR)).all(dim=0)
     factors = torch.where(finite, factors, 0.0)
     kept = torch.where(finite, (norms * factors).square().sum(dim=0).sqrt(), 0.0)
     clipped = (factors < 1).any(dim=0) & finite
@@ -152,10 +154,7 @@ class ClippingEngine(ABC):
     def _factors(self, squares: Sequence[Tensor], n: int, clip_norm: float) -> tuple[Tensor, ClipCounts]:
         """Return each parameter's factors, (parameters, n), from its squared norms, one (n,) each."""
         if any(len(part) != n for part in squares):
-            raise ConfigError(
-                f"a trained layer does not see one row for each of {n} examples",
-                "train other modules: this one is not computed example by example",
-            )
+            raise not_one_row_each()
         stacked = torch.stack(list(squares))
         groups = torch.tensor(self._groups, device=stacked.device)
         grouped = stacked.new_zeros(max(self._groups) + 1, n).index_add(0, groups, stacked)
@@ -197,6 +196,14 @@ def add_to_sum(parameter: Any, total: Tensor) -> None:
     parameter.summed_grad = total if so_far is None else so_far + total
 
 
+def not_one_row_each() -> ConfigError:
+    """Return the error for a layer whose first dimension is not the examples; how many there are is private."""
+    return ConfigError(
+        "a trained layer does not see one row for each example of a microbatch",
+        "train other modules: this one is not computed example by example",
+    )
+
+
 def nothing_recorded(name: str) -> FedloraError:
     """Return the error for a trained parameter without per-example gradients."""
     return FedloraError(
@@ -209,7 +216,7 @@ def nothing_recorded(name: str) -> FedloraError:
 def only_training(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Let `trained` alone require gradients, in evaluation mode: dropout is off, every run deterministic.
 
-    Afterwards the model is as before, but for the sums that wait for their noise.
+    Afterwards the model is as before, but for the sums that wait for their noise; after an exception without them.
     """
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in trained.values()}
@@ -218,6 +225,10 @@ def only_training(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iter
             parameter.requires_grad_(id(parameter) in wanted)
         model.eval()
         yield
+    except BaseException:
+        for holder in trained.values():  # half a batch, and private: nobody will add noise to it
+            holder.__dict__.pop("summed_grad", None)
+        raise
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from opacus import GradSampleModule
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from fedlora_priv.training.engine import (
     ClippingEngine,
     GradientRows,
     Losses,
+    not_one_row_each,
     nothing_recorded,
     only_training,
 )
@@ -37,11 +39,15 @@ class HooksEngine(ClippingEngine):
     ) -> None:
         super().__init__(trained, clipping)
         self._hooked = hooked
+        self.rows_seen: set[int] = set()
 
     def add(self, losses: Losses, clip_norm: float) -> ClipCounts:
         """Clip and add one microbatch; see `ClippingEngine.add`."""
+        self.rows_seen.clear()
         each = losses(self._hooked)
         each.sum().backward()  # type: ignore[no-untyped-call]
+        if self.rows_seen - {len(each)}:  # Opacus would add what examples share to the first ones' gradients
+            raise not_one_row_each()
         return self._clip_and_add(take_gradients(self._trained), len(each), clip_norm)
 
 
@@ -50,8 +56,15 @@ def hooks_clipping(
     model: nn.Module, trained: Mapping[str, nn.Parameter], clipping: Clipping
 ) -> Iterator[HooksEngine]:
     """Give an engine that clips through Opacus' hooks."""
-    with _hooks(model) as hooked:
-        yield HooksEngine(hooked, trained, clipping)
+    with _hooks(model) as hooked, ExitStack() as counted:
+        engine = HooksEngine(hooked, trained, clipping)
+
+        def count(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            engine.rows_seen.update(len(value) for value in inputs[:1] if isinstance(value, Tensor))
+
+        for module in hooked.iterate_submodules(model):
+            counted.callback(module.register_forward_pre_hook(count).remove)
+        yield engine
 
 
 def take_gradients(trained: Mapping[str, nn.Parameter]) -> list[GradientRows]:

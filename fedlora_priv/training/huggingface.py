@@ -244,7 +244,8 @@ class PrivacyCallback(TrainerCallback, ExportableState):
         run.spending.before_step(self._stretch())
         run.noiser.zero_grad()
         rows = self._private_rows()
-        drawn = rows.subset(poisson_draw(run.stream, len(rows), self._sample_rate))
+        # As charged: the Trainer's arguments may have been changed since.
+        drawn = rows.subset(poisson_draw(run.stream, len(rows), run.spending.sample_rate))
         counts = []
         with per_example_clipping(
             self._trainer.model,

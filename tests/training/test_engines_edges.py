@@ -144,7 +144,7 @@ class Flattening(Small):
 @pytest.mark.parametrize("mode", MODES)
 def test_layers_that_do_not_see_one_row_an_example_are_refused(mode):
     model = Flattening()
-    with pytest.raises(ConfigError, match="one row for each of 4 examples"):
+    with pytest.raises(ConfigError, match="one row for each example"):
         _sums(model, _named(model, "last"), _squares(_inputs(4, 7, 5)), mode=mode)
 
 
@@ -289,7 +289,61 @@ def test_norms_of_cancelling_tokens_are_not_too_small():
     pairs = (inputs @ inputs.transpose(1, 2)) * (outputs @ outputs.transpose(1, 2))
     assert (pairs.sum(dim=(1, 2)).clamp(min=0) < 0.5 * exact).any()  # what is avoided
     ours = LinearGradients(inputs, outputs).squares()
-    torch.testing.assert_close(ours, exact, rtol=1e-4, atol=0)
+    assert (ours >= exact).all()
+    assert (ours < 1.01 * exact).all()
+
+
+def test_tokens_that_cancel_altogether_are_still_clipped():
+    """At 2^-26 apart even float64 loses the norm; what is added must stay within the clip norm all the same."""
+    layer, clip_norm = nn.Linear(64, 8, bias=False), 1e-3
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(1, 1, 64, generator=generator).repeat(1, 2, 1)
+    inputs[:, 0] += 1e-6 * torch.rand(64, generator=generator)
+    outputs = 1e6 * torch.rand(1, 1, 8, generator=generator) * torch.tensor([1.0, -1.0])[None, :, None]
+    sums, _ = _sums(
+        layer,
+        {"weight": layer.weight},
+        lambda m: (m(inputs) * outputs).flatten(1).sum(1),
+        clip_norm=clip_norm,
+    )
+    assert float(sums["weight"].norm()) <= clip_norm
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("norm", [1e30, 1e36])
+def test_factors_that_float32_cannot_hold_leave_the_example_out(mode, norm):
+    """A factor of 1e-41 has three digits in float32, and the clip norm would be exceeded by a thousandth."""
+    model = Small()
+    trained = _named(model, "last")
+    inputs = _inputs(3, 2, 5)
+    for clip_norm in (1e-5, 1e-4):
+        sums, counts = _sums(
+            model, trained, lambda m: m(inputs).flatten(1).sum(1) * norm, clip_norm=clip_norm, mode=mode
+        )
+        assert counts.non_finite == 3
+        assert all(not value.any() for value in sums.values())
+
+
+class Sharing(Small):
+    """Runs its trained layer on the examples, and on something that all of them share, as DeBERTa does."""
+
+    def forward(self, inputs):
+        hidden = self.first(inputs)
+        shared = self.middle(hidden.new_ones(1, *hidden.shape[1:])).tanh()
+        return self.last(self.middle(hidden).tanh() * shared)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_layer_that_is_also_used_on_what_examples_share_is_refused(mode):
+    """The gradient of the shared use is everybody's: no example's own clipping bounds it."""
+    model = Sharing()
+    with pytest.raises(ConfigError, match=r"one row for each example|no ghost clipping"):
+        _sums(model, _named(model, "middle"), _squares(_inputs(4, 7, 5)), mode=mode)
+    inputs = _inputs(1, 7, 5)  # alone, everything is its own
+    if mode != "ghost":
+        sums, _ = _sums(model, _named(model, "middle"), _squares(inputs), mode=mode)
+        for name, wanted in _alone(model, _named(model, "middle"), inputs, 0.3).items():
+            torch.testing.assert_close(sums[name], wanted, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(("tokens", "width", "out"), [(1, 64, 64), (4, 64, 3), (50, 64, 8), (50, 8, 64)])
@@ -309,3 +363,24 @@ def test_both_forms_of_a_linear_gradient_agree(tokens, width, out):
         inputs if tokens > 1 else inputs[:, 0], outputs if tokens > 1 else outputs[:, 0]
     )
     assert isinstance(chosen, LinearGradients if tokens == 1 else GradientRows)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_that_is_cut_off_leaves_no_sum_behind(mode):
+    """Parameters carry their attributes into pickles; a sum without noise must not be among them."""
+    model = Small()
+    trained = _named(model, "last")
+    seen = []
+
+    def cut_off():
+        with per_example_clipping(model, trained, mode=mode) as engine:
+            engine.add(_squares(_inputs(4, 7, 5)), 1.0)
+            seen.extend(bool(parameter.summed_grad.any()) for parameter in trained.values())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
+    assert seen == [True, True]
+    for parameter in trained.values():
+        assert getattr(parameter, "summed_grad", None) is None
+        assert parameter.grad is None

@@ -551,6 +551,23 @@ def test_settings_are_checked_again_when_training_begins(make_trainer, private, 
     assert not ledger.charges()
 
 
+def test_batches_are_drawn_at_the_rate_that_is_charged(make_trainer, private, ledger, tmp_path):
+    """Whoever changes the Trainer's arguments half-way changes neither the batches nor their price."""
+
+    class Enlarge(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            args.per_device_train_batch_size = DECLARED
+
+    trainer, audit_file = make_trainer(max_steps=12, callbacks=[Enlarge()]), tmp_path / "private.jsonl"
+    private(private_audit_file=audit_file).attach(trainer)
+    trainer.train()
+    [charge] = ledger.charges()
+    assert charge.reserved.sample_rate == BATCH / DECLARED
+    [record] = private_audit.read(audit_file)
+    # At a rate of a quarter, half of all rows in 11 steps have a probability below 1e-15.
+    assert sum(step.batch_size for step in record.steps[1:]) < 11 * DECLARED / 2
+
+
 @pytest.mark.parametrize("method", ["training_step", "compute_loss", "get_train_dataloader"])
 def test_a_trainer_with_steps_of_its_own_is_refused(method, make_trainer, private):
     own = type("Own", (Trainer,), {method: lambda self, *args, **kwargs: None})
