@@ -300,7 +300,7 @@ def test_all_linear_maps_by_one_word(value: str) -> None:
 
 def test_speed_and_memory_do_not_make_another_experiment() -> None:
     changes = (
-        "training.device=cpu", "training.per_example=ghost", "training.gradient_checkpointing=true",
+        "training.device=cpu", "training.per_example=hooks", "training.gradient_checkpointing=true",
     )  # fmt: skip
     assert load(*changes).digest() == load().digest()
     for change in ("training.clipping=per-layer", "model.base_dtype=bfloat16", "lora.use_rslora=true"):
