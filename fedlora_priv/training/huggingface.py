@@ -42,8 +42,15 @@ from fedlora_priv.training.checks import StepCheck
 from fedlora_priv.training.clipping import Clipping, Mode, per_example_clipping
 from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
 from fedlora_priv.training.examples import Batch
+from fedlora_priv.training.fitting import refuse_unfit
 from fedlora_priv.training.huggingface_refusals import refuse_model, refuse_settings
-from fedlora_priv.training.huggingface_rows import CollatedRows, rounding_collator, rows_like, standard_task
+from fedlora_priv.training.huggingface_rows import (
+    CollatedRows,
+    as_texts,
+    rounding_collator,
+    rows_like,
+    standard_task,
+)
 from fedlora_priv.training.losses import model_losses
 from fedlora_priv.training.preflight import preflight
 from fedlora_priv.training.sampling import poisson_draw
@@ -172,6 +179,7 @@ class PrivacyCallback(TrainerCallback, ExportableState):
 
         Raises:
             ConfigError: private training is not possible.
+            DataError: a row does not fit the model; it is not said which.
             BudgetError: it is not affordable, or the checkpoint's steps are not in this ledger.
         """
         if self._trainer is None or self._trainer.training_step != self._training_step:
@@ -185,6 +193,7 @@ class PrivacyCallback(TrainerCallback, ExportableState):
             losses=self._losses, mode=self._mode, clipping=self._clipping,
             gradient_checkpointing=self._gradient_checkpointing,
         )  # fmt: skip
+        refuse_unfit(model, as_texts(self._private_rows(), model))
         spending = Spending(self._ledger, self._budget, self._sample_rate, self._clip_norm)
         if state.global_step:
             spending.resume(_statement(state), state.global_step)

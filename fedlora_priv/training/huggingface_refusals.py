@@ -50,7 +50,8 @@ _RULES: tuple[_Rule, ...] = (
         "train without them",
     ),
     (
-        lambda trainer: trainer.args.fp16 or trainer.args.bf16,
+        # The environment can ask for it too, behind the arguments' back.
+        lambda trainer: trainer.args.fp16 or trainer.args.bf16 or trainer.accelerator.mixed_precision != "no",
         "fp16 and bf16 would round per-example gradients and noise",
         "switch them off; only the frozen base may be loaded in a narrower type",
     ),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedlora_priv.errors import ConfigError, DataError
 from fedlora_priv.training.batching import WIDTH_STEP, microbatches
-from fedlora_priv.training.examples import Batch, Indices
+from fedlora_priv.training.examples import Batch, Indices, TokenisedExamples
 
 Row = Mapping[str, Any]
 Collator = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
@@ -163,15 +163,30 @@ def rows_like(rows: CollatedRows, model: Any) -> CollatedRows:
             f"the column {packed[0]} says that a row is a pack of several texts, which would be the unit of privacy",
             "train on rows that are not packed",
         )
-    config = model.get_base_model().config
-    pad = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
-    tokens, generator = np.delete(np.arange(config.vocab_size), pad), np.random.default_rng(1)
+    vocabulary = np.arange(model.get_base_model().config.vocab_size)
+    tokens, generator = np.delete(vocabulary, _padding(model)), np.random.default_rng(1)
     lengths = _ONE_WIDTH if _rounds(rows.collator) else _ONE_LENGTH
     texts = [generator.choice(tokens, length).tolist() for length in lengths]
     made_up = [
         {name: _made_up(name, template, ids, number) for name in template} for number, ids in enumerate(texts)
     ]
     return CollatedRows(made_up, rows.collator, rows.task)
+
+
+def as_texts(rows: CollatedRows, model: Any) -> TokenisedExamples:
+    """Return the rows' tokens, and their classes where the task has them, for `fitting.refuse_unfit`."""
+    ids = tuple(np.asarray(row["input_ids"], dtype=np.int64) for row in rows.rows)
+    column = next((name for name in _LABELS if name in rows.rows[0]), None)
+    classes = None
+    if rows.task == "classification" and column is not None:
+        classes = np.array([int(row[column]) for row in rows.rows], dtype=np.int64)
+    return TokenisedExamples(ids, classes, _padding(model))
+
+
+def _padding(model: Any) -> int:
+    """Return the token that a PEFT model takes for padding; the first one if it has none."""
+    pad = model.get_base_model().config.pad_token_id
+    return pad if isinstance(pad, int) else 0
 
 
 def _made_up(name: str, template: Row, ids: list[int], number: int) -> Any:

@@ -638,6 +638,32 @@ def test_rows_that_cannot_be_understood_are_refused(
     assert not ledger.charges()
 
 
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"label": 2}, "label is out of range"),
+        ({"input_ids": [5, 10_000]}, "outside the model's vocabulary"),
+        ({"input_ids": [5] * 500}, "more tokens than the model has positions"),
+    ],
+)
+def test_rows_that_do_not_fit_the_model_are_refused_before_any_is_drawn(
+    change, complaint, make_trainer, private, make_examples, ledger
+):
+    rows = rows_of(make_examples(DECLARED))
+    rows[-1] = {**rows[-1], **change}
+    private().attach(trainer := make_trainer(rows=rows))
+    with pytest.raises(DataError, match=complaint):
+        trainer.train()
+    assert not ledger.charges()
+
+
+def test_mixed_precision_asked_for_by_the_environment_is_refused(make_trainer, private, monkeypatch):
+    trainer = make_trainer()
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "bf16")
+    with pytest.raises(ConfigError, match="fp16 and bf16"):
+        private().attach(trainer)
+
+
 def test_checkpointing_that_cannot_be_exact_is_refused_before_anything_is_charged(
     make_trainer, private, ledger
 ):
