@@ -20,6 +20,7 @@ from accounting.ledger import Ledger
 from fedlora_priv.data.assets import MINILM, MOVIE_SNIPPETS, fetch
 from fedlora_priv.data.sources import read_movie_snippets
 from fedlora_priv.data.tables import Columns, read_table
+from fedlora_priv.errors import FedloraError
 from fedlora_priv.pooling import MeanPoolingClassifier
 from fedlora_priv.training.huggingface import PrivacyCallback
 
@@ -106,4 +107,7 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FedloraError as error:  # one line that says what is wrong and what to do
+        raise SystemExit(str(error)) from None

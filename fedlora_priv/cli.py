@@ -420,3 +420,7 @@ def main() -> None:
     # cores taken by somebody else, training was seen to slow down six times. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="fedlora", args=sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

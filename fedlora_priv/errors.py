@@ -9,6 +9,7 @@
     │   └── AssetError                   3   a download is missing, unreachable or not what it should be
     ├── BudgetError                      4   the privacy budget does not allow what was asked
     ├── FederationError                  5   the federation stopped: few survivors, a misbehaving peer
+    │   └── StateBeyondBounds            5   training from this global state could not be private
     ├── RunFolderError                   6   the run folder or a client's home is damaged or in use
     └── EnvironmentProblem               7   a library is missing or this machine computes wrongly
 
@@ -81,6 +82,10 @@ class FederationError(FedloraError):
 
     exit_code = 5
     meaning = "the federation stopped: too few survivors or a peer that misbehaved"
+
+
+class StateBeyondBounds(FederationError):  # noqa: N818 - a client's refusal shows this name and nothing else
+    """Training from this global state could not be private: it diverged, or somebody made it up."""
 
 
 class RunFolderError(FedloraError):

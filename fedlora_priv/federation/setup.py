@@ -23,7 +23,7 @@ from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
-from fedlora_priv.errors import FederationError
+from fedlora_priv.errors import StateBeyondBounds
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.learner import Say, load_learner
@@ -255,19 +255,20 @@ class StateCheck:
         """Return if training from this state can be private; clients of one process ask about the same.
 
         Raises:
-            FederationError: an entry is too large, or made-up examples influence each other.
+            StateBeyondBounds: an entry is too large, or made-up examples influence each other.
         """
         digest = hashlib.sha256(b"".join(state[name].tobytes() for name in sorted(state))).digest()
         if digest == self._accepted:
             return
         largest = max(float(np.abs(array).max()) for array in state.values())
         if not largest <= LARGEST_ENTRY:
-            raise FederationError(
-                f"the global state has entries up to {largest:.3g}, beyond {LARGEST_ENTRY:g}"
+            raise StateBeyondBounds(
+                f"the global state has entries up to {largest:.3g}, beyond {LARGEST_ENTRY:g}",
+                "if training diverged, lower training.learning_rate",
             )
         error = coupling(self._model, state, device=self._device)
         if not error <= coupling_tolerance(self._model):
-            raise FederationError(f"at this global state examples depend on each other ({error:.1e})")
+            raise StateBeyondBounds(f"at this global state examples depend on each other ({error:.1e})")
         self._accepted = digest
 
 

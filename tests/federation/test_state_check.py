@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedlora_priv.adapters import read_state
-from fedlora_priv.errors import FederationError
+from fedlora_priv.errors import StateBeyondBounds
 from fedlora_priv.federation.setup import StateCheck
 from fedlora_priv.modeling import LoraSettings, load_model
 from fedlora_priv.training import coupling, coupling_tolerance
@@ -46,10 +46,10 @@ def test_examples_that_see_their_companions_padding_are_refused(
     monkeypatch.setattr("fedlora_priv.pooling.masked_mean", lambda hidden, mask: hidden.mean(dim=1))
     state = scaled(model, 1.0)
     assert coupling(model, state) > 100 * coupling_tolerance(model)
-    with pytest.raises(FederationError, match="depend on each other"):
+    with pytest.raises(StateBeyondBounds, match="depend on each other"):
         StateCheck(model)(state)
 
 
 def test_a_hostile_state_is_refused(model: object) -> None:
-    with pytest.raises(FederationError, match="entries up to"):
+    with pytest.raises(StateBeyondBounds, match="entries up to"):
         StateCheck(model)(scaled(model, 1e4))
