@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,14 @@ def audit_file(tmp_path: Path, diverse_model: Path, random_data: Path) -> Callab
 
 
 @pytest.fixture
-def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs begin without the rehearsal, which would refuse such trainers: here the attack alone has to see it."""
+    nothing_seen = SimpleNamespace(lines=lambda: [])
+    monkeypatch.setattr("fedlora_priv.federation.setup.Parts.rehearse", lambda parts: nothing_seen)
+
+
+@pytest.fixture
+def without_noise(unrehearsed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The production trainer, but its noise is zero."""
     monkeypatch.setattr(
         "fedlora_priv.training.dpsgd.gaussian_noise", lambda stream, n, noise_stddev: np.zeros(n)
@@ -84,7 +92,7 @@ def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def without_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_clipping(unrehearsed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The production trainer with its noise, but it adds gradients up as they are."""
     from fedlora_priv.training import engine
 
