@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -81,6 +82,8 @@ class LoraSection(Section):
     @classmethod
     def _all_linear(cls, targets: Any) -> Any:
         """Take "all-linear" by itself as the array that holds nothing else."""
+        if isinstance(targets, str) and targets != ALL_LINEAR:
+            raise ValueError(f'is one text; give an array of names, ["{targets}"], or "{ALL_LINEAR}"')
         return (ALL_LINEAR,) if targets == ALL_LINEAR else targets
 
     @field_validator("target_modules")
@@ -152,7 +155,6 @@ class TrainingSection(Section):
     )
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the model runs: 'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:N'.",
     )
     max_tokens_per_microbatch: int = Field(
@@ -165,3 +167,11 @@ class TrainingSection(Section):
         description="Tests only: reproducible noise and sampling. There is NO privacy then, and the audit "
         "fails.",
     )
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        """Refuse what is not a device that norms in float64 can be computed on."""
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is None:
+            raise ValueError(f"{device!r} is no device here; use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        return device
