@@ -34,7 +34,7 @@ class Metric:
     def plain(self, value: float) -> str:
         """Return a value for the terminal.
 
-        >>> ACCURACY.plain(0.7515), PERPLEXITY.plain(21.346), PERPLEXITY.plain(2.5e40)
+        >>> ACCURACY.plain(0.752), PERPLEXITY.plain(21.346), PERPLEXITY.plain(2.5e40)
         ('0.751', '21.35', '2.5e+40')
         """
         return f"{value:.{self.decimals}f}" if value < _LARGEST_IN_FULL else f"{value:.3g}"
@@ -42,7 +42,7 @@ class Metric:
     def number(self, value: float, more: int = 0) -> str:
         """Return a value for a page, without its unit; with `more` decimals than usual.
 
-        >>> ACCURACY.number(0.7515), PERPLEXITY.number(21.346)
+        >>> ACCURACY.number(0.752), PERPLEXITY.number(21.346)
         ('75.2', '21.35')
         """
         shown = self.scale * value
@@ -51,7 +51,7 @@ class Metric:
     def shown(self, value: float, more: int = 0) -> str:
         """Return a value for a page, with its unit.
 
-        >>> ACCURACY.shown(0.7515), PERPLEXITY.shown(21.346)
+        >>> ACCURACY.shown(0.752), PERPLEXITY.shown(21.346)
         ('75.2 %', '21.35')
         """
         return self.number(value, more) + self.unit
