@@ -35,7 +35,7 @@ class Metric:
         """Return a value for the terminal.
 
         >>> ACCURACY.plain(0.752), PERPLEXITY.plain(21.346), PERPLEXITY.plain(2.5e40)
-        ('0.751', '21.35', '2.5e+40')
+        ('0.752', '21.35', '2.5e+40')
         """
         return f"{value:.{self.decimals}f}" if value < _LARGEST_IN_FULL else f"{value:.3g}"
 
