@@ -27,10 +27,18 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
+SHARED: dict[str, Any] = {
+    "targets": ("query", "key", "value", "output.dense", "intermediate.dense"),
+    "roles": ("A", "B", "head"),
+    "upper_layers": 3,
+    "base_dtype": "bfloat16",
+    "average": 0.9,
+    "max_tokens": 1024,
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    "3": {"epsilon": 3.0, "steps": 70, "batch": 2048, "learning_rate": 2e-3, "clip_norm": 1.0},
-    "1": {"epsilon": 1.0, "steps": 70, "batch": 2048, "learning_rate": 2e-3, "clip_norm": 1.0},
-    "none": {"epsilon": None, "steps": 70, "batch": 2048, "learning_rate": 2e-3, "clip_norm": 1e6},
+    "3": {"epsilon": 3.0, "steps": 64, "batch": 4096, "learning_rate": 0.006, "clip_norm": 0.5, **SHARED},
+    "1": {"epsilon": 1.0, "steps": 64, "batch": 4096, "learning_rate": 0.004, "clip_norm": 0.5, **SHARED},
+    "none": {"epsilon": None, "steps": 80, "batch": 1024, "learning_rate": 5e-3, "clip_norm": 1e6, **SHARED},
 }
 """The chosen settings, by the name that --presets takes; what is not named is `Setting`'s default."""
 
