@@ -35,10 +35,12 @@ SHARED: dict[str, Any] = {
     "average": 0.9,
     "max_tokens": 1024,
 }
+"""What all presets have in common: all linear maps of the upper half, its lower half computed once."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "3": {"epsilon": 3.0, "steps": 64, "batch": 4096, "learning_rate": 0.006, "clip_norm": 0.5, **SHARED},
     "1": {"epsilon": 1.0, "steps": 64, "batch": 4096, "learning_rate": 0.004, "clip_norm": 0.5, **SHARED},
-    "none": {"epsilon": None, "steps": 80, "batch": 1024, "learning_rate": 5e-3, "clip_norm": 1e6, **SHARED},
+    "none": {"epsilon": None, "steps": 64, "batch": 4096, "learning_rate": 0.006, "clip_norm": 1e6, **SHARED},
 }
 """The chosen settings, by the name that --presets takes; what is not named is `Setting`'s default."""
 

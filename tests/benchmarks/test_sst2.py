@@ -38,7 +38,9 @@ def command(glue: Path, tiny_model: Path) -> Callable[..., None]:
 
     def go(study: str, results: Path, *more: str) -> None:
         where = ("--data", str(glue), "--encoder", str(tiny_model), "--results", str(results))
-        sst2.main([study, *where, "--max-length", "8", *more, "--set", "steps=2", "batch=20"])
+        sst2.main(
+            [study, *where, "--max-length", "8", *more, "--set", "steps=2", "batch=20", "base_dtype=float32"]
+        )
 
     return go
 
@@ -83,9 +85,10 @@ def test_finished_runs_are_not_run_again(command: Callable[..., None], tmp_path:
 
 
 def test_the_grid_moves_one_axis_at_a_time(command: Callable[..., None], tmp_path: Path) -> None:
-    command("grid", tmp_path, "--vary", "rank=2,8", "clip_norm=0.5")
+    command("grid", tmp_path, "--vary", "rank=2,8", "clip_norm=0.7")
     settings = [line["setting"] for line in Lines(tmp_path / "sst2.jsonl")]
-    assert [(s["rank"], s["clip_norm"]) for s in settings] == [(8, 1.0), (2, 1.0), (8, 0.5)]
+    clip_norm = sst2.PRESETS["3"]["clip_norm"]
+    assert [(s["rank"], s["clip_norm"]) for s in settings] == [(8, clip_norm), (2, clip_norm), (8, 0.7)]
     assert "Grid, ε = 3" in (tmp_path / "sst2.md").read_text()
 
 
