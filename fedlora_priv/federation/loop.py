@@ -17,7 +17,7 @@ from accounting.planning import Plan
 from accounting.pricing import epsilon, running_bound
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Metered, Traffic
-from fedlora_priv.errors import BudgetError, FederationError, FedloraError
+from fedlora_priv.errors import BudgetError, FederationError, FedloraError, StateBeyondBounds
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.files import write_metrics
@@ -130,15 +130,22 @@ class Loop:
 def ended_early(records: Sequence[RoundRecord]) -> FedloraError | None:
     """Return why no further round is worth its ε, or None if the run should go on.
 
-    Budgets only shrink, so one round that they made impossible is the last. Other losses may be over by the
-    next round; but every round is charged at the clients whether it gives a sum or not.
+    Budgets only shrink, and a global state that clients refuse stays as it is without them; so one round that either
+    made impossible is the last. Other losses may be over by the next round; but every round is charged at the
+    clients whether it gives a sum or not.
     """
     lost = [record for record in records[-LOST_IN_A_ROW:] if record.aborted is not None]
     if not lost or records[-1].aborted is None:
         return None
     reason = f"round {records[-1].round} gave no sum: {records[-1].aborted}"
-    if any(code == BUDGET_CODE for _, code in records[-1].refused):
+    codes = {code for _, code in records[-1].refused}
+    if BUDGET_CODE in codes:
         return BudgetError(f"{reason}; the privacy budgets of too many clients are used up")
+    if StateBeyondBounds.__name__ in codes:
+        return StateBeyondBounds(
+            f"{reason}; clients refuse to train from a state with entries so large",
+            "training diverged: lower training.learning_rate",
+        )
     if len(lost) == LOST_IN_A_ROW:
         return FederationError(f"{reason}, as in the {LOST_IN_A_ROW - 1} rounds before", "see who is lost")
     return None

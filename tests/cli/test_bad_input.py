@@ -334,3 +334,14 @@ def test_a_file_that_is_no_roster_is_named_once(
     (tmp_path / "keys.json").write_text(text)
     ran = fedlora("audit", tmp_path, "--roster", tmp_path / "keys.json")
     assert (ran.code, ran.err.count("keys.json")) == (2, 1), ran.err
+
+
+def test_a_run_that_diverged_stops_at_once_and_says_why(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = experiment_file(federation={"rounds": 4}, training={"learning_rate": 1e6})
+    ran = fedlora("run", file)
+    assert ran.code == 5
+    assert "training diverged: lower training.learning_rate" in ran.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert len(report["rounds"]) == 2, "the first gave a sum, the second was refused by all"
