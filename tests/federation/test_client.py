@@ -114,7 +114,7 @@ def test_a_state_that_would_couple_examples_is_refused_before_anything_is_charge
     lab: Lab, value: float
 ) -> None:
     answer = lab.ask(lab.train(changed(lab, value)))
-    assert answer == wire.Message(wire.REFUSED, {"code": "FederationError"})
+    assert answer == wire.Message(wire.REFUSED, {"code": "StateBeyondBounds"})
     assert len(lab.ledger.rows()) == 1
 
 
