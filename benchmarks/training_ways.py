@@ -124,7 +124,7 @@ def ordinary_training(
 
     model.train()
     loader: DataLoader[Batch] = DataLoader(
-        range(len(setup.examples)),  # type: ignore[arg-type]
+        range(len(setup.examples)),  # type: ignore[arg-type]  # any sized sequence will do
         batch_size=batch_size,
         shuffle=True,
         collate_fn=collate,
@@ -195,7 +195,7 @@ def adam(model: Any, rate: float = RATE) -> torch.optim.Optimizer:
 
 def _backward(loss: Tensor) -> None:
     """Run the backward pass."""
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 WAYS: dict[str, Callable[[Setup, BaseDtype], Step]] = {

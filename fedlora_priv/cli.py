@@ -134,7 +134,7 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(help="Where --what-if writes its page.", show_default="what-if.html")
     ] = None,
-    debug: Debug = False,  # noqa: ARG001
+    debug: Debug = False,  # noqa: ARG001 - read by one_line_errors
 ) -> None:
     """Show noise, rounds, bytes and guarantee, before anything is spent."""
     from fedlora_priv.config import Experiment
@@ -211,7 +211,7 @@ def audit(
     ] = None,
     non_members: Annotated[Path | None, typer.Option(help="Public rows that it was not trained on.")] = None,
     as_json: AsJson = False,
-    debug: Debug = False,  # noqa: ARG001
+    debug: Debug = False,  # noqa: ARG001 - read by one_line_errors
 ) -> None:
     """Re-derive a report and answer sixteen questions about it; exit code 1 on any FAIL."""
     of_files: dict[str, object] = {"--ledger": ledger, "--roster": roster, "--private": private}
@@ -277,7 +277,7 @@ def budget(
         int | None, typer.Option(help="Price this many rows of one person together.", show_default=False)
     ] = None,
     as_json: AsJson = False,
-    debug: Debug = False,  # noqa: ARG001
+    debug: Debug = False,  # noqa: ARG001 - read by one_line_errors
 ) -> None:
     """Show what ledgers have spent, what is left, and what their clients may claim together."""
     from fedlora_priv.federation.standings import answer, ask, ask_experiment
@@ -306,7 +306,7 @@ def budget(
 @one_line_errors
 def report(
     run_folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    debug: Debug = False,  # noqa: ARG001
+    debug: Debug = False,  # noqa: ARG001 - read by one_line_errors
 ) -> None:
     """Write the HTML report again and print the closing table."""
     from accounting.report import load
@@ -325,7 +325,7 @@ def report(
 
 @app.command()
 @one_line_errors
-def methods(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG001
+def methods(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG001 - read by one_line_errors
     """List the aggregation methods with their contracts."""
     from fedlora_priv.methods import METHODS
     from fedlora_priv.methods.base import Layout, LoraModule
@@ -373,7 +373,7 @@ def doctor(
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
-    debug: Debug = False,  # noqa: ARG001
+    debug: Debug = False,  # noqa: ARG001 - read by one_line_errors
 ) -> None:
     """Report what this machine can do, and rehearse private steps: of a small model, or of an experiment."""
     from fedlora_priv.doctor import examine, examine_experiment

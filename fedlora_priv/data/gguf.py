@@ -55,13 +55,13 @@ def _convert(file: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     packed = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name)
     config = type(packed.config).from_dict(
         {key: value for key, value in packed.config.to_dict().items() if key != "quantization_config"}
     )
     # A fresh model, because transformers does not save one that it has read from GGUF.
-    plain = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    plain = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]  # so it does this
     plain.load_state_dict(packed.state_dict())
     plain.save_pretrained(str(target))
     AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(str(target))

@@ -215,15 +215,15 @@ class Method(ABC):
     def contract(self, layout: Layout) -> Contract:
         """Return what is uploaded and trained, and what leaks."""
 
-    def at(self, round: int) -> Method:  # noqa: ARG002
+    def at(self, round: int) -> Method:  # noqa: ARG002 - most need none of it
         """Return the method of that round (1-based; 0 rehearses round 1): itself, unless it is a schedule."""
         return self
 
-    def begin(self, layout: Layout, initial: State, shared: Shared) -> State:  # noqa: ARG002
+    def begin(self, layout: Layout, initial: State, shared: Shared) -> State:  # noqa: ARG002 - most need none of it
         """Return the global state before the first round."""
         return initial
 
-    def start(self, layout: Layout, state: State, shared: Shared) -> State:  # noqa: ARG002
+    def start(self, layout: Layout, state: State, shared: Shared) -> State:  # noqa: ARG002 - most need none of it
         """Return what a client trains from: all of the global state that is trainable."""
         return {name: array for name, array in state.items() if layout.role(name) != "base"}
 
@@ -314,7 +314,7 @@ class Method(ABC):
 
     def _announce(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State | None:
         """Return what the next exchange needs; the arguments have been checked."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked of methods with a later exchange only
 
     @abstractmethod
     def _combine(

@@ -45,7 +45,7 @@ class FedSVD(LinearAverage):
         state: State,
         sums: Sums,
         n: int,
-        shared: Shared,  # noqa: ARG002
+        shared: Shared,  # noqa: ARG002 - the interface has it
     ) -> Mapping[str, NDArray[Any]]:
         """Return the state with the mean product and head, A with orthonormal rows."""
         combined: dict[str, NDArray[Any]] = dict(moved(state, sums, n))

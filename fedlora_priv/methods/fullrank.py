@@ -118,7 +118,7 @@ class FullRank(Method):
         """Return what is known of one group."""
         return Released(group, state, sums, n)
 
-    def _common(self, layout: Layout, arrays: State) -> Mapping[str, NDArray[Any]]:  # noqa: ARG002
+    def _common(self, layout: Layout, arrays: State) -> Mapping[str, NDArray[Any]]:  # noqa: ARG002 - others do
         """Return a client's arrays in the federation's ranks and scalings."""
         return arrays
 

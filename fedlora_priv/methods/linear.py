@@ -27,11 +27,11 @@ class LinearAverage(Method):
 
     def _combine(
         self,
-        layout: Layout,  # noqa: ARG002
+        layout: Layout,  # noqa: ARG002 - the interface has it
         state: State,
         sums: Sums,
         n: int,
-        shared: Shared,  # noqa: ARG002
+        shared: Shared,  # noqa: ARG002 - the interface has it
     ) -> Mapping[str, NDArray[Any]]:
         """Return the state moved by the mean change."""
         return moved(state, sums, n)

@@ -86,7 +86,7 @@ class LoRAFair(Method):
         state: State,
         sums: Sums,
         n: int,
-        shared: Shared,  # noqa: ARG002
+        shared: Shared,  # noqa: ARG002 - the interface has it
     ) -> Mapping[str, NDArray[Any]]:
         """Return the state moved by the mean change, B refined."""
         combined = moved(state, sums, n)
