@@ -145,6 +145,8 @@ class Contract:
         leaks: what the server learns.
         later: names and shapes of the exchanges after the first.
         may_stop_early: whether a round may end before its last exchange.
+        travels_whole: whether every coordinate must travel, at 8 bits or more: what is left out of a linear map of a
+            product, or of a count, makes it the map of nothing.
         stays_home: trained roles that never travel: each client keeps its own.
         changes_base: whether the state gets a base residual, to be shipped with the adapter.
     """
@@ -157,6 +159,7 @@ class Contract:
     weights: Literal["uniform"] = "uniform"
     later: tuple[Shapes, ...] = ()
     may_stop_early: bool = False
+    travels_whole: bool = False
     stays_home: frozenset[Role] = frozenset()
     changes_base: bool = False
     notes: tuple[str, ...] = field(default=())

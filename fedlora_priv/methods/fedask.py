@@ -68,6 +68,7 @@ class FedASK(Method):
             exact=not self.trains_a,
             noise="quadratic: ξ_B·ξ_A enters before the SVD" if self.trains_a else "linear: ξ_B·A",
             leaks="the sums over survivors of two maps of the products",
+            travels_whole=True,
         )
 
     def _upload(

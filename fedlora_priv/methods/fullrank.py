@@ -43,6 +43,7 @@ class FullRank(Method):
             leaks=_LEAKS[self.cross.mode],
             later=tuple(later),
             may_stop_early=self.cross.fallback is not None,
+            travels_whole=self.cross.mode != "exact",
             changes_base=self.changes_base,
             notes=self._notes(),
         )

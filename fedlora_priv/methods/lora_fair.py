@@ -60,6 +60,7 @@ class LoRAFair(Method):
             exact=False,
             noise="quadratic: ξ_B·A + B·ξ_A + ξ_B·ξ_A",
             leaks="the sums over survivors of the factors and of one map of the products",
+            travels_whole=True,
         )
 
     def _upload(

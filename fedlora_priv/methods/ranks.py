@@ -79,7 +79,8 @@ class Ragged(FullRank):
         """Return the contract: what `FullRank` uploads, and a count for each component."""
         plain = super().contract(layout)
         counts = {count_name(m): (m.rank,) for m in layout.modules}
-        return replace(plain, uploads=dict(sorted((dict(plain.uploads) | counts).items())))
+        uploads = dict(sorted((dict(plain.uploads) | counts).items()))
+        return replace(plain, uploads=uploads, travels_whole=True)
 
     def start(self, layout: Layout, state: State, shared: Shared) -> State:
         """Return this client's first components of the global state, in its own scaling."""

@@ -366,3 +366,11 @@ def test_roles_are_told_by_name() -> None:
     for unknown in ("layer.0.query.lora_C", "layer.9.query.lora_A", "classifier.weights"):
         with pytest.raises(KeyError):
             LAYOUT.role(unknown)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_whatever_is_no_change_of_an_array_or_of_a_product_travels_whole(name: str) -> None:
+    contract = ALL[name].contract(LAYOUT)
+    names = {k for j in range(contract.exchanges) for k in contract.exchange(j)}
+    maps = {k for k in names - set(ALL[name].shapes(LAYOUT)) if not k.endswith(".delta_w")}
+    assert contract.travels_whole == bool(maps)
