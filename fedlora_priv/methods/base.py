@@ -124,12 +124,14 @@ class Shared:
         seed, round: the public seed, and the number of the round (1-based; 0 rehearses).
         exchange: which exchange of the round this is, 0-based.
         announced: what the server has told everybody since the last exchange; empty in the first.
+        rehearsal: made-up clients act this round out, and every exchange that it may have.
     """
 
     seed: int
     round: int
     exchange: int = 0
     announced: State = field(default_factory=dict)
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,13 @@ class Contract:
         noise: how the clients' DP noise gets into W.
         leaks: what the server learns.
         later: names and shapes of the exchanges after the first.
+        announces: names and shapes of what everybody is told before each of those.
+        limits: the largest magnitude in an array of `uploads`, where that is known for certain.
         may_stop_early: whether a round may end before its last exchange.
         travels_whole: whether every coordinate must travel, at 8 bits or more: what is left out of a linear map of a
             product, or of a count, makes it the map of nothing.
         stays_home: trained roles that never travel: each client keeps its own.
-        changes_base: whether the state gets a base residual, to be shipped with the adapter.
+        changes_base: as in the method.
     """
 
     uploads: Shapes
@@ -158,6 +162,8 @@ class Contract:
     leaks: str = "the sum over survivors"
     weights: Literal["uniform"] = "uniform"
     later: tuple[Shapes, ...] = ()
+    announces: tuple[Shapes, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
     may_stop_early: bool = False
     travels_whole: bool = False
     stays_home: frozenset[Role] = frozenset()
@@ -182,6 +188,10 @@ class Contract:
     def exchange(self, number: int) -> Shapes:
         """Return what travels in one exchange of a round, 0-based."""
         return (self.uploads, *self.later)[number]
+
+    def announced(self, number: int) -> Shapes:
+        """Return what is announced before an exchange, 0-based: nothing before the first."""
+        return ({}, *self.announces)[number]
 
 
 @dataclass(frozen=True)
@@ -213,6 +223,8 @@ class Method(ABC):
     source: str
     moves_by_mean = False
     """Whether `combine` is nothing but each array moved by its mean change, so that a server optimiser may step."""
+    changes_base = False
+    """Whether in any round the state gets a base residual, to be shipped with the adapter."""
 
     @abstractmethod
     def contract(self, layout: Layout) -> Contract:
@@ -260,10 +272,13 @@ class Method(ABC):
 
         Raises:
             AssumptionError: the method does not work with this layout.
-            UploadError: wrong names or shapes, a value that is not finite, or a frozen array that has changed.
+            UploadError: wrong names or shapes, a value that is not finite, a frozen array that has changed, or
+                an announcement that is not what the contract says.
         """
         self._require_round(layout, shared)
         contract = self.contract(layout)
+        told = contract.announced(shared.exchange)
+        _require_arrays(shared.announced, told, UploadError, "the announcement")
         _require_arrays(trained, self.shapes(layout), UploadError, "the trained state", exactly=False)
         began = self.start(layout, start, shared)
         for name in self.shapes(layout):
@@ -379,4 +394,4 @@ def _require_arrays(
         if arrays[name].shape != shape:
             raise error(f"{what} has {name} of shape {arrays[name].shape}, not {shape}", "use one layout")
         if not np.isfinite(arrays[name]).all():
-            raise error(f"{what} has a NaN or an infinity in {name}", "training diverged: drop this update")
+            raise error(f"{what} has a NaN or an infinity in {name}", "training diverged: drop this round")

@@ -142,6 +142,17 @@ class CrossTerm:
             for kinds in self._exchanges()
         )
 
+    def announces(self, layout: Layout) -> tuple[Shapes, ...]:
+        """Return names and shapes of what is announced before each exchange after the first."""
+        return tuple(
+            {
+                basis_name(m): (m.out_features, self._shape("projected", m, layout)[0])
+                for m in layout.modules
+                if "projected" in kinds
+            }
+            for kinds in self._exchanges()[1:]
+        )
+
     def upload(
         self, layout: Layout, group: Group, start: Thin, trained: Thin, shared: Shared
     ) -> dict[str, NDArray[Any]]:
@@ -161,12 +172,13 @@ class CrossTerm:
 
     def announce(self, layout: Layout, released: Sequence[Released], shared: Shared) -> State | None:
         """Return what the second exchange needs, or None if the first one's sums are enough."""
-        if self.mode == "sketch" and self.missed(layout, released, shared) <= self.tolerance:
+        wanted = self.mode != "sketch" or shared.rehearsal
+        if not wanted and self.missed(layout, released, shared) <= self.tolerance:
             return None
         if self.fallback == "exact":
             return {}
         return {
-            f"{module.name}.basis": basis.astype(np.float32)
+            basis_name(module): basis.astype(np.float32)
             for known in released
             for module, basis in zip(known.group, self._range(layout, known, shared), strict=True)
         }
@@ -262,6 +274,11 @@ def _shrinkage(held_out: Array, fitted: Array) -> Array:
     return c
 
 
+def basis_name(module: LoraModule) -> str:
+    """Name of a module's basis in an announcement."""
+    return f"{module.name}.basis"
+
+
 def announced_basis(group: Group, shared: Shared) -> Array:
     """Return the bases that the server announced, (L, m, k), checked: a client projects its update on them.
 
@@ -269,12 +286,12 @@ def announced_basis(group: Group, shared: Shared) -> Array:
         UploadError: there is none, or it is not orthonormal: projecting on it could amplify the upload.
     """
     for module in group:
-        basis = shared.announced.get(f"{module.name}.basis")
+        basis = shared.announced.get(basis_name(module))
         if basis is None or basis.ndim != 2 or len(basis) != module.out_features:
             raise UploadError(
                 f"the server announced no basis for {module.name}", "it must, before a second pass"
             )
-    bases = stack(shared.announced, [f"{m.name}.basis" for m in group])
+    bases = stack(shared.announced, [basis_name(m) for m in group])
     skew = transposed(bases) @ bases - np.eye(bases.shape[2])
     if not (np.abs(skew) <= SKEWED).all():  # a NaN is not
         raise UploadError("an announced basis is not orthonormal", "projecting on it could amplify an upload")

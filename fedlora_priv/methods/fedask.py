@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fedlora_priv.methods import public
 from fedlora_priv.methods.base import Contract, Layout, LoraModule, Method, Role, Shared, State, Sums
-from fedlora_priv.methods.crossterm import announced_basis
+from fedlora_priv.methods.crossterm import announced_basis, basis_name
 from fedlora_priv.methods.linear import moved, of_roles
 from fedlora_priv.methods.thin import (
     Thin,
@@ -64,6 +64,7 @@ class FedASK(Method):
         return Contract(
             uploads=dict(sorted((sketches | of_roles(layout, "head")).items())),
             later=({f"{m.name}.projected": (k, m.in_features) for m, k in columns.items()},),
+            announces=({basis_name(m): (m.out_features, k) for m, k in columns.items()},),
             trains=trains,
             exact=not self.trains_a,
             noise="quadratic: ξ_B·ξ_A enters before the SVD" if self.trains_a else "linear: ξ_B·A",
@@ -93,7 +94,7 @@ class FedASK(Method):
         announced: dict[str, NDArray[np.float32]] = {}
         for group in groups(layout):
             basis = np.linalg.qr(stack(sums, [f"{m.name}.range" for m in group]))[0]
-            announced |= {f"{m.name}.basis": q.astype(np.float32) for m, q in zip(group, basis, strict=True)}
+            announced |= {basis_name(m): q.astype(np.float32) for m, q in zip(group, basis, strict=True)}
         return announced
 
     def _combine(

@@ -27,8 +27,6 @@ NOISE = "post-processing of each client's own DP-SGD; ξ_B·ξ_A enters before a
 class FullRank(Method):
     """Base of methods that make something of ΔW = s·mean(BₖAₖ); `_next` says what."""
 
-    changes_base = False
-
     def __init__(self, cross: CrossTerm) -> None:
         self.cross = cross
 
@@ -42,6 +40,7 @@ class FullRank(Method):
             noise=NOISE,
             leaks=_LEAKS[self.cross.mode],
             later=tuple(later),
+            announces=self.cross.announces(layout),
             may_stop_early=self.cross.fallback is not None,
             travels_whole=self.cross.mode != "exact",
             changes_base=self.changes_base,

@@ -28,8 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State, Sums
-from fedlora_priv.methods.errors import UploadError
-from fedlora_priv.methods.linear import moved
+from fedlora_priv.methods.linear import moved, of_roles
 from fedlora_priv.methods.thin import Array, require_rank_fits
 
 ITERATIONS = 500
@@ -56,6 +55,7 @@ class LoRAFair(Method):
         return Contract(
             uploads=layout.shapes(),
             later=({f"{m.name}.image": (m.out_features, m.rank) for m in layout.modules},),
+            announces=(of_roles(layout, "A"),),
             trains=frozenset({"A", "B", "head"}),
             exact=False,
             noise="quadratic: ξ_B·A + B·ξ_A + ξ_B·ξ_A",
@@ -69,13 +69,10 @@ class LoRAFair(Method):
         """Return every array's change, or Bₖ(AₖĀᵀ)."""
         if shared.exchange == 0:
             return {name: trained[name] - start[name] for name in layout.shapes()}
-        images = {}
-        for m in layout.modules:
-            mean_a = shared.announced.get(m.a_name)
-            if mean_a is None or mean_a.shape != (m.rank, m.in_features) or not np.isfinite(mean_a).all():
-                raise UploadError(f"the server announced no good mean of {m.a_name}", "it must")
-            images[f"{m.name}.image"] = trained[m.b_name] @ (trained[m.a_name] @ mean_a.T)
-        return images
+        return {
+            f"{m.name}.image": trained[m.b_name] @ (trained[m.a_name] @ shared.announced[m.a_name].T)
+            for m in layout.modules
+        }
 
     def _announce(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State | None:  # noqa: ARG002
         """Return Ā."""

@@ -39,6 +39,7 @@ class RACLoRA(LinearAverage):
     title = "RAC-LoRA (a chain of merged adapters, fresh A each)"
     source = "Malinovsky et al. 2024"
     moves_by_mean = False
+    changes_base = True
 
     def __init__(self, rounds: int = 1) -> None:
         if rounds < 1:
@@ -52,7 +53,7 @@ class RACLoRA(LinearAverage):
             trains=frozenset({"B", "head"}),
             exact=True,
             noise="linear: ξ_B·A",
-            changes_base=True,
+            changes_base=self.changes_base,
         )
 
     def _combine(

@@ -80,7 +80,8 @@ class Ragged(FullRank):
         plain = super().contract(layout)
         counts = {count_name(m): (m.rank,) for m in layout.modules}
         uploads = dict(sorted((dict(plain.uploads) | counts).items()))
-        return replace(plain, uploads=uploads, travels_whole=True)
+        # At a bound of exactly 1 the wire carries ones and zeros without rounding, so counts stay counts.
+        return replace(plain, uploads=uploads, limits=dict.fromkeys(counts, 1.0), travels_whole=True)
 
     def start(self, layout: Layout, state: State, shared: Shared) -> State:
         """Return this client's first components of the global state, in its own scaling."""

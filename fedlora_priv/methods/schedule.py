@@ -44,6 +44,7 @@ class Schedule(Method):
         if min(phases, default=0) != 1:
             raise AssumptionError("a schedule has a gap: no phase begins in round 1", "give one that does")
         self.phases = dict(sorted(phases.items()))
+        self.changes_base = any(method.changes_base for method in self.phases.values())
         self._require_alike()
 
     def at(self, round: int) -> Method:

@@ -144,7 +144,12 @@ def test_what_travels_is_what_the_contract_says(name: str) -> None:
     method = ALL[name]
     start, clients = federation(method)
     done = run(method, LAYOUT, start, clients)
-    assert done.uploaded == method.contract(LAYOUT).round_dimension
+    contract = method.contract(LAYOUT)
+    assert done.uploaded == contract.round_dimension
+    assert len(contract.announces) == len(contract.later)
+    last = {k: v.shape for k, v in done.shared.announced.items()}
+    assert last == dict(contract.announced(contract.exchanges - 1))
+    assert all(np.abs(done.sums[k]).max() <= done.n * bound for k, bound in contract.limits.items())
     again = run(method, LAYOUT, start, clients)
     for k in done.state:
         assert_array_equal(done.state[k], again.state[k])  # randomness is public: the same for everybody

@@ -153,7 +153,8 @@ def test_a_private_initialisation_is_refused() -> None:
 
 @pytest.mark.parametrize("method", WITH_BASIS)
 @pytest.mark.parametrize(
-    ("factor", "why"), [(100.0, "not orthonormal"), (np.nan, "not orthonormal"), (None, "no basis")]
+    ("factor", "why"),
+    [(100.0, "not orthonormal"), (np.nan, "announcement has a NaN"), (None, "announcement and the contract")],
 )
 def test_a_client_projects_on_no_basis_that_amplifies(method: Method, factor: float | None, why: str) -> None:
     start, clients = independent(TWO_SHAPES, np.random.default_rng(0), 3, 0.5)
@@ -167,14 +168,19 @@ def test_a_client_projects_on_no_basis_that_amplifies(method: Method, factor: fl
     with pytest.raises(UploadError, match="not orthonormal"):
         method.upload(TWO_SHAPES, start, clients[0], replace(good, announced=twice))
     short = {k: v[:-1] for k, v in good.announced.items()}
-    with pytest.raises(UploadError, match="no basis"):
+    with pytest.raises(UploadError, match=r"announcement has layer.\S+ of shape"):
         method.upload(TWO_SHAPES, start, clients[0], replace(good, announced=short))
 
 
 def test_lora_fair_needs_the_mean_of_a() -> None:
     start, clients = independent(TWO_SHAPES, np.random.default_rng(0), 3, 0.5)
-    for announced in ({}, {"layer.0.query.lora_A": np.full((3, 12), np.nan, np.float32)}):
-        with pytest.raises(UploadError, match=r"no good mean of layer.0.query.lora_A"):
+    means = {m.a_name: start[m.a_name] for m in TWO_SHAPES.modules}
+    for announced, why in (
+        ({}, "announcement and the contract differ"),
+        (means | {"layer.0.query.lora_B": start["layer.0.query.lora_B"]}, "differ in layer.0.query.lora_B"),
+        (means | {"layer.0.query.lora_A": np.full((3, 12), np.nan, np.float32)}, "announcement has a NaN"),
+    ):
+        with pytest.raises(UploadError, match=why):
             LoRAFair().upload(TWO_SHAPES, start, clients[0], Shared(7, 1, 1, announced))
 
 
