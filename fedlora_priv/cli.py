@@ -381,12 +381,12 @@ def doctor(
     if file is None:
         if overrides:
             raise ConfigError("--set goes with an experiment's TOML file", "name one, or leave it out")
-        findings, subject = examine(), "this machine cannot run federations"
+        findings = examine()
     else:
         from fedlora_priv.config import Experiment
 
         experiment = Experiment.load(file, overrides or [])
-        findings, subject = examine_experiment(experiment), "this experiment cannot run on this machine"
+        findings = examine_experiment(experiment)
     from fedlora_priv.reports.tables import print_findings
 
     if as_json:
@@ -395,7 +395,7 @@ def doctor(
         print_findings(console, findings)
     failed = [finding.what for finding in findings if finding.status == "FAIL"]
     if failed:
-        raise EnvironmentProblem(f"{subject}: {', '.join(failed)}", "see above")
+        raise EnvironmentProblem(f"this machine cannot run federations: {', '.join(failed)}", "see above")
 
 
 def _version(asked: bool) -> None:

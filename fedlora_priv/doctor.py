@@ -10,7 +10,6 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 LIBRARIES = ("numpy", "scipy", "cryptography", "dp-accounting", "torch", "opacus", "peft", "transformers")
 TRAINING = ("torch", "opacus", "peft", "transformers")
 LEAST_FREE_BYTES = 2 * 10**9
+_GRADIENTS = "per-example gradients"
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,15 @@ def examine_experiment(experiment: Experiment) -> list[Finding]:
     as a step of that many rows can be.
 
     Raises:
-        FedloraError: the experiment's data, model or plan cannot be had.
+        FedloraError: what `fedlora run` would raise: the experiment's data, model or plan cannot be had, or its steps
+            would not train privately.
     """
     from fedlora_priv.federation.setup import assemble
+    from fedlora_priv.reports.summary import environment_text
 
     parts = assemble(experiment, lambda _: None)
-    return [_device(), *_rehearsed(parts.rehearse), _whole_step(parts)]
+    setting = environment_text(parts.environment())
+    return [_device(), *_rehearsed(parts.rehearse(), setting), _whole_step(parts)]
 
 
 def _device() -> Finding:
@@ -77,16 +80,10 @@ def _device() -> Finding:
     return Finding("device", "OK", f"{device} ({name}), {precision}")
 
 
-def _rehearsed(rehearse: Callable[[], Rehearsal]) -> list[Finding]:
-    """Return a line for each thing that a rehearsal saw, or why it was refused."""
-    from fedlora_priv.errors import FedloraError
-
-    what = "per-example gradients"
-    try:
-        seen = rehearse()
-    except FedloraError as error:
-        return [Finding(what, "FAIL", str(error))]
-    return [Finding(what, "OK", line) for line in [*seen.lines(), f"rehearsed in {seen.seconds:.1f} s"]]
+def _rehearsed(seen: Rehearsal, setting: str) -> list[Finding]:
+    """Return a line for what was rehearsed, and one for each thing that was seen."""
+    lines = [setting, *seen.lines(), f"rehearsed in {seen.seconds:.1f} s"]
+    return [Finding(_GRADIENTS, "OK", line) for line in lines]
 
 
 def _whole_step(parts: Parts) -> Finding:
@@ -203,6 +200,7 @@ def _small_model() -> list[Finding]:
     """Rehearse private steps with a small random model."""
     from transformers import BertConfig, BertModel
 
+    from fedlora_priv.errors import FedloraError
     from fedlora_priv.modeling import LoraSettings, attach_lora
     from fedlora_priv.pooling import MeanPoolingClassifier
     from fedlora_priv.training import PrivateTrainer, StepSettings, rehearse
@@ -211,7 +209,6 @@ def _small_model() -> list[Finding]:
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
     base = MeanPoolingClassifier(BertModel(config), 2)
-    trainer = PrivateTrainer(attach_lora(base, LoraSettings(("query", "value"), rank=2), seed=0))
     settings = StepSettings(
         steps=1,
         sample_rate=1.0,
@@ -220,4 +217,9 @@ def _small_model() -> list[Finding]:
         clip_norm=1.0,
         learning_rate=0.1,
     )
-    return _rehearsed(lambda: rehearse(trainer, settings))
+    try:
+        trainer = PrivateTrainer(attach_lora(base, LoraSettings(("query", "value"), rank=2), seed=0))
+        seen = rehearse(trainer, settings)
+    except FedloraError as error:
+        return [Finding(_GRADIENTS, "FAIL", str(error))]
+    return _rehearsed(seen, seen.preflight.setting())

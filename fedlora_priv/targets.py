@@ -26,12 +26,10 @@ class LoraSettings:
         rank: r, at least 1.
         alpha: numerator of the scaling, alpha/rank.
         use_rslora: scale by alpha/√rank instead, which keeps large ranks from learning slowly.
-        dropout: must be 0; here so that a configuration that asks for it is refused, not ignored.
         train_head: whether the classification head is trained and shared too; it is saved in either case.
-        use_dora: must be False, for the same reason.
 
     Raises:
-        ConfigError: a value that cannot be trained privately.
+        ConfigError: a value out of range.
 
     Source: use_rslora is Kalajdzievski 2023, "A rank stabilization scaling factor for fine-tuning with LoRA".
     """
@@ -40,18 +38,9 @@ class LoraSettings:
     rank: int = 8
     alpha: float = 16.0
     use_rslora: bool = False
-    dropout: float = 0.0
     train_head: bool = True
-    use_dora: bool = False
 
     def __post_init__(self) -> None:
-        if self.use_dora:
-            raise ConfigError(
-                "lora.use_dora has no per-example gradients (its magnitude couples the whole batch's update)",
-                "set it to false",
-            )
-        if self.dropout != 0:
-            raise ConfigError("lora.dropout must be 0 under DP-SGD (the noise regularises)", "remove it")
         if self.rank < 1 or not self.alpha > 0:
             raise ConfigError(f"lora.rank {self.rank} and lora.alpha {self.alpha} must be positive")
         if not self.target_modules:

@@ -77,6 +77,12 @@ def require_in_place(model: nn.Module, device: torch.device) -> None:
             raise ConfigError(f"{name} is {tensor.dtype}", "load the frozen weights in float32 or bfloat16")
 
 
+def require_unfrozen(trainables: Iterable[Tensor]) -> None:
+    """Raise ConfigError if nothing at all requires a gradient: whoever froze everything wants nothing trained."""
+    if not any(parameter.requires_grad for parameter in trainables):
+        raise ConfigError("nothing in the model requires a gradient", "unfreeze the adapter")
+
+
 def base_dtype(model: nn.Module) -> str:
     """Return the precision that most of the frozen weights are in, such as "float32"."""
     trained = {id(parameter) for parameter in trainable_parameters(model).values()}

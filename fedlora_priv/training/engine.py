@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,13 @@ Losses = Callable[[nn.Module], Tensor]
 
 _ROUNDING = 1e-6  # float32 products may err by this much; clip that much lower
 _SMALLEST_FACTOR = 2.0**-64  # below about 2^-126 float32 keeps too few digits of a factor for that
+
+
+def require_known(*, clipping: str, mode: str) -> None:
+    """Raise ConfigError unless both are words that are known here."""
+    for name, value, known in (("clipping", clipping, get_args(Clipping)), ("mode", mode, get_args(Mode))):
+        if value not in known:
+            raise ConfigError(f"there is no {name} {value!r}", f"use {', '.join(known)}")
 
 
 @dataclass(frozen=True)

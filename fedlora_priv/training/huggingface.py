@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from fedlora_priv.errors import BudgetError, ConfigError, RunFolderError
 from fedlora_priv.training.checks import StepCheck
 from fedlora_priv.training.clipping import Clipping, Mode, per_example_clipping
 from fedlora_priv.training.dpsgd import SecretNoiseOptimizer, make_optimizer
+from fedlora_priv.training.engine import require_known
 from fedlora_priv.training.examples import Batch
 from fedlora_priv.training.fitting import refuse_unfit
 from fedlora_priv.training.huggingface_refusals import refuse_model, refuse_settings
@@ -133,9 +134,7 @@ class PrivacyCallback(TrainerCallback, ExportableState):
             raise ConfigError(str(error)) from error
         if not (math.isfinite(clip_norm) and clip_norm > 0 and max_tokens_per_microbatch > 0):
             raise ConfigError("clip_norm and max_tokens_per_microbatch must be positive")
-        for name, value, known in (("clipping", clipping, Clipping), ("mode", mode, Mode)):
-            if value not in get_args(known):
-                raise ConfigError(f"there is no {name} {value!r}", f"use {', '.join(get_args(known))}")
+        require_known(clipping=clipping, mode=mode)
         self._ledger = ledger
         self._declared = declared_examples
         self._clip_norm = clip_norm

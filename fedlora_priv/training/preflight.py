@@ -74,13 +74,18 @@ class PreflightReport(Exactness):
     base_dtype: str
     gradient_checkpointing: bool
 
-    def lines(self) -> list[str]:
-        """Return what was seen, a line for each thing."""
+    def setting(self) -> str:
+        """Return what was looked at, as one line."""
         reason = f" ({self.reason})" if self.reason else ""
         twice = ", activations computed twice" if self.gradient_checkpointing else ""
-        return [
+        return (
             f"{self.clipping} clipping by the {self.engine} engine{reason}, on {self.device}, frozen weights "
-            f"in {self.base_dtype}{twice}",
+            f"in {self.base_dtype}{twice}"
+        )
+
+    def lines(self) -> list[str]:
+        """Return what was seen, a line for each thing."""
+        return [
             f"gradients of single examples equal brute force within {self.brute_force_error:.0e}, {self.arrays} arrays",
             f"clipped sums equal brute force within {self.clipped_error:.0e}, norms within {self.norm_error:.0e}",
             f"companions change an example's gradient by {self.companion_error:.0e} of its norm",
@@ -118,7 +123,7 @@ def preflight(
     trained = trainable_parameters(model) if trained is None else trained
     examples = made_up_examples(model, LENGTHS) if examples is None else examples
     start = read_state(model)
-    _require_numbers(model, examples.collate(device), losses)
+    require_numbers(model, examples.collate(device), losses)
     try:
         write_state(model, made_up_state(model))
         alone = [
@@ -167,8 +172,11 @@ def coupling_tolerance(model: Any) -> float:
     return _COUPLING[base_dtype(model)]
 
 
-def _require_numbers(model: nn.Module, batch: Batch, losses: BatchLosses) -> None:
-    """Raise if the model, as it is before training, gives no example a finite loss, or cannot compute."""
+def require_numbers(model: nn.Module, batch: Batch, losses: BatchLosses = model_losses) -> None:
+    """Raise ConfigError if the model, as it is before training, gives no example a finite loss, or cannot compute.
+
+    With such a model every gradient would become zero, and what is trained would be noise alone.
+    """
     try:
         with torch.no_grad():
             each = losses(model, batch)

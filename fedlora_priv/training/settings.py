@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import get_args
 
 from accounting.adaptive_clip import AdaptiveClip
 from fedlora_priv.errors import ConfigError
-from fedlora_priv.training.engine import Clipping, Mode
+from fedlora_priv.training.engine import Clipping, Mode, require_known
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,7 @@ class StepSettings:
                 raise ConfigError(f"{name} must be positive, not {value}")
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
             raise ConfigError(f"noise_multiplier must be zero or more, not {self.noise_multiplier}")
-        for name, known in (("clipping", get_args(Clipping)), ("mode", get_args(Mode))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"there is no {name} {getattr(self, name)!r}", f"use {', '.join(known)}")
+        require_known(clipping=self.clipping, mode=self.mode)
         if self.adaptive is not None and self.clipping != "flat":
             raise ConfigError(
                 f"adaptive clipping counts gradients clipped as a whole, not {self.clipping}", 'use "flat"'

@@ -21,7 +21,7 @@ from fedlora_priv.modeling import refuse_batch_norm
 from fedlora_priv.precision import refuse_emulated_bfloat16, resolve_device
 from fedlora_priv.training.adaptive import ClipNorm
 from fedlora_priv.training.batching import microbatches
-from fedlora_priv.training.checks import StepCheck, require_in_place
+from fedlora_priv.training.checks import StepCheck, require_in_place, require_unfrozen
 from fedlora_priv.training.clipping import (
     ClipCounts,
     ClippingEngine,
@@ -34,6 +34,8 @@ from fedlora_priv.training.evaluation import Evaluation, evaluate
 from fedlora_priv.training.examples import Batch, Examples
 from fedlora_priv.training.fitting import refuse_unfit
 from fedlora_priv.training.losses import model_losses
+from fedlora_priv.training.made_up import made_up_examples
+from fedlora_priv.training.preflight import LENGTHS, require_numbers
 from fedlora_priv.training.sampling import poisson_draw
 from fedlora_priv.training.settings import StepSettings
 from protocols.prg import SecretStream
@@ -80,6 +82,7 @@ class PrivateTrainer:
         self.layout = layout(model)
         self._verified: set[frozenset[Role]] = set()
         require_in_place(model, self.device)
+        require_numbers(model, made_up_examples(model, LENGTHS).collate(self.device))
 
     def train(
         self,
@@ -182,6 +185,7 @@ class PrivateTrainer:
         parameters = trainable_parameters(self.model)
         if any(p.device.type != self.device.type or p.dtype != torch.float32 for p in parameters.values()):
             raise ConfigError("the model was moved or cast after its trainer was built", "build a new one")
+        require_unfrozen(parameters.values())
         trained = {name: p for name, p in parameters.items() if self.layout.role(name) in roles}
         if not trained:
             raise ConfigError(f"the model has nothing of the roles {sorted(roles)} to train")

@@ -146,6 +146,18 @@ def test_a_path_that_is_not_there(fedlora: Callable[..., Any], arguments: tuple[
     assert (ran.code, ran.err.count("\n")) == (code, 1)
 
 
+def test_the_doctor_refuses_an_experiment_as_its_run_would(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path], tmp_path: Path, tiny_model: Path
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    (changed,) = damaged_model(not_a_number)(tmp_path / "scratch", tiny_model)
+    file = experiment_file()
+    answers = [fedlora(command, file, "--set", changed) for command in ("run", "doctor")]
+    assert {ran.code for ran in answers} == {2}
+    assert {ran.err for ran in answers} == {answers[0].err}
+    assert "NaN in its weights" in answers[0].err
+
+
 def test_a_report_that_breaks_the_schema(fedlora: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps({"schema_version": 1}))
     (tmp_path / "ledger.jsonl").write_text("")

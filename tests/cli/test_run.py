@@ -270,7 +270,7 @@ def test_the_doctor_rehearses_an_experiment(
     assert {finding["status"] for finding in findings} == {"OK"}
     details = " ".join(finding["detail"] for finding in findings)
     for part in (
-        "clipping by the",
+        "per-example gradients by direct",
         "equal brute force",
         "companions",
         "nothing else",

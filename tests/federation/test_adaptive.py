@@ -87,8 +87,16 @@ def killed(*arguments: Any, **options: Any) -> None:
     raise Killed
 
 
-def test_a_whole_run_is_charged_reported_and_audited(file: Path, silent: Any) -> None:
+def test_a_whole_run_is_charged_reported_and_audited(
+    file: Path, silent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(silent, "say", said.append)
     outcome = run(Experiment.load(file), progress=silent)
+    assert [line for line in said if "clipping" in line] == [
+        "on cpu, frozen weights in float32; clipping adaptive, per-example gradients by direct: the fastest: all 5 "
+        "trained layers are linear"
+    ]
     stated = report.load(outcome.folder / "report.json")
     assert all(6.0 < claim["epsilon"] <= 8.0 for claim in stated["claims"])
     assert {output["covered_by"] for output in stated["outputs"]} == {"AdaptiveClipPoissonGaussian", "public"}

@@ -118,9 +118,9 @@ def test_attention_on_a_cpu_is_computed_in_float32(model_in):
         seen.append({query.dtype, key.dtype, value.dtype})
         return original(query, key, value, **options)
 
+    model = model_in("llama", "bfloat16")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-        model = model_in("llama", "bfloat16")
         model(**TokenisedExamples((np.array([5, 6, 7]),), np.array([1]), 0).collate(CPU).inputs)
     assert seen == [{torch.float32}] * 2
 

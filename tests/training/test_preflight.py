@@ -48,7 +48,8 @@ def test_every_engine_passes(mode, clipping, tiny_model):
     assert seen.preflight.companion_error < 1e-6
     assert seen.noise is not None
     assert abs(seen.noise.deviation - 1) < 0.1
-    assert len(seen.lines()) == 6
+    assert len(seen.lines()) == 5
+    assert seen.preflight.setting().startswith(f"{clipping} clipping by the {mode} engine")
 
 
 def test_a_rehearsal_leaves_everything_as_it_was(tiny_model):

@@ -150,6 +150,39 @@ def test_values_out_of_range_are_refused(name, value):
         StepSettings(**(SETTINGS | {name: value}))
 
 
+def not_a_number(model):
+    with torch.no_grad():
+        model.get_base_model().encoder.embeddings.LayerNorm.weight.fill_(torch.nan)
+
+
+def of_two_precisions(model):
+    model.get_base_model().encoder.encoder.layer[1].intermediate.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (not_a_number, "loss is not a number for any .* look for NaN in its weights"),
+        (of_two_precisions, "cannot compute made-up examples.*dtype.*in one precision"),
+    ],
+    ids=["not a number", "two precisions"],
+)
+def test_a_model_that_would_train_on_noise_alone_or_not_at_all_is_refused(spoil, complaint, tiny_model):
+    spoil(model := tiny_model())
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        PrivateTrainer(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_frozen_in_whole_is_evaluated_but_not_trained(tiny_model, make_examples):
+    trainer = PrivateTrainer(tiny_model().requires_grad_(False))
+    assert trainer.evaluate(make_examples(4)).counted == 4
+    with pytest.raises(ConfigError, match="nothing in the model requires a gradient; unfreeze"):
+        trainer.train(
+            make_examples(4), read_state(trainer.model), StepSettings(**SETTINGS), stream=SecretStream(KEY)
+        )
+
+
 @pytest.mark.parametrize("roles", [frozenset(), frozenset({"bias"})])
 def test_unknown_roles_are_refused(roles, tiny_model, make_examples):
     trainer = PrivateTrainer(tiny_model())
