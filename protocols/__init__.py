@@ -3,6 +3,7 @@
 The data flow, file by file::
 
     sparsify   which coordinates travel: a support everybody agrees on
+    tiers      supports of several densities, nested, so that their sums stay exact
     voting     a support that the clients vote on, in a masked exchange of its own
     private    the declaration that a vector is private by itself, which votes and feedback demand
     feedback   what compression left out, kept for the next round

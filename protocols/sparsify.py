@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from protocols.errors import SupportError
 from protocols.prg import SecretStream
 
-_DENSE, _BITMAP = b"\x00", b"\x01"
+_DENSE, _BITMAP, _SPARSE = b"\x00", b"\x01", b"\x02"
 _MAX_DIMENSION = 2**32 - 1
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -86,12 +86,15 @@ class Support:
         return vector
 
     def to_bytes(self) -> bytes:
-        """Return the canonical encoding: one byte if dense, else a byte and a bitmap, lowest bit first."""
+        """Return the canonical encoding: one byte if dense, else a byte and the shorter of a bitmap and `_sparse`.
+
+        `support_bytes` says how long it is, which the two sizes alone determine.
+        """
         if self.is_dense:
             return _DENSE
-        chosen = np.zeros(self.dimension, dtype=np.uint8)
-        chosen[self.indices] = 1
-        return _BITMAP + np.packbits(chosen, bitorder="little").tobytes()
+        if _sparse_bytes(self.dimension, len(self)) < _bitmap_bytes(self.dimension):
+            return _SPARSE + _sparse(self)
+        return _BITMAP + _bits(self.indices, self.dimension)
 
     @staticmethod
     def from_bytes(data: bytes, dimension: int) -> Support:
@@ -102,18 +105,31 @@ class Support:
         """
         if data == _DENSE:
             return dense(dimension)
-        if data[:1] != _BITMAP or len(data) != 1 + (dimension + 7) // 8:
+        if data[:1] == _BITMAP and len(data) == 1 + _bitmap_bytes(dimension):
+            support = Support(dimension, _set_bits(data[1:]))  # a set bit beyond the end is out of range
+        elif data[:1] == _SPARSE:
+            support = Support(dimension, _sparse_indices(data[1:], dimension))
+        else:
             raise SupportError(f"not the encoding of a support of {dimension} coordinates")
-        bitmap = np.unpackbits(np.frombuffer(data, dtype=np.uint8, offset=1), bitorder="little")
-        support = Support(dimension, np.flatnonzero(bitmap))  # a set bit beyond the end is out of range
-        if support.is_dense:
-            raise SupportError("a support of all coordinates has the one-byte encoding")
+        if support.to_bytes() != data:
+            raise SupportError("a support has one encoding, and this is another")
         return support
 
     def digest(self) -> bytes:
         """Return 32 bytes that two supports share exactly when they are equal."""
         header = b"fedlora-priv/v1/support/" + self.dimension.to_bytes(4, "little")
         return hashlib.sha256(header + self.to_bytes()).digest()
+
+
+def support_bytes(d: int, k: int) -> int:
+    """Return the length of `Support.to_bytes` of any `k` of `d` coordinates.
+
+    Example:
+        >>> [support_bytes(64_000, k) for k in (64_000, 16_000, 1_000)]
+        [1, 8001, 1005]
+    """
+    _check_count(d, k)
+    return 1 if k == d else 1 + min(_bitmap_bytes(d), _sparse_bytes(d, k))
 
 
 def dense(d: int) -> Support:
@@ -173,3 +189,61 @@ def smallest(keys: NDArray[Any], k: int) -> NDArray[np.bool_]:
     ties = np.flatnonzero(keys == threshold)
     chosen[ties[: k - int(np.count_nonzero(chosen))]] = True
     return chosen
+
+
+def _bitmap_bytes(d: int) -> int:
+    """Return the bytes of a bitmap of d coordinates."""
+    return (d + 7) // 8
+
+
+def _low_bits(d: int, k: int) -> int:
+    """Return floor(log2(d/k)), how many low bits of each index `_sparse` writes out."""
+    return (d // k).bit_length() - 1
+
+
+def _sparse_bytes(d: int, k: int) -> int:
+    """Return the bytes of `_sparse`."""
+    low = _low_bits(d, k)
+    return 4 + (k * low + 7) // 8 + (k + ((d - 1) >> low) + 7) // 8
+
+
+def _sparse(support: Support) -> bytes:
+    """Return k, the low bits of every index, and what is above them, in unary: about log2(d/k) + 2 bits an index.
+
+    Index i of k has its high part h marked by bit h + i of the last bit string, which so has k ones.
+
+    Source: Elias 1974; Fano 1971.
+    """
+    k, low = len(support), _low_bits(support.dimension, len(support))
+    low_parts = ((support.indices[:, None] >> np.arange(low)) & 1).astype(np.uint8)
+    marks = (support.indices >> low) + np.arange(k)
+    unary = _bits(marks, k + ((support.dimension - 1) >> low))
+    return k.to_bytes(4, "little") + np.packbits(low_parts, bitorder="little").tobytes() + unary
+
+
+def _sparse_indices(data: bytes, d: int) -> NDArray[np.int64]:
+    """Return the indices of what `_sparse` wrote; what is no support is refused by whoever makes one of them."""
+    k = int.from_bytes(data[:4], "little")
+    if not 1 <= k <= d or len(data) != _sparse_bytes(d, k):
+        raise SupportError(f"not the encoding of a support of {d} coordinates")
+    low = _low_bits(d, k)
+    cut = 4 + (k * low + 7) // 8
+    marks = _set_bits(data[cut:])
+    if marks.size != k:
+        raise SupportError("the encoding of a support has more or fewer indices than it says")
+    low_parts = np.unpackbits(np.frombuffer(data[4:cut], np.uint8), count=k * low, bitorder="little")
+    low_values = low_parts.reshape(k, low).astype(np.int64) << np.arange(low)
+    indices: NDArray[np.int64] = ((marks - np.arange(k)) << low) | low_values.sum(axis=1)
+    return indices
+
+
+def _bits(positions: NDArray[np.int64], length: int) -> bytes:
+    """Return a bit string in which the bits at these positions are set, lowest bit of a byte first."""
+    bits = np.zeros(length, dtype=np.uint8)
+    bits[positions] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def _set_bits(data: bytes) -> NDArray[np.int64]:
+    """Return the positions of the bits that are set."""
+    return np.flatnonzero(np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little"))

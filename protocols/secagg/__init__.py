@@ -4,7 +4,8 @@ File by file::
 
     agreed before     session       what a server proposes and a client accepts; parameters chooses the counts
                       identity      long-term keys, pinned in a roster
-    on the wire       messages      one dataclass each; codec: as bytes; limits: how long they can be
+    on the wire       messages      one dataclass each; codec: as bytes; limits: how long they can be;
+                                    sizes: how many bytes a session takes
                       transcript    what everyone signs; statements: what each signature says
     cryptography      keys          key agreement, derivation, boxes; shamir: secret sharing
                       graph         who masks with whom; mask: seeds -> masks, added in place

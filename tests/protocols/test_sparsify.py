@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protocols.errors import SupportError
-from protocols.sparsify import Support, dense, seeded_random_k, server_topk
+from protocols.sparsify import Support, dense, seeded_random_k, server_topk, support_bytes
 
 
 def test_take_and_scatter_are_inverse_on_the_support() -> None:
@@ -22,19 +24,46 @@ def test_take_and_scatter_are_inverse_on_the_support() -> None:
         support.scatter(np.zeros(4))
 
 
-@pytest.mark.parametrize("d", [1, 7, 8, 9, 100])
+@pytest.mark.parametrize("d", [1, 7, 8, 9, 100, 1000, 4097])
 def test_bytes_round_trip(d: int) -> None:
-    for k in {1, (d + 1) // 2, d}:
+    for k in {1, (d + 15) // 16, (d + 5) // 6, (d + 1) // 2, d}:
         support = seeded_random_k(d, k, b"seed")
         data = support.to_bytes()
-        assert len(data) == (1 if k == d else 1 + -(-d // 8))
+        assert len(data) == support_bytes(d, k)
+        assert len(data) <= (1 if k == d else 1 + -(-d // 8))
         restored = Support.from_bytes(data, d)
         assert restored == support
         assert restored.indices.tolist() == support.indices.tolist()
 
 
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 299), min_size=1), st.integers(300, 5000))
+def test_any_support_has_one_encoding(indices: set[int], d: int) -> None:
+    support = Support(d, np.array(sorted(indices)))
+    data = support.to_bytes()
+    assert len(data) == support_bytes(d, len(indices))
+    assert Support.from_bytes(data, d).indices.tolist() == sorted(indices)
+    for at in range(len(data)):  # whatever a flipped bit gives is refused, or another support's own encoding
+        flipped = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        try:
+            assert Support.from_bytes(flipped, d).to_bytes() == flipped
+        except SupportError:
+            continue
+
+
 def test_the_bitmap_by_hand() -> None:
     assert Support(10, np.array([0, 3, 9])).to_bytes() == b"\x01" + bytes([0b1001, 0b10])
+
+
+def test_few_of_many_by_hand() -> None:
+    # d = 1000, k = 2: low = floor(log2 500) = 8 bits. 5 = 0·256 + 5 and 999 = 3·256 + 231, so bits 0 and 3 + 1 of
+    # the unary part are set, which has 2 + 3 bits.
+    expected = b"\x02" + bytes([2, 0, 0, 0, 5, 231, 0b10001])
+    assert Support(1000, np.array([5, 999])).to_bytes() == expected
+
+
+def test_few_of_many_take_an_eighth_of_a_bitmap() -> None:
+    assert support_bytes(1_000_000, 15_625) < 15_700 < 125_000 / 7.9
 
 
 @pytest.mark.parametrize(
@@ -42,6 +71,7 @@ def test_the_bitmap_by_hand() -> None:
     [
         b"",
         b"\x02",
+        b"\x03",
         b"\x00\x00",
         b"\x01",
         b"\x01\x00\x00",  # nobody
@@ -49,11 +79,32 @@ def test_the_bitmap_by_hand() -> None:
         b"\x01\x01\x00\x00",  # too long
         b"\x01\x01\x04",  # a bit beyond the end
         b"\x01\xff\x03",  # everybody, not in its one-byte form
+        b"\x02\x01\x00\x00\x00\x05\x01",  # one index, where a bitmap is shorter
     ],
 )
 def test_bytes_that_are_not_canonical_are_refused(data: bytes) -> None:
     with pytest.raises(SupportError):
         Support.from_bytes(data, 10)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x01" + bytes([0b100000]) + bytes(124),  # a bitmap, where indices are shorter
+        bytes([2, 0, 0, 0, 0]),  # nobody
+        bytes([2, 0, 0, 0, 255, 5, 231, 0b10001]),  # more than there are
+        bytes([2, 2, 0, 0, 0, 5, 231]),  # too short
+        bytes([2, 2, 0, 0, 0, 5, 231, 0b10001, 0]),  # too long
+        bytes([2, 2, 0, 0, 0, 5, 231, 0b00001]),  # one index less than it says
+        bytes([2, 2, 0, 0, 0, 5, 5, 0b00011]),  # the same index twice
+        bytes([2, 2, 0, 0, 0, 9, 5, 0b00011]),  # out of order
+        bytes([2, 2, 0, 0, 0, 5, 232, 0b10001]),  # 1000 of 1000
+        bytes([2, 2, 0, 0, 0, 5, 231, 0b110001]),  # an unused bit
+    ],
+)
+def test_bytes_of_few_indices_that_are_not_canonical_are_refused(data: bytes) -> None:
+    with pytest.raises(SupportError):
+        Support.from_bytes(data, 1000)
 
 
 @pytest.mark.parametrize("indices", [[], [0, 0], [2, 1], [-1, 2], [3, 10], [0.5], [[0], [1]]])
