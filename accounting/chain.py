@@ -4,13 +4,13 @@ One chain per (client_id, dataset_id). Row 0 opens it; every row carries the SHA
 chain is only ever built by replaying rows through `Chain.extend`, so a ledger read from disk, an exported
 one, and one being written obey the same rules:
 
-    open ── reserve ── commit ── release ── release ...   (a release after the first is a re-masking)
+    open ── reserve ── commit ── release ── release ...   (the next exchange, or the same one masked again)
                   └── (never committed: charged in full)
          └─ note                                          (something outside the guarantee)
 
 `reserve` charges the worst case before anything happens; `commit` may lower only the number of steps. A
-`release` says in which secure aggregation session the committed update went out; it is never charged, because
-the update is private by itself.
+`release` says in which secure aggregation session, and in which exchange of its round, the committed update went
+out; it is never charged, because the update is private by itself.
 """
 
 from __future__ import annotations
@@ -74,12 +74,16 @@ class Commit:
 class Release:
     """The secure aggregation session (and its transcript, once known) that the committed update went into.
 
-    `session` is None where the update left unmasked, in the `insecure` mode that exists for baselines.
+    `session` is None where the update left unmasked, in the `insecure` mode that exists for baselines. `exchange`
+    counts from 0 the maps of one update that a round sums; `announced` is the digest (hex) of what the server had
+    told everybody before that exchange, None before the first. A row of the first is written without the two.
     """
 
     reservation: int
     session: str | None
     transcript: str | None
+    exchange: int = 0
+    announced: str | None = None
     kind: ClassVar[str] = "release"
 
 
@@ -96,6 +100,11 @@ class Note:
 Entry = Open | Reserve | Commit | Release | Note
 _ENTRIES: dict[str, type[Any]] = {entry.kind: entry for entry in (Open, Reserve, Commit, Release, Note)}
 _FIELDS = {kind: tuple(field.name for field in fields(entry)) for kind, entry in _ENTRIES.items()}
+# Fields that came later: a row is written without them where they hold these values.
+_OPTIONAL: dict[str, dict[str, Any]] = {
+    Commit.kind: {"private_audit": None},
+    Release.kind: {"exchange": 0, "announced": None},
+}
 _ROW_KEYS = {"schema", "client_id", "dataset_id", "position", "previous", "kind", "data", "digest"}
 
 
@@ -125,8 +134,9 @@ class Row:
             data["event"] = to_json(self.entry.event)
         if isinstance(self.entry, Reserve):
             data["versions"] = dict(self.entry.versions)
-        if isinstance(self.entry, Commit) and self.entry.private_audit is None:
-            del data["private_audit"]
+        for name, absent in _OPTIONAL.get(self.entry.kind, {}).items():
+            if data[name] == absent:
+                del data[name]
         return {
             "schema": SCHEMA,
             "client_id": self.client_id,
@@ -175,10 +185,8 @@ def _parse_entry(kind: object, data: Mapping[str, Any]) -> Entry:
     cls = _ENTRIES.get(kind) if isinstance(kind, str) else None
     if cls is None or not isinstance(data, dict):
         raise ValueError(f"unknown entry kind or fields: {kind!r}")
-    names = {field.name for field in fields(cls)}
-    if cls is Commit and "private_audit" not in data:
-        names.remove("private_audit")  # absent where a client keeps no private audit file
-    if set(data) != names:
+    optional = _OPTIONAL.get(cls.kind, {})
+    if set(data) | set(optional) != set(_FIELDS[cls.kind]):
         raise ValueError(f"unknown entry kind or fields: {kind!r}")
     entry: Entry = cls(**{**data, "event": from_json(data["event"])} if "event" in data else data)
     return entry
@@ -204,8 +212,18 @@ class Charge:
 
     @property
     def remasked(self) -> int:
-        """In how many secure aggregation sessions after the first the same update went out."""
-        return max(0, len({release.session for release in self.releases}) - 1)
+        """In how many secure aggregation sessions more than exchanges the same update went out."""
+        return self._repeated("session")
+
+    @property
+    def announced_again(self) -> int:
+        """How many announcements more than one an exchange the client has answered."""
+        return self._repeated("announced")
+
+    def _repeated(self, name: str) -> int:
+        """How many different values of a field the releases have, beyond one an exchange."""
+        values = {(release.exchange, getattr(release, name)) for release in self.releases}
+        return len(values) - len({release.exchange for release in self.releases})
 
 
 @dataclass(slots=True)
@@ -350,22 +368,50 @@ def _check_commit(charge: Charge, entry: Commit) -> None:
 
 
 def _check_release(charge: Charge, entry: Release) -> None:
-    """Only a finished update is sent, and no session under two transcripts."""
+    """Only a finished update is sent, exchange by exchange, and no session under two transcripts."""
     if charge.committed is None:
         raise ValueError(f"releases row {charge.reservation}, which is not committed")
-    for name in ("session", "transcript"):
+    for name in ("session", "transcript", "announced"):
         if getattr(entry, name) is not None:
             _check_hex(name, getattr(entry, name))
     if shares_noise(charge.reserved) is not None:
         _check_share_release(charge, entry)
+    _check_exchange(charge, entry)
     if any(entry.session == old.session and old.transcript is not None for old in charge.releases):
         raise ValueError(f"session {entry.session} already has its transcript")
+
+
+def _check_exchange(charge: Charge, entry: Release) -> None:
+    """A later exchange answers one announcement, right after the client confirmed the exchange before."""
+    where = f"exchange {entry.exchange!r} of row {charge.reservation}"
+    if type(entry.exchange) is not int or entry.exchange < 0:
+        raise ValueError(f"{where}: exchanges are counted from 0")
+    if (entry.announced is None) != (entry.exchange == 0):
+        raise ValueError(f"{where}: something is announced before every exchange but the first")
+    begun = [old for old in charge.releases if old.session == entry.session is not None]
+    if any((old.exchange, old.announced) != (entry.exchange, entry.announced) for old in begun):
+        raise ValueError(f"{where}: session {entry.session} is of another exchange or announcement")
+    if entry.exchange == 0 or begun:
+        return
+    # Unmasked, there are no sessions: an exchange that is sent again after a crash leaves no row.
+    before = charge.releases if entry.session is None else charge.releases[-1:]
+    if not any(old.exchange == entry.exchange - 1 and _is_confirmed(old, entry) for old in before):
+        raise ValueError(f"{where} does not follow a confirmed exchange {entry.exchange - 1}")
+
+
+def _is_confirmed(old: Release, entry: Release) -> bool:
+    """Whether an earlier release ended in a sum, as far as the client can tell: one of the same mode as `entry`."""
+    if entry.session is None:
+        return old.session is None
+    return old.session is not None and old.transcript is not None
 
 
 def _check_share_release(charge: Charge, entry: Release) -> None:
     """A vector with a share of the noise leaves once, and masked; alone, it is not private."""
     if entry.session is None:
         raise ValueError(f"releases a share of noise, row {charge.reservation}, unmasked")
+    if entry.exchange:
+        raise ValueError(f"puts a share of noise, row {charge.reservation}, into a second exchange")
     if any(old.session != entry.session for old in charge.releases):
         raise ValueError(
             f"puts a share of noise, row {charge.reservation}, into a second sum: the difference of the two sums "

@@ -138,17 +138,28 @@ class Ledger:
                 self._append(Commit(reservation, actual, private_audit))
         return self._chain.charges[reservation]
 
-    def release(self, reservation: int, *, session: str | None, transcript: str | None = None) -> Charge:
+    def release(
+        self,
+        reservation: int,
+        *,
+        session: str | None,
+        transcript: str | None = None,
+        exchange: int = 0,
+        announced: str | None = None,
+    ) -> Charge:
         """Record that the committed update goes into a secure aggregation session; never charged.
 
         Call it before the masked vector is sent, and again with the transcript (hex) if it becomes known.
-        Further sessions for one charge are re-maskings of the same values. Repeating a call changes nothing.
-        `session` is hex, or None where the update leaves unmasked (mode `insecure`).
+        `session` is hex, or None where the update leaves unmasked (mode `insecure`). `exchange` says which map of
+        the update a round sums, from 0, and `announced` is the digest (hex) of what the server had announced
+        before it, None before the first. Further sessions of one exchange are re-maskings of the same update;
+        they begin again at exchange 0. Repeating a call changes nothing.
 
         Raises:
-            LedgerError: the charge is not committed, or the session already has another transcript.
+            LedgerError: the charge is not committed; the session already has another transcript, exchange or
+                announcement; a later exchange does not follow a confirmed one, or is of a share of noise.
         """
-        entry = Release(reservation, session, transcript)
+        entry = Release(reservation, session, transcript, exchange, announced)
         with self._transaction():
             charge = self._chain.charges.get(reservation)
             if charge is None or entry not in charge.releases:

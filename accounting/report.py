@@ -25,10 +25,13 @@ from .merge import DISJOINT, OVERLAPPING, federation_epsilon
 from .planning import Plan
 from .pricing import accountant_for, epsilon
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FEDERATION = "federation"
 # The randomness that this library itself uses; an audit knows no other by name.
 OS_KEYED_AES_CTR = "AES-256-CTR keyed by the operating system"
+
+REPEATED = ("remasked", "announced_again")
+"""What a round of a report says of updates that left more than once: properties of `chain.Charge`."""
 
 Report = dict[str, Any]
 
@@ -78,7 +81,7 @@ def build(
         "plan": {client_id: plan.to_json() for client_id, plan in by_client.items()},
         "metrics": dict(metrics),
         "bytes": dict(bytes),
-        "rounds": [{**entry, "remasked": remasked(chains, run, entry.get("round"))} for entry in rounds],
+        "rounds": [{**entry, **repeated(chains, run, entry.get("round"))} for entry in rounds],
         "randomness": dict(randomness),
         "outputs": [dict(output) for output in outputs],
         "anchors": [anchor.to_json() for anchor in anchors],
@@ -178,18 +181,35 @@ def non_private(chains: Iterable[Chain], run: str) -> list[dict[str, Any]]:
     ]
 
 
-def remasked(chains: Mapping[str, Chain], run: str, number: object) -> list[dict[str, Any]]:
-    """The clients that masked the same update of round `number` in more than one session."""
-    return [
-        {"client_id": client_id, "times": charge.remasked}
+def repeated(chains: Mapping[str, Chain], run: str, number: object) -> dict[str, list[dict[str, Any]]]:
+    """Who masked the same update of round `number` in more sessions than one an exchange, or for more announcements.
+
+    Lists `remasked` and `announced_again`, as a round of the report has them.
+    """
+    charges = [
+        (client_id, charge)
         for client_id, chain in chains.items()
         for charge in chain.charges.values()
-        if (charge.run, charge.round) == (run, number) and charge.remasked
+        if (charge.run, charge.round) == (run, number)
     ]
+    return {
+        name: [
+            {"client_id": client_id, "times": getattr(charge, name)}
+            for client_id, charge in charges
+            if getattr(charge, name)
+        ]
+        for name in REPEATED
+    }
 
 
 def validate(report: object) -> None:
     """Raise ReportError, saying where, unless `report` follows the published schema."""
+    version = report.get("schema_version", SCHEMA_VERSION) if isinstance(report, dict) else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
+        raise ReportError(
+            f"schema_version: the report is of version {version!r}, this program reads {SCHEMA_VERSION}: "
+            "use the release that wrote it"
+        )
     # jsonschema takes a while to import, and nothing else here needs it.
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match

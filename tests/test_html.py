@@ -49,7 +49,7 @@ def report_of(clients: int = 5, **changes: Any) -> dict[str, Any]:
     """A report that follows the published schema."""
     ids = [f"client-{index + 1}" for index in range(clients)]
     report = {
-        "schema_version": 1,
+        "schema_version": 2,
         "experiment": {"name": "quickstart", "config_sha256": "ab" * 32},
         "run": "0123abcd",
         "mode": "local",
@@ -60,8 +60,9 @@ def report_of(clients: int = 5, **changes: Any) -> dict[str, Any]:
         "bytes": {"dense_lora_fp32_per_client_and_round": 298_000},
         "secure_aggregation": {"mode": "secure"},
         "rounds": [
-            {"round": 1, "survivors": ids, "lost": [], "refused": [], "session_id": "aa", "transcript": "be" * 32,
-             "remasked": [{"client_id": "client-1", "times": 2}]},
+            {"round": 1, "survivors": ids, "lost": [], "refused": [],
+             "exchanges": [{"session_id": "aa", "transcript": "be" * 32, "announced": None}], "certificate": None,
+             "remasked": [{"client_id": "client-1", "times": 2}], "announced_again": []},
         ],
         "randomness": {"noise_source": "os", "sampling_source": "os", "deterministic": False},
         "outputs": [

@@ -1,4 +1,9 @@
-"""Check 4: every release was reserved, as planned, and in the sessions that the report names."""
+"""Check 4: every release was reserved, as planned, and in the sessions that the report names.
+
+A round is one sum, or several exchanges over the same clients; each is a session of its own. That a client released
+them in order, each after it had confirmed the one before, and each for one announcement, is a rule of the ledger
+itself (check 1).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from typing import Any
 
 from .. import report as reports
 from ..case import Case, Findings, needs_rows
-from ..chain import Chain
+from ..chain import Chain, Charge, Release
 from ..errors import PricingError
 from ..events import AdaptiveClipPoissonGaussian, Gaussian, PoissonGaussian, PrivateEvent
 from ..planning import plan_digest
@@ -20,7 +25,8 @@ def everything_charged(case: Case, found: Findings) -> None:
     for entry in case.report["rounds"]:
         for client_id in entry["survivors"]:
             _check_released(case, found, client_id, entry)
-        _check_remasked(case, found, entry)
+        _check_exchanges(case, found, entry)
+        _check_repeated(case, found, entry)
     if case.report.get("secure_aggregation", {}).get("mode") == "secure":
         _check_masked(case, found)
     for client_id, chain in case.chains.items():
@@ -31,7 +37,7 @@ def everything_charged(case: Case, found: Findings) -> None:
 
 
 def _check_released(case: Case, found: Findings, client_id: str, entry: Mapping[str, Any]) -> None:
-    """One survivor's upload in one round: charged, committed, and in the session that the report names."""
+    """One survivor's uploads in one round: charged, committed, and in the sessions that the report names."""
     where = f"{client_id} in round {entry['round']}"
     if client_id not in case.chains:
         kind = found.doubts if client_id in case.plans else found.problems
@@ -42,16 +48,72 @@ def _check_released(case: Case, found: Findings, client_id: str, entry: Mapping[
         for charge in case.charges(client_id)
         if charge.round == entry["round"] and charge.committed is not None
     ]
-    releases = [release for charge in committed for release in charge.releases]
     if not committed:
         found.problems.append(f"{where} is in the sum, but its ledger has no committed charge")
-    elif not any(release.session == entry["session_id"] for release in releases):
+        return
+    for number, exchange in enumerate(entry["exchanges"]):
+        if number and not _has_sum(case, exchange):
+            continue  # a client that was lost then need not have sent anything
+        releases = [
+            release
+            for charge in committed
+            for release in charge.releases
+            if release.session == exchange["session_id"]
+            and (release.session is not None or release.exchange == number)
+        ]
+        _check_release(found, f"{where}, exchange {number}", releases, number, exchange)
+    for charge in committed:
+        _check_none_omitted(found, where, charge, [exchange["session_id"] for exchange in entry["exchanges"]])
+
+
+def _check_none_omitted(found: Findings, where: str, charge: Charge, sessions: list[str | None]) -> None:
+    """No masked exchange went on from the reported first one without being listed itself."""
+    begun = False
+    for release in charge.releases:
+        begun = begun or release.session in sessions[:1]
+        if begun and release.exchange and release.session not in sessions:
+            found.problems.append(
+                f"{where}: its ledger records an exchange {release.exchange} that is not listed"
+            )
+
+
+def _check_release(
+    found: Findings, where: str, releases: list[Release], number: int, exchange: Mapping[str, Any]
+) -> None:
+    """What a client's rows say of one reported exchange: `releases` into its session."""
+    if not releases:
         found.problems.append(f"{where}: its ledger records no release into the reported session")
-    elif any(
-        release.session == entry["session_id"] and release.transcript not in (None, entry["transcript"])
-        for release in releases
-    ):
+    if any(release.exchange != number for release in releases):
+        found.problems.append(f"{where}: its ledger records that session as another exchange")
+    if any(release.transcript not in (None, exchange["transcript"]) for release in releases):
         found.problems.append(f"{where}: its ledger records another transcript of that session")
+    if releases and exchange["announced"] not in {release.announced for release in releases}:
+        found.problems.append(f"{where}: its ledger records another announcement before it")
+
+
+def _has_sum(case: Case, exchange: Mapping[str, Any]) -> bool:
+    """Whether a listed exchange gave a sum: its survivors signed it, or nothing was masked."""
+    return exchange["transcript"] is not None or case.secure_aggregation.get("mode") != "secure"
+
+
+def _check_exchanges(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
+    """A round's exchanges follow each other, each over the survivors of the first."""
+    where, exchanges = f"round {entry['round']}", entry["exchanges"]
+    if entry["survivors"] and not exchanges:
+        found.problems.append(f"{where} has survivors, and no exchange that they were in")
+    for number, exchange in enumerate(exchanges):
+        if (exchange["announced"] is None) != (number == 0):
+            found.problems.append(
+                f"{where}: exchange {number} follows an announcement unless it is the first"
+            )
+        if number + 1 < len(exchanges) and not _has_sum(case, exchange):
+            found.problems.append(f"{where}: exchange {number} has no sum, and another exchange after it")
+    later = {exchange["session_id"] for exchange in exchanges[1:]} - {None}
+    for client_id, charge in case.all_charges():
+        if client_id not in entry["survivors"] and later & {release.session for release in charge.releases}:
+            found.problems.append(
+                f"{where}: {client_id} is in a later exchange and not in the first one's sum"
+            )
 
 
 def _check_what_releases_cost(found: Findings, client_id: str, chain: Chain) -> None:
@@ -75,19 +137,17 @@ def _check_what_releases_cost(found: Findings, client_id: str, chain: Chain) -> 
                 )
 
 
-def _check_remasked(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
-    """The round's list of repeated maskings is the one that follows from the rows that are here."""
-    listed = sorted(
-        (again["client_id"], again["times"])
-        for again in entry["remasked"]
-        if again["client_id"] in case.chains or again["client_id"] not in case.plans
-    )
-    derived = sorted(
-        (again["client_id"], again["times"])
-        for again in reports.remasked(case.chains, case.run, entry["round"])
-    )
-    if listed != derived:
-        found.problems.append(f"round {entry['round']}: remasked is {listed}, the rows say {derived}")
+def _check_repeated(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
+    """The round's lists of repeated maskings and announcements are those that follow from the rows that are here."""
+    for name, derived in reports.repeated(case.chains, case.run, entry["round"]).items():
+        listed = [
+            again
+            for again in entry[name]
+            if again["client_id"] in case.chains or again["client_id"] not in case.plans
+        ]
+        shown, true = (sorted((one["client_id"], one["times"]) for one in some) for some in (listed, derived))
+        if shown != true:
+            found.problems.append(f"round {entry['round']}: {name} is {shown}, the rows say {true}")
 
 
 def _check_masked(case: Case, found: Findings) -> None:
@@ -101,12 +161,14 @@ def _check_masked(case: Case, found: Findings) -> None:
         found.problems.append(
             f"min_survivors {least}: beside {colluders} colluders nobody would be hidden by another"
         )
-    sessions = [entry["session_id"] for entry in case.report["rounds"] if entry["session_id"] is not None]
+    listed = [exchange for entry in case.report["rounds"] for exchange in entry["exchanges"]]
+    sessions = [exchange["session_id"] for exchange in listed if exchange["session_id"] is not None]
     if len(set(sessions)) < len(sessions):
-        found.problems.append("a session is listed for two rounds: one sum cannot be both")
+        found.problems.append("a session is listed twice: one sum cannot be both")
     for entry in case.report["rounds"]:
         number, count = entry["round"], len(entry["survivors"])
-        if count and None in (entry["session_id"], entry["transcript"]):
+        first = entry["exchanges"][:1]
+        if count and any(None in (one["session_id"], one["transcript"]) for one in first):
             found.problems.append(f"round {number} has a sum but no session or transcript, though 'secure'")
         if least is not None and 0 < count < least:
             found.problems.append(f"round {number} sums {count} clients, fewer than min_survivors {least}")

@@ -12,10 +12,10 @@ from typing import Any
 
 from fedlora_priv.errors import RunFolderError
 from fedlora_priv.federation.files import read_arrays, write_arrays
-from fedlora_priv.federation.rounds import RoundRecord
+from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.server import ServerState
 
-VERSION = 2
+VERSION = 3
 KEPT = 2
 STATE_PREFIX = "state/"
 
@@ -72,7 +72,7 @@ def load(folder: Path) -> tuple[ServerState, History] | None:
         state = {name.removeprefix(STATE_PREFIX): array for name, array in arrays.items()}
         server = ServerState(header["round"], state, header["bounds"], scores)
         history = header["history"]
-        records = [RoundRecord(**_tuples(record)) for record in history.pop("records")]
+        records = [_record(record) for record in history.pop("records")]
         return server, History(records=records, **history)
     except (ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
@@ -91,7 +91,8 @@ def _stored(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*.npz"))
 
 
-def _tuples(record: dict[str, Any]) -> dict[str, Any]:
-    """Restore the tuples of a record that JSON made into lists."""
-    pairs = {key: [(a, b) for a, b in record[key]] for key in ("lost", "refused")}
-    return {**record, **pairs, "survivors": tuple(record["survivors"])}
+def _record(value: dict[str, Any]) -> RoundRecord:
+    """Return the record that JSON holds, its tuples and its exchanges restored."""
+    pairs = {key: [(a, b) for a, b in value[key]] for key in ("lost", "refused")}
+    exchanges = [ExchangeRecord(**exchange) for exchange in value["exchanges"]]
+    return RoundRecord(**{**value, **pairs, "survivors": tuple(value["survivors"]), "exchanges": exchanges})

@@ -102,8 +102,11 @@ def _round(entry: RoundRecord) -> dict[str, Any]:
         "round": entry.round,
         "survivors": list(entry.survivors),
         **entry.losses(),
-        "session_id": entry.session,
-        "transcript": entry.transcript,
+        "exchanges": [
+            {"session_id": one.session, "transcript": one.transcript, "announced": one.announced}
+            for one in entry.exchanges
+        ],
+        "certificate": entry.certificate,
         "aborted": entry.aborted,
     }
 

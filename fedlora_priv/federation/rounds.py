@@ -6,6 +6,7 @@ import contextlib
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,25 +32,42 @@ BUDGET_CODE = "BudgetExceeded"
 
 
 @dataclass
+class ExchangeRecord:
+    """One exchange of a round: which sum it was.
+
+    Args:
+        session: hex id of the secure aggregation session; None where the sum is unmasked.
+        transcript: hex T1 of that session, which every survivor signed; None if it gave no sum.
+        announced: hex digest of what the server had told everybody before; None in the first exchange.
+    """
+
+    session: str | None = None
+    transcript: str | None = None
+    announced: str | None = None
+
+
+@dataclass
 class RoundRecord:
     """What happened in a round; public, and what the report says of it.
 
     Args:
         round: number of the round.
-        survivors: the clients in the sum, in roster order; empty if the round was lost.
+        survivors: the clients in the sum of the first exchange, and of any later one, in roster order; empty if
+            there was none.
         lost: (client_id, phase) of the clients that did not answer.
         refused: (client_id, code) of the clients that would not take part.
-        session: hex id of the secure aggregation session, if there was one.
-        transcript: hex T1 of that session, which every survivor signed.
-        aborted: why there is no sum, or None.
+        exchanges: every masked session that began, and every unmasked sum, in order.
+        certificate: how far the result is from the mean of the clients' products, as `Certificate.to_json` says
+            it, where the method can tell.
+        aborted: why the round has left the global state as it was, or None.
     """
 
     round: int
     survivors: tuple[str, ...] = ()
     lost: list[tuple[str, str]] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
-    session: str | None = None
-    transcript: str | None = None
+    exchanges: list[ExchangeRecord] = field(default_factory=list)
+    certificate: dict[str, Any] | None = None
     aborted: str | None = None
 
     def losses(self) -> dict[str, list[dict[str, str]]]:
@@ -123,7 +141,8 @@ class RoundConductor:
         try:
             parameters = self._parameters(task, participants)
             server = SecAggServer(parameters=parameters, roster=self._roster)
-            record.session = parameters.session_id.hex()
+            exchange = ExchangeRecord(parameters.session_id.hex())
+            record.exchanges.append(exchange)
             outgoing = server.start()
             for phase in PHASES:
                 self._phase(server, phase, outgoing, record)
@@ -132,7 +151,7 @@ class RoundConductor:
         except SessionAborted as error:
             record.aborted = f"secure aggregation ended in {error.phase}: {error.reason}"
             return RoundResult(record)
-        record.survivors, record.transcript = result.survivors, result.transcript.hex()
+        record.survivors, exchange.transcript = result.survivors, result.transcript.hex()
         return RoundResult(record, result.sum, _anchors(result.attachments, self._roster))
 
     def _phase(
@@ -190,6 +209,7 @@ class RoundConductor:
         if not survivors:
             record.aborted = "no client sent an upload"
             return RoundResult(record)
+        record.exchanges.append(ExchangeRecord())
         return RoundResult(record, total)
 
 

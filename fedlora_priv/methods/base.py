@@ -214,6 +214,14 @@ class Certificate:
         size = float(np.linalg.norm(list(self.sizes.values())))
         return float(np.linalg.norm(list(self.errors.values()))) / size if size else 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the certificate as the record of a round and the report have it."""
+        modules = {
+            name: {"size": float(size), "error": float(self.errors[name])}
+            for name, size in self.sizes.items()
+        }
+        return {"error": self.error, "columns": self.columns, "modules": modules}
+
 
 class Method(ABC):
     """A federated LoRA method: see the module's docstring."""

@@ -349,8 +349,13 @@ def _round_cells(row: Row, record: Row, metric: Metric) -> tuple[str, ...]:
         f"≤ {up_text(max(row['epsilon'].values()))}" if row.get("epsilon") else "",
         ", ".join(row["survivors"]) or str(row.get("aborted") or "no sum"),
         ", ".join(events),
-        element("code", str(record.get("transcript") or "")[:16]),
+        element("code", " ".join(_transcripts(record))),
     )
+
+
+def _transcripts(record: Row) -> list[str]:
+    """Return the beginning of every transcript of a round that was signed."""
+    return [one["transcript"][:16] for one in record.get("exchanges") or () if one["transcript"]]
 
 
 def _provenance(report: Report) -> Markup:

@@ -105,14 +105,21 @@ def play_round(
     number: int,
     generator: np.random.Generator,
     *,
-    session: str,
+    exchanges: list[dict[str, str | None]],
     clip_norm: float,
 ) -> AttemptRecord:
     """What a client's ledger sees of a round that works; returns what its private audit file does."""
     reservation = ledger.reserve(client_plan.round_event(clip_norm), round=number, run=RUN)
     record = honest_record(client_plan, number, reservation, generator, clip_norm)
     ledger.commit(reservation, private_audit=record.digest)
-    ledger.release(reservation, session=session)
+    for index, exchange in enumerate(exchanges):
+        session, announced = exchange["session_id"], exchange["announced"]
+        ledger.release(reservation, session=session, exchange=index, announced=announced)
+        if len(exchanges) > 1:
+            transcript = exchange["transcript"]
+            ledger.release(
+                reservation, session=session, transcript=transcript, exchange=index, announced=announced
+            )
     return record
 
 
@@ -190,7 +197,19 @@ def open_ledger(tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
         ledger.close()
 
 
-def make_federation(folder: Path, adaptive_clip: AdaptiveClip | None = None) -> Federation:
+def make_exchange(number: int, index: int) -> dict[str, str | None]:
+    """One exchange of a round as the report lists it."""
+    announced = f"{index:02x}{number:062x}" if index else None
+    return {
+        "session_id": f"{index:02x}{number:030x}",
+        "transcript": f"{index:02x}{number:062x}",
+        "announced": announced,
+    }
+
+
+def make_federation(
+    folder: Path, adaptive_clip: AdaptiveClip | None = None, exchanges: int = 1
+) -> Federation:
     plans, rounds, rows, anchors = make_plans(adaptive_clip=adaptive_clip), [], {}, []
     private: dict[str, tuple[AttemptRecord, ...]] = {}
     held = {client_id: tuple(range(1000 * k, 1000 * (k + 1))) for k, client_id in enumerate(plans)}
@@ -205,8 +224,8 @@ def make_federation(folder: Path, adaptive_clip: AdaptiveClip | None = None) -> 
                 "survivors": survivors,
                 "lost": lost,
                 "refused": [],
-                "session_id": f"{number:032x}",
-                "transcript": f"{number:064x}",
+                "exchanges": [make_exchange(number, index) for index in range(exchanges)],
+                "certificate": None,
             }
         )
     for client_id, client_plan in plans.items():
@@ -229,9 +248,9 @@ def make_federation(folder: Path, adaptive_clip: AdaptiveClip | None = None) -> 
                 if client_id not in entry["survivors"]:
                     ledger.reserve(client_plan.round_event(clip_norm), round=entry["round"], run=RUN)
                     continue
-                number, session = entry["round"], entry["session_id"]
+                number, several = entry["round"], entry["exchanges"]
                 records.append(
-                    play_round(ledger, client_plan, number, generator, session=session, clip_norm=clip_norm)
+                    play_round(ledger, client_plan, number, generator, exchanges=several, clip_norm=clip_norm)
                 )
                 if (count := records[-1].steps[-1].count) is not None:
                     clip_norm = next_clip_norm(client_plan, count)

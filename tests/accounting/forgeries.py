@@ -150,7 +150,8 @@ def updates_left_undeclared(federation: Any) -> None:
 
 
 def a_session_listed_twice(federation: Any) -> None:
-    federation.report["rounds"][1]["session_id"] = federation.report["rounds"][0]["session_id"]
+    first, second = (entry["exchanges"][0] for entry in federation.report["rounds"][:2])
+    second["session_id"] = first["session_id"]
 
 
 def a_longer_round(federation: Any) -> None:

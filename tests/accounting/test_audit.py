@@ -273,7 +273,7 @@ def test_a_survivor_nobody_planned(finished: Any) -> None:
 
 
 def test_a_session_the_ledger_does_not_know(finished: Any) -> None:
-    finished.report["rounds"][0]["session_id"] = "d" * 32
+    finished.report["rounds"][0]["exchanges"][0]["session_id"] = "d" * 32
     assert failed(finished) == {4}
 
 

@@ -87,7 +87,7 @@ def test_an_earlier_state_of_the_run(finished: Any) -> None:
 def test_an_earlier_state_with_the_later_rounds_passed_off_as_lost(finished: Any) -> None:
     go_back_to_round(finished, 1)
     for entry in finished.report["rounds"][1:]:
-        entry.update(survivors=[], session_id=None, transcript=None, remasked=[])
+        entry.update(survivors=[], exchanges=[], remasked=[])
     assert statuses(finished, "FAIL") == set()
     assert statuses(finished, "UNVERIFIABLE") == {1}
     assert "end at round 1 of 3" in verdicts(finished)[1].evidence
@@ -114,7 +114,7 @@ def test_a_client_called_like_the_federation(finished: Any) -> None:
 
 @pytest.mark.parametrize("name", ["session_id", "transcript"])
 def test_a_secure_sum_without_a_session_or_transcript(finished: Any, name: str) -> None:
-    finished.report["rounds"][0][name] = None
+    finished.report["rounds"][0]["exchanges"][0][name] = None
     assert statuses(finished, "FAIL") == {4}
 
 
@@ -126,7 +126,7 @@ def test_unmasked_uploads_passed_off_as_masked(finished: Any) -> None:
         finished.rebuild(client_id, unmasked)
         finished.anchor_again(client_id)
     for entry in finished.report["rounds"]:
-        entry.update(session_id=None, transcript=None, remasked=[])
+        entry.update(exchanges=[dict.fromkeys(entry["exchanges"][0])], remasked=[])
     assert statuses(finished, "FAIL") == {4}
     assert "though 'secure'" in verdicts(finished)[4].evidence
     finished.report["secure_aggregation"] = {"mode": "insecure"}
@@ -299,7 +299,7 @@ def test_two_vectors_in_one_session(finished: Any, run: str, attempt: int) -> No
     """A second update in the reported session, charged to this run or to another one."""
     entries: list[Any] = [row.entry for row in finished.rows["client-1"]]
     again = replace(entries[1], run=run, attempt=attempt)
-    session = finished.report["rounds"][0]["session_id"]
+    session = finished.report["rounds"][0]["exchanges"][0]["session_id"]
     more = [again, Commit(len(entries), again.event), Release(len(entries), session, None)]
     finished.rebuild("client-1", entries + more)
     finished.anchor_again("client-1")

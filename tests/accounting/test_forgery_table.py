@@ -99,7 +99,7 @@ TABLE: list[tuple[Forge, int, str]] = [
     (noise_lowered_after_planning, 4, "was planned"),
     (shares(), 4, "DistributedSkellam is charged, where Gaussian noise at the client was planned"),
     (a_longer_round, 4, "8 steps in a round of 4"),
-    (a_session_listed_twice, 4, "a session is listed for two rounds"),
+    (a_session_listed_twice, 4, "a session is listed twice"),
     (fewer_survivors, 4, "fewer than min_survivors"),
     (a_survivor_that_was_lost, 4, "client-2 in round 2 is in the sum, but its ledger has no committed charge"),
     (wrong_sampler, 5, "samples by 'shuffled'"),

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting.anchor import Anchor
-from accounting.chain import Chain, Note, replay
+from accounting.chain import Chain, Note, parse_row, replay
 from accounting.errors import LedgerError
 from accounting.events import DistributedSkellam, NonPrivate, PoissonGaussian
 from accounting.ledger import Ledger
@@ -407,6 +407,113 @@ def test_rows_that_do_not_belong_together_are_refused(open_ledger: OpenLedger) -
         foreign.extend(ledger.rows()[0])
 
 
+# --- several exchanges of one update ---
+
+
+def sent(ledger: Ledger, reservation: int, session: str, exchange: int, announced: str | None = None) -> None:
+    """One exchange from its masked vector to its confirmation."""
+    for transcript in (None, "ef" * 32):
+        ledger.release(
+            reservation, session=session, transcript=transcript, exchange=exchange, announced=announced
+        )
+
+
+def committed(ledger: Ledger) -> int:
+    reservation = ledger.reserve(ROUND, round=1, run=RUN)
+    ledger.commit(reservation)
+    return reservation
+
+
+def test_exchanges_of_one_update_cost_one_charge_and_survive_the_file(open_ledger: OpenLedger) -> None:
+    ledger = open_ledger()
+    reservation = committed(ledger)
+    sent(ledger, reservation, "01", 0)
+    sent(ledger, reservation, "02", 1, "aa")
+    (charge,) = ledger.charges()
+    assert ledger.spent_events() == (ROUND,)
+    assert [(release.exchange, release.announced) for release in charge.releases] == [(0, None)] * 2 + [
+        (1, "aa")
+    ] * 2
+    assert (charge.remasked, charge.announced_again) == (0, 0)
+    (chain,) = replay(ledger.export_jsonl().splitlines()).values()
+    assert chain.charges == ledger.chain.charges
+    assert open_ledger().chain.charges == ledger.chain.charges
+
+
+def test_a_round_that_begins_again_is_masked_and_announced_again(open_ledger: OpenLedger) -> None:
+    ledger = open_ledger()
+    reservation = committed(ledger)
+    sent(ledger, reservation, "01", 0)
+    ledger.release(reservation, session="02", exchange=1, announced="aa")
+    for session, announced in (("03", "aa"), ("05", "bb")):
+        sent(ledger, reservation, session, 0)
+        sent(ledger, reservation, f"1{session}", 1, announced)
+    (charge,) = ledger.charges()
+    assert (charge.remasked, charge.announced_again) == (4, 1), "three sessions each, two announcements"
+    assert ledger.spent_events() == (ROUND,)
+
+
+def test_unmasked_exchanges_are_recorded_in_order_too(open_ledger: OpenLedger) -> None:
+    ledger = open_ledger()
+    reservation = committed(ledger)
+    with pytest.raises(LedgerError, match="does not follow a confirmed exchange 0"):
+        ledger.release(reservation, session=None, exchange=1, announced="aa")
+    for announced in ("aa", "bb"):
+        ledger.release(reservation, session=None)
+        ledger.release(reservation, session=None, exchange=1, announced=announced)
+    (charge,) = ledger.charges()
+    assert (len(charge.releases), charge.remasked, charge.announced_again) == (3, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("release", "reason"),
+    [
+        ({"session": "03", "exchange": 2, "announced": "bb"}, "does not follow a confirmed exchange 1"),
+        ({"session": "03", "exchange": 1, "announced": "bb"}, "does not follow a confirmed exchange 0"),
+        ({"session": None, "exchange": 1, "announced": "bb"}, "does not follow a confirmed exchange 0"),
+        ({"session": "02", "exchange": 1, "announced": "bb"}, "of another exchange or announcement"),
+        ({"session": "02", "exchange": 0}, "of another exchange or announcement"),
+        ({"session": "03", "exchange": 0, "announced": "bb"}, "every exchange but the first"),
+        ({"session": "03", "exchange": 1}, "every exchange but the first"),
+        ({"session": "03", "exchange": 1, "announced": "no hex"}, "lower-case hex"),
+        ({"session": "03", "exchange": -1, "announced": "bb"}, "counted from 0"),
+        ({"session": "03", "exchange": True, "announced": "bb"}, "counted from 0"),
+    ],
+)
+def test_exchanges_out_of_order_are_refused(
+    open_ledger: OpenLedger, release: dict[str, Any], reason: str
+) -> None:
+    """Exchange 1 has begun in session 02, and nobody has confirmed it."""
+    ledger = open_ledger()
+    reservation = committed(ledger)
+    sent(ledger, reservation, "01", 0)
+    ledger.release(reservation, session="02", exchange=1, announced="aa")
+    rows = ledger.rows()
+    with pytest.raises(LedgerError, match=reason):
+        ledger.release(reservation, **release)
+    assert ledger.rows() == rows
+
+
+def test_a_first_exchange_that_nobody_confirmed_has_no_second(open_ledger: OpenLedger) -> None:
+    ledger = open_ledger()
+    reservation = committed(ledger)
+    ledger.release(reservation, session="01")
+    with pytest.raises(LedgerError, match="does not follow a confirmed exchange 0"):
+        ledger.release(reservation, session="02", exchange=1, announced="aa")
+
+
+def test_a_row_of_the_first_exchange_has_no_field_of_later_ones(open_ledger: OpenLedger) -> None:
+    """So that ledgers from before there were exchanges are read as what they are."""
+    ledger = open_ledger()
+    reservation = committed(ledger)
+    sent(ledger, reservation, "01", 0)
+    sent(ledger, reservation, "02", 1, "aa")
+    lines = ledger.export_jsonl().splitlines()
+    assert ["exchange" in line for line in lines] == [False] * 5 + [True] * 2
+    with pytest.raises(LedgerError, match="not canonical"):
+        parse_row(lines[3].replace('"data":{', '"data":{"announced":null,"exchange":0,'))
+
+
 @pytest.mark.parametrize("second", ["cd" * 16, None])
 def test_a_share_of_noise_is_released_once_and_masked(open_ledger: OpenLedger, second: str | None) -> None:
     """The difference of two sums that share all other vectors would show one under its own share of noise only."""
@@ -420,4 +527,6 @@ def test_a_share_of_noise_is_released_once_and_masked(open_ledger: OpenLedger, s
     )  # the same session, its transcript known
     with pytest.raises(LedgerError, match=r"second sum|unmasked"):
         ledger.release(reservation, session=second)
+    with pytest.raises(LedgerError, match=r"second exchange|unmasked"):
+        ledger.release(reservation, session=second, exchange=1, announced="aa")
     assert len(ledger.charges()[0].releases) == 2

@@ -284,7 +284,7 @@ def rebuilt(original: Any, *, overlapping: bool, rows: list[str] | None = None) 
         plans=plans,
         rows=rows or original.lines,
         anchors=map(Anchor.from_json, old["anchors"]),
-        rounds=[{k: v for k, v in entry.items() if k != "remasked"} for entry in old["rounds"]],
+        rounds=[{k: v for k, v in entry.items() if k not in reports.REPEATED} for entry in old["rounds"]],
         overlapping=overlapping,
         **{name: old[name] for name in kept},
     )

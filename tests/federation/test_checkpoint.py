@@ -1,0 +1,58 @@
+"""What a checkpoint holds comes back as it was: the state, and the records of rounds with their exchanges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlora_priv.errors import RunFolderError
+from fedlora_priv.federation import checkpoint
+from fedlora_priv.federation.checkpoint import History
+from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
+from fedlora_priv.federation.server import ServerState
+from fedlora_priv.methods.base import Certificate
+
+RECORDS = [
+    RoundRecord(
+        1,
+        ("client-1", "client-3"),
+        [("client-2", "mask")],
+        [("client-4", "BudgetExceeded")],
+        [ExchangeRecord("01" * 32, "02" * 32), ExchangeRecord("03" * 32, "04" * 32, "05" * 32)],
+        Certificate({"q": 3.0, "v": 4.0}, {"q": 0.3, "v": 0.4}, 48).to_json(),
+    ),
+    RoundRecord(2, exchanges=[ExchangeRecord("06" * 32)], aborted="too few"),
+]
+
+
+def saved(folder: Path) -> tuple[ServerState, History]:
+    state = ServerState(2, {"head": np.ones((2, 3), np.float32)}, {"head": 0.5}, np.arange(6.0))
+    history = History([{"round": 1}], RECORDS, {"client-1": "ab"}, 0.5)
+    checkpoint.save(folder, state, history)
+    return state, history
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    state, history = saved(tmp_path)
+    loaded = checkpoint.load(tmp_path)
+    assert loaded is not None
+    assert loaded[1] == history
+    np.testing.assert_array_equal(loaded[0].state["head"], state.state["head"])
+    assert (loaded[0].round, loaded[0].bounds) == (2, {"head": 0.5})
+
+
+def test_a_certificate_says_the_error_of_all_modules_together() -> None:
+    assert RECORDS[0].certificate == {
+        "error": pytest.approx(0.1),
+        "columns": 48,
+        "modules": {"q": {"size": 3.0, "error": 0.3}, "v": {"size": 4.0, "error": 0.4}},
+    }
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path)
+    monkeypatch.setattr(checkpoint, "VERSION", checkpoint.VERSION + 1)
+    with pytest.raises(RunFolderError, match="round-00002"):
+        checkpoint.load(tmp_path)
