@@ -145,6 +145,7 @@ class Contract:
             best rank r where the notes say so; of the shared factor alone where others stay at home.
         noise: how the clients' DP noise gets into W.
         leaks: what the server learns.
+        weights: how clients count in the means: all the same, or by a bounded norm that travels masked.
         later: names and shapes of the exchanges after the first.
         announces: names and shapes of what everybody is told before each of those.
         limits: the largest magnitude in an array of `uploads`, where that is known for certain.
@@ -160,7 +161,7 @@ class Contract:
     exact: bool
     noise: str
     leaks: str = "the sum over survivors"
-    weights: Literal["uniform"] = "uniform"
+    weights: Literal["uniform", "norm"] = "uniform"
     later: tuple[Shapes, ...] = ()
     announces: tuple[Shapes, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)

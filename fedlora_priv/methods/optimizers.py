@@ -48,7 +48,7 @@ class ServerOptimizer(ABC):
         """
         require_mean_moves(method)
         result, memory = dict(combined), dict(moments)
-        for name in method.contract(layout).uploads:
+        for name in [name for name in method.contract(layout).uploads if name in state]:  # not a count
             theta = state[name].astype(np.float64)
             moved, new = self._step(theta, combined[name] - theta, _of(moments, name))
             result[name] = moved.astype(np.float32)

@@ -27,7 +27,7 @@ from fedlora_priv.methods.base import Contract, Layout, LoraModule, Shapes, Shar
 from fedlora_priv.methods.crossterm import CrossTerm, Released
 from fedlora_priv.methods.errors import AssumptionError, SumError
 from fedlora_priv.methods.fullrank import FullRank
-from fedlora_priv.methods.thin import Array, Group, Thin, factors, stack
+from fedlora_priv.methods.thin import Array, Group, Thin, factors
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,8 @@ class RaggedReleased(Released):
         Raises:
             SumError: nobody trained a module, or the counts are none.
         """
-        counts = np.rint(stack(self.sums, [count_name(m) for m in self.group]))
-        falling = (np.diff(counts, axis=1) <= 0).all()
-        if not falling or counts.min() < 0 or counts.max() > self.n:
-            raise SumError(
-                "the counts of who held which component are no counts", "a client has spoilt the sum"
-            )
-        if (counts[:, 0] == 0).any():
-            raise SumError(
-                f"no survivor trained {self.group[int(counts[:, 0].argmin())].name}", "wait for one"
-            )
-        return counts[:, None, :] / self.n
+        counts = [read_counts(module, self.sums[count_name(module)], self.n) for module in self.group]
+        return np.stack(counts)[:, None, :] / self.n
 
     def start(self) -> Thin:
         """Return the mean of what the clients started from, B₀P̄·A₀."""
@@ -87,9 +78,7 @@ class Ragged(FullRank):
         """Return this client's first components of the global state, in its own scaling."""
         mine = dict(super().start(layout, state, shared))
         for module, own in self._pairs(layout):
-            mine[module.a_name] = state[module.a_name][: own.rank]
-            b = state[module.b_name][:, : own.rank] * (module.scaling / own.scaling)
-            mine[module.b_name] = b.astype(np.float32)
+            mine |= first_components(module, own, state)
         return mine
 
     def shapes(self, layout: Layout) -> Shapes:
@@ -98,13 +87,7 @@ class Ragged(FullRank):
 
     def _accept_module(self, module: LoraModule, own: LoraModule | None) -> None:
         """Raise AssumptionError unless shapes are the same and the rank no larger; scalings may differ."""
-        if own is not None and own.rank > module.rank:
-            raise AssumptionError(
-                f"{module.name} has rank {own.rank} at a client and at most {module.rank} in the federation",
-                "raise the federation's rank or lower the client's",
-            )
-        alike = own and replace(own, rank=module.rank, scaling=module.scaling)
-        super()._accept_module(module, alike)
+        super()._accept_module(module, own and as_if_equal(module, own))
 
     def _require(self, layout: Layout) -> None:
         """Raise AssumptionError unless ranks fit, and this client's own model does."""
@@ -128,10 +111,7 @@ class Ragged(FullRank):
         """Return a client's arrays padded to the federation's ranks, B in its scaling."""
         common = dict(arrays)
         for module, own in self._pairs(layout):
-            missing = module.rank - own.rank
-            common[module.a_name] = np.pad(arrays[module.a_name], ((0, missing), (0, 0)))
-            b = np.pad(arrays[module.b_name], ((0, 0), (0, missing)))
-            common[module.b_name] = b * (own.scaling / module.scaling)
+            common |= padded(module, own, arrays)
         return common
 
     def _released(self, group: Group, state: State, sums: Sums, n: int) -> Released:
@@ -140,8 +120,55 @@ class Ragged(FullRank):
 
     def _pairs(self, layout: Layout) -> list[tuple[LoraModule, LoraModule]]:
         """Return each module with this client's own of that name."""
-        own = {module.name: module for module in (self.own or layout).modules}
-        return [(module, own[module.name]) for module in layout.modules]
+        return pairs(layout, self.own)
+
+
+def pairs(layout: Layout, own: Layout | None) -> list[tuple[LoraModule, LoraModule]]:
+    """Return each of the federation's modules with a client's own of that name; the same where `own` is None."""
+    mine = {module.name: module for module in (own or layout).modules}
+    return [(module, mine[module.name]) for module in layout.modules]
+
+
+def first_components(module: LoraModule, own: LoraModule, state: State) -> dict[str, NDArray[np.float32]]:
+    """Return a module's first components in a state as a client of its `own` rank and scaling holds them."""
+    b = state[module.b_name][:, : own.rank] * (module.scaling / own.scaling)
+    return {module.a_name: state[module.a_name][: own.rank], module.b_name: b.astype(np.float32)}
+
+
+def padded(module: LoraModule, own: LoraModule, arrays: State) -> dict[str, NDArray[Any]]:
+    """Return a client's own factors in the federation's rank and scaling, zero beyond its own rank."""
+    missing = module.rank - own.rank
+    a = np.pad(arrays[module.a_name], ((0, missing), (0, 0)))
+    b = np.pad(arrays[module.b_name], ((0, 0), (0, missing)))
+    return {module.a_name: a, module.b_name: b * (own.scaling / module.scaling)}
+
+
+def as_if_equal(module: LoraModule, own: LoraModule) -> LoraModule:
+    """Return `own` with the federation's rank and scaling, for what else must be the same.
+
+    Raises:
+        AssumptionError: its rank is above the federation's.
+    """
+    if own.rank > module.rank:
+        raise AssumptionError(
+            f"{module.name} has rank {own.rank} at a client and at most {module.rank} in the federation",
+            "raise the federation's rank or lower the client's",
+        )
+    return replace(own, rank=module.rank, scaling=module.scaling)
+
+
+def read_counts(module: LoraModule, sums: NDArray[np.float64], n: int) -> Array:
+    """Return how many of `n` survivors hold each component of a module, integers as float64.
+
+    Raises:
+        SumError: nobody trained the module, or the sums are no counts of first components.
+    """
+    counts: Array = np.rint(sums)
+    if (np.diff(counts) > 0).any() or counts.min() < 0 or counts.max() > n:
+        raise SumError("the counts of who held which component are no counts", "a client has spoilt the sum")
+    if counts[0] == 0:
+        raise SumError(f"no survivor trained {module.name}", "wait for one")
+    return counts
 
 
 def count_name(module: LoraModule) -> str:
