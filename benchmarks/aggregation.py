@@ -73,7 +73,7 @@ def rows(layers: int = LAYERS, width: int = WIDTH) -> Iterator[Cost]:
         figures = (seconds, memory, error) if method is sketch else federation.cost(method, layout)
         uploaded = method.contract(layout).round_dimension
         yield Cost(name, uploaded, lora, figures[0], seconds, figures[1], figures[2], whole)
-    dense = FRALoRA()
+    dense = FRALoRA(CrossTerm("exact"))
     uploaded = dense.contract(layout).round_dimension
     part = f"1 module, × {len(names)}"
     took, held, error = federation.cost(dense, one)

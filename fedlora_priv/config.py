@@ -25,6 +25,7 @@ from fedlora_priv import config_checks, config_file
 from fedlora_priv.config_base import Section
 from fedlora_priv.config_data import DataSection
 from fedlora_priv.config_federation import (
+    AggregationSection,
     CommunicationSection,
     EngineSection,
     FederationSection,
@@ -70,6 +71,7 @@ class Experiment(Section):
     lora: LoraSection = Field(default_factory=LoraSection)
     data: DataSection = Field(default_factory=DataSection)
     federation: FederationSection = Field(default_factory=FederationSection)
+    aggregation: AggregationSection = Field(default_factory=AggregationSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
     privacy: PrivacySection
     secure_aggregation: SecureAggregationSection = Field(default_factory=SecureAggregationSection)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from fedlora_priv import config_methods
 from fedlora_priv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def check(experiment: Experiment) -> None:
     _recomputed_activations(experiment)
     _communication(experiment)
     _dropouts(experiment)
+    config_methods.check(experiment)
 
 
 def check_delta(delta: float, examples: int) -> None:

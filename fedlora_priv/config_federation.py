@@ -1,6 +1,6 @@
 """The sections that say who works together, and under which promise.
 
-[federation], [privacy], [secure_aggregation], [communication], [engine] and [simulate].
+[federation], [aggregation], [privacy], [secure_aggregation], [communication], [engine] and [simulate].
 """
 
 from __future__ import annotations
@@ -15,15 +15,23 @@ Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
 """A phase of secure aggregation at which a client can be lost, before it sends that phase's message."""
 
 
+MethodName = Literal[
+    "fedit", "ffa", "fra", "hybrid", "fedsvd", "flexlora", "fedask", "flora", "fedex", "rolora", "fedsa", "lora-fair",
+    "fed-sb", "rac-lora",
+]  # fmt: skip
+"""The aggregation methods (`fedlora_priv.methods.METHODS`)."""
+
+
 class FederationSection(Section):
     """How many clients, for how long, combined by which method."""
 
     clients: int = Field(default=5, ge=1, le=65_535, description="Number of clients: client-1 to client-N.")
     rounds: int = Field(default=12, ge=1, le=100_000, description="Rounds of training and aggregation.")
-    method: Literal["fedit", "ffa", "fra"] = Field(
+    method: MethodName = Field(
         default="ffa",
-        description="'ffa': A frozen, B summed (exact); 'fedit': factors averaged (inexact product); 'fra': "
-        "full-rank aggregation of B·A.",
+        description="How clients' adapters become one: `fedlora methods` lists and docs/methods.md compares them. "
+        "'ffa': A frozen, B averaged; 'fra': the mean of the products B·A by a truncated SVD; 'hybrid': 'fra' first, "
+        "then 'ffa'.",
     )
     local_steps: int = Field(
         default=1, ge=1, le=100_000, description="DP-SGD steps of each client in a round."
@@ -31,6 +39,56 @@ class FederationSection(Section):
     evaluate_every: int = Field(
         default=1, ge=1, description="Rounds between evaluations; the last round is always evaluated."
     )
+
+
+class AggregationSection(Section):
+    """Options of the method; what the chosen one does not use is refused (`fedlora methods NAME` lists its own)."""
+
+    products: Literal["sketch", "two-pass", "exact"] = Field(
+        default="sketch",
+        description="How the mean of the products B·A is had from sums. 'sketch': from the factors and a sketch, about "
+        "2.6 times LoRA's upload; 'two-pass': a second exchange, nearer; 'exact': dense products, m·n coordinates a "
+        "module.",
+    )
+    fallback: Literal["none", "two-pass", "exact"] = Field(
+        default="none",
+        description="For products = 'sketch': what a second exchange sends where the sketch has missed more than "
+        "`tolerance`; 'none' never asks for one.",
+    )
+    tolerance: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="For `fallback`: the most that a sketch may miss, as a fraction of the norm of the mean product.",
+    )
+    switch_round: int | None = Field(
+        default=None,
+        ge=2,
+        description="For 'hybrid': the first round of FFA-LoRA. Default: the first after half of the rounds.",
+    )
+    block_rounds: int = Field(
+        default=1, ge=1, description="For 'rac-lora': rounds between two merges into the base weights."
+    )
+    server_optimizer: Literal["average", "momentum", "adam"] = Field(
+        default="average",
+        description="What the server makes of a mean change, for methods that only move arrays by it.",
+    )
+    server_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="Step of the server optimiser. Default: 1, for 'adam' 0.001.",
+    )
+    server_momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="For 'momentum' and 'adam': what is kept of earlier changes."
+    )
+
+    def first_ffa_round(self, rounds: int) -> int:
+        """Return the hybrid's first round of FFA-LoRA.
+
+        >>> AggregationSection().first_ffa_round(12)
+        7
+        """
+        return self.switch_round or rounds // 2 + 1
 
 
 class PrivacySection(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -11,6 +11,8 @@ from fedlora_priv.config_base import Names, Section, demo_must_exist
 
 DEMO_MODELS = ("demo:minilm", "demo:smollm2")
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
+Ranks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
+"""An array of ranks: TOML has arrays, not tuples."""
 
 
 class ModelSection(Section):
@@ -60,6 +62,11 @@ class LoraSection(Section):
     """Which low-rank adapters are trained."""
 
     rank: int = Field(default=8, ge=1, le=1024, description="Rank r of every adapter.")
+    ranks: Ranks = Field(
+        default=(),
+        description="For 'flexlora' and 'flora': one rank per client, the largest of them `rank`. Public. Default: "
+        "`rank` for all.",
+    )
     alpha: float = Field(default=16.0, gt=0, description="LoRA alpha; the adapter is scaled by alpha / rank.")
     use_rslora: bool = Field(
         default=False,

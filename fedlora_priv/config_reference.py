@@ -20,7 +20,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.errors import exit_codes
 
 _BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}"}
-_TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", tuple: "array of texts"}
+_TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
 _INTRODUCTION = """\
 # The experiment file
@@ -87,6 +87,9 @@ def _type(field: FieldInfo) -> str:
         for constraint in field.metadata
         if (bound := getattr(constraint, name, None)) is not None
     ]
+    if origin is tuple:
+        item = typing.get_args(annotation)[0]
+        return f"array of {_TYPE_NAMES[getattr(item, '__origin__', item)]}s"  # Annotated has one
     return " ".join([_TYPE_NAMES[origin], ", ".join(bounds)]).strip()
 
 

@@ -12,6 +12,11 @@ from fedlora_priv import config_reference
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_base import Section
 from fedlora_priv.errors import ConfigError, FedloraError, exit_codes
+from fedlora_priv.methods import METHODS, for_experiment, phases, server_optimizer_for
+from fedlora_priv.methods.crossterm import CrossTerm
+from fedlora_priv.methods.fra import FRALoRA
+from fedlora_priv.methods.optimizers import Adam, Average, Momentum, ServerOptimizer
+from fedlora_priv.methods.raclora import RACLoRA
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,7 +98,10 @@ def test_unknown_key_names_the_nearest(override: str, words: list[str]) -> None:
         ("communication.value_bits=1", "communication.value_bits should be greater than or equal to 2"),
         ("federation.clients=5.0", "federation.clients should be a valid integer, but is 5.0"),
         ("federation.clients=0", "federation.clients should be greater than or equal to 1"),
-        ("federation.method=fedavg", "federation.method should be 'fedit', 'ffa' or 'fra', but is 'fedavg'"),
+        ("federation.method=fedavg", "'fed-sb' or 'rac-lora', but is 'fedavg'"),
+        ("lora.ranks=[8, 0]", "lora.ranks[1] should be greater than or equal to 1"),
+        ("aggregation.tolerance=1", "aggregation.tolerance should be less than 1"),
+        ("aggregation.switch_round=1", "aggregation.switch_round should be greater than or equal to 2"),
         ("lora.target_modules=query", "is one text; give an array of names"),
         ("lora.target_modules=[]", "lora.target_modules should have at least 1 item"),
         ("lora.target_modules=[1]", "lora.target_modules[0] should be a valid string, but is 1"),
@@ -141,6 +149,62 @@ def test_wrong_types_and_ranges(override: str, words: str) -> None:
 )
 def test_combinations_that_cannot_be_honoured(overrides: list[str], words: str) -> None:
     assert words in refusal(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "words"),
+    [
+        ("ffa", ["aggregation.products=exact"], "aggregation.products has no effect with federation.method = 'ffa'"),
+        ("fra", ["aggregation.switch_round=3"], "aggregation.switch_round has no effect"),
+        ("rac-lora", ["aggregation.server_optimizer=adam"], "aggregation.server_optimizer has no effect"),
+        ("fra", ["aggregation.server_learning_rate=0.5"], "aggregation.server_learning_rate has no effect"),
+        ("fedit", ["aggregation.server_momentum=0.5"], "no effect with aggregation.server_optimizer = 'average'"),
+        ("fra", ["aggregation.products=exact", "aggregation.fallback=two-pass"], "aggregation.products = 'exact'"),
+        ("fra", ["aggregation.tolerance=0.1"], "no effect with aggregation.fallback = 'none'"),
+        ("fra", ["lora.ranks=[8, 8, 8, 8, 8]"], "lora.ranks has no effect with federation.method = 'fra'"),
+        ("flexlora", ["lora.ranks=[8, 4]"], "2 ranks for 5 clients"),
+        ("flexlora", ["lora.ranks=[8, 4, 4, 4, 16]"], "the largest of lora.ranks is 16, but lora.rank = 8"),
+        ("flora", ["lora.ranks=[2, 4, 4, 4, 4]"], "the largest of lora.ranks is 4, but lora.rank = 8"),
+        ("hybrid", ["aggregation.switch_round=13"], "a hybrid of 12 rounds cannot change to FFA-LoRA in round 13"),
+        ("hybrid", ["federation.rounds=1"], "a hybrid of 1 rounds cannot change to FFA-LoRA in round 1"),
+        ("rac-lora", ["aggregation.block_rounds=13"], "nothing would be merged"),
+        ("hybrid", ["communication.support=seeded-random-k", "communication.density=0.5"], "means nothing in part"),
+        ("fedask", ["communication.value_bits=7"], "communication.value_bits = 7 are too few"),
+        ("flora", ["model.base_dtype=bfloat16"], "would round its changes away"),
+        ("rac-lora", ["model.base_dtype=bfloat16"], "would round its changes away"),
+    ],
+)  # fmt: skip
+def test_what_a_method_cannot_honour(method: str, overrides: list[str], words: str) -> None:
+    assert words in refusal(f"federation.method={method}", *overrides)
+
+
+def test_a_method_gets_its_options() -> None:
+    fra = for_experiment(
+        load("federation.method=fra", "aggregation.fallback=exact", "aggregation.tolerance=0.2")
+    )
+    assert isinstance(fra, FRALoRA)
+    assert fra.cross == CrossTerm("sketch", fallback="exact", tolerance=0.2)
+    hybrid = for_experiment(load("federation.method=hybrid", "aggregation.products=two-pass"))
+    assert [(phase.name, rounds[0]) for phase, rounds in phases(hybrid, 12)] == [("fra", 1), ("ffa", 7)]
+    chain = for_experiment(load("federation.method=rac-lora", "aggregation.block_rounds=3"))
+    assert isinstance(chain, RACLoRA)
+    assert chain.rounds == 3
+    for name, listed in METHODS.items():
+        assert type(for_experiment(load(f"federation.method={name}"))) is type(listed)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "made"),
+    [
+        ([], None),
+        (["aggregation.server_learning_rate=0.5"], Average(0.5)),
+        (["aggregation.server_optimizer=momentum", "aggregation.server_momentum=0.8"], Momentum(1.0, 0.8)),
+        (["aggregation.server_optimizer=adam"], Adam(1e-3, beta1=0.9)),
+        (["aggregation.server_optimizer=adam", "aggregation.server_learning_rate=0.01"], Adam(0.01, beta1=0.9)),
+    ],
+)  # fmt: skip
+def test_a_server_optimizer_gets_its_options(overrides: list[str], made: ServerOptimizer | None) -> None:
+    assert server_optimizer_for(load("federation.method=fedit", *overrides)) == made
 
 
 def test_insecure_mode_needs_no_thresholds() -> None:

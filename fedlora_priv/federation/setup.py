@@ -23,14 +23,14 @@ from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
-from fedlora_priv.errors import StateBeyondBounds
+from fedlora_priv.errors import ConfigError, StateBeyondBounds
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.learner import Say, load_learner
 from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
-from fedlora_priv.methods import Layout, Method, Role, State, get
+from fedlora_priv.methods import Layout, Method, Role, State, for_experiment, server_optimizer_for
 from fedlora_priv.precision import resolve_device
 from fedlora_priv.training import (
     PrivateTrainer,
@@ -127,7 +127,7 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
     trainer = PrivateTrainer(learner.model, device=resolve_device(experiment.training.device))
     return Parts(
         experiment=experiment,
-        method=get(experiment.federation.method),
+        method=_runnable(experiment),
         trainer=trainer,
         layout=trainer.layout,
         initial=read_state(learner.model),
@@ -142,6 +142,18 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
         model_reference=learner.origin.reference,
         credit=f"{learner.origin.credit}; {source.credit}",
     )
+
+
+def _runnable(experiment: Experiment) -> Method:
+    """Return the experiment's method, if rounds of one exchange over one kind of state are all that it needs."""
+    method, asked = for_experiment(experiment), experiment.aggregation
+    plain = method.name in ("fedit", "ffa", "fra") and server_optimizer_for(experiment) is None
+    if not plain or asked.products == "two-pass" or asked.fallback != "none":
+        raise ConfigError(
+            f"federation.method = {method.name!r} with these options cannot be run yet",
+            "choose 'fedit', 'ffa', or 'fra' without fallback",
+        )
+    return method
 
 
 def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient], Roster]:

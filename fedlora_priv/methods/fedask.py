@@ -10,7 +10,7 @@ Clients train B (and the head), the SVD turns A. With A common to all, the mean 
 would do; the two more make the sketch well conditioned. With A trained too (`trains_a`, not under DP) it is exact only
 where k ≥ dim span{Bᵢ} + 2, and the best rank r of QPᵀ otherwise.
 
-Ours: the products themselves travel, as in the original, where `fra-two-pass` lets only their cross term travel; the
+Ours: the products themselves travel, as in the original, where FRA-LoRA in two passes sends only their cross term; the
 original simulates the sketch on adapters in clear, here both exchanges are sums; √(S/s) in place of √S because of the
 scaling; vanished directions as in FRA-LoRA; the server announces its Q, so that no client's own QR (whose signs depend
 on the machine) matters.

@@ -33,7 +33,7 @@ class FedEx(FullRank):
     source = "Singhal et al. 2024"
     changes_base = True
 
-    def __init__(self, cross: CrossTerm = CrossTerm("exact")) -> None:  # noqa: B008 - frozen
+    def __init__(self, cross: CrossTerm = CrossTerm()) -> None:  # noqa: B008 - frozen
         super().__init__(cross)
 
     def _next(

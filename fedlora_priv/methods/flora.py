@@ -37,7 +37,7 @@ class FLoRA(Ragged):
     def __init__(
         self,
         own: Layout | None = None,
-        cross: CrossTerm = CrossTerm("exact"),  # noqa: B008 - frozen
+        cross: CrossTerm = CrossTerm(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(own, cross)
 

@@ -6,9 +6,9 @@ from sums (`fedlora_priv.methods.crossterm`) are ours.
 
     ΔW = mean of s·BₖAₖ,   ΔW ≈ U_r Σ_r V_rᵀ,   B = U_r √(Σ_r/s),   A = √(Σ_r/s) V_rᵀ
 
-The SVD is post-processing of sums, so it costs no privacy. ``fra`` sums the dense products, m·n coordinates per module
-instead of LoRA's r·(m + n). ``fra-sketch`` sums the factors and a sketch, about 2.6 times LoRA's, and forms no
-m × n matrix; ``fra-two-pass`` the same in two exchanges. All leave the best rank r of what they know of ΔW.
+The SVD is post-processing of sums, so it costs no privacy. Dense products take m·n coordinates per module instead of
+LoRA's r·(m + n); factors and a sketch, about 2.6 times LoRA's, and no m × n matrix is formed; two passes the same in
+two exchanges. All leave the best rank r of what they know of ΔW.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fedlora_priv.methods.thin import balanced, to_state
 class FRALoRA(FullRank):
     """Mean of the products BₖAₖ, truncated to rank r."""
 
+    name = "fra"
     source = "Trautmann, Hales, Volk"
 
-    def __init__(self, cross: CrossTerm = CrossTerm("exact")) -> None:  # noqa: B008 - frozen
+    def __init__(self, cross: CrossTerm = CrossTerm()) -> None:  # noqa: B008 - frozen
         super().__init__(cross)
-        self.name = "fra" if cross.mode == "exact" else f"fra-{cross.mode}"
         how = {"exact": "exact dense sum", "sketch": "factor sums and a sketch", "two-pass": "two passes"}
         self.title = f"FRA-LoRA (full-rank aggregation, {how[cross.mode]})"
 

@@ -25,7 +25,7 @@ class RoLoRA(FFALoRA):
 
     def at(self, round: int) -> Method:
         """Return the method of that round: this one trains B."""
-        return self if round % 2 or round == 0 else _EvenRound()
+        return self if round % 2 or round == 0 else _EVEN
 
 
 class _EvenRound(LinearAverage):
@@ -43,3 +43,6 @@ class _EvenRound(LinearAverage):
             exact=True,
             noise="linear: B·ξ_A",
         )
+
+
+_EVEN = _EvenRound()

@@ -33,7 +33,7 @@ class Schedule(Method):
     Example:
         >>> schedule = hybrid(3)
         >>> [schedule.at(round).name for round in (1, 2, 3, 4)]
-        ['fra-sketch', 'fra-sketch', 'ffa', 'ffa']
+        ['fra', 'fra', 'ffa', 'ffa']
     """
 
     name = "schedule"
@@ -101,3 +101,16 @@ def hybrid(switch: int, cross: CrossTerm = CrossTerm()) -> Schedule:  # noqa: B0
     schedule.name, schedule.title = "hybrid", f"Hybrid: FRA-LoRA, from round {switch} FFA-LoRA"
     schedule.source = "Trautmann, Hales, Volk"
     return schedule
+
+
+def phases(method: Method, rounds: int) -> list[tuple[Method, list[int]]]:
+    """Return the methods that a run of so many rounds has, each once, with its rounds in order.
+
+    >>> [(phase.name, numbers) for phase, numbers in phases(hybrid(3), 4)]
+    [('fra', [1, 2]), ('ffa', [3, 4])]
+    """
+    found: dict[int, tuple[Method, list[int]]] = {}
+    for number in range(1, rounds + 1):
+        phase = method.at(number)
+        found.setdefault(id(phase), (phase, []))[1].append(number)
+    return list(found.values())

@@ -14,7 +14,7 @@ from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.server import FederationServer
 from fedlora_priv.federation.task import RoundTask
-from fedlora_priv.methods import Layout, LoraModule, get
+from fedlora_priv.methods import Layout, LoraModule, for_experiment
 from protocols.prg import SecretStream
 
 LAYOUT = Layout(
@@ -35,8 +35,12 @@ def start_state() -> dict[str, np.ndarray]:
 @pytest.fixture
 def make_server(experiment_file: Callable[..., Path]) -> Callable[..., FederationServer]:
     def make(method: str = "ffa", **communication: object) -> FederationServer:
-        path = experiment_file(federation={"method": method}, communication=communication)
-        return FederationServer(Experiment.load(path), LAYOUT, get(method))
+        options = {"products": "exact"} if method == "fra" else {}  # dense products, of which some may travel
+        path = experiment_file(
+            federation={"method": method}, aggregation=options, communication=communication
+        )
+        experiment = Experiment.load(path)
+        return FederationServer(experiment, LAYOUT, for_experiment(experiment))
 
     return make
 

@@ -31,7 +31,7 @@ from tests.methods.lab import (
 RANK = 8
 SQUARE = layout_of(LoraModule("w", 128, 128, RANK, 1.0), heads=False)
 (W,) = SQUARE.modules
-SKETCH, TWO_PASS, EXACT = FRALoRA(CrossTerm("sketch")), FRALoRA(CrossTerm("two-pass")), FRALoRA()
+SKETCH, TWO_PASS, EXACT = (FRALoRA(CrossTerm(mode)) for mode in ("sketch", "two-pass", "exact"))
 
 
 def error(done: Round, clients: list[dict], m: LoraModule = W) -> float:
@@ -196,11 +196,8 @@ def test_uploads_are_as_long_as_stated() -> None:
     """r = k = 8, m = n = 384, 36 modules, so 4 held-out columns each: (5r + 1 + 4)·n, against LoRA's 2rn."""
     layout = Layout(tuple(LoraModule(f"w{i}", 384, 384, 8, 2.0) for i in range(36)), {})
     lora = layout.dense_fp32_bytes / 4
-    sizes = {m.name: m.contract(layout).round_dimension / lora for m in (FedIT(), SKETCH, TWO_PASS, EXACT)}
-    assert sizes == {
-        "fedit": 1.0, "fra-sketch": pytest.approx((5 * 8 + 1 + 4) / 16),
-        "fra-two-pass": pytest.approx((4 * 8 + 4) / 16), "fra": pytest.approx(384 / 16),
-    }  # fmt: skip
+    sizes = [m.contract(layout).round_dimension / lora for m in (FedIT(), SKETCH, TWO_PASS, EXACT)]
+    assert sizes == pytest.approx([1.0, (5 * 8 + 1 + 4) / 16, (4 * 8 + 4) / 16, 384 / 16])
 
 
 # --- what everybody draws ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize
 
 from fedlora_priv.config import Experiment
+from fedlora_priv.config_federation import AggregationSection
 from fedlora_priv.methods import METHODS, Layout, LoraModule, Shared, get
 from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.crossterm import CrossTerm
@@ -25,6 +26,7 @@ from fedlora_priv.methods.flora import FLoRA
 from fedlora_priv.methods.fra import FRALoRA
 from fedlora_priv.methods.lora_fair import LoRAFair, objective, refine
 from fedlora_priv.methods.raclora import RACLoRA
+from fedlora_priv.methods.registry import reads
 from fedlora_priv.methods.residual import merged
 from fedlora_priv.methods.rolora import RoLoRA
 from fedlora_priv.methods.schedule import hybrid
@@ -45,12 +47,10 @@ from tests.methods.lab import (
 LAYOUT = TWO_SHAPES
 SHARED = Shared(seed=7, round=3)
 
-ALL: dict[str, Method] = {
-    method.name: method
-    for method in (
-        FedIT(), FFALoRA(), FRALoRA(), FRALoRA(CrossTerm("sketch")), FRALoRA(CrossTerm("two-pass")), FedSVD(),
-        FlexLoRA(), FedASK(), FLoRA(), FedEx(), RoLoRA(), FedSALoRA(), LoRAFair(), FedSB(), RACLoRA(), hybrid(3),
-    )
+DENSE = CrossTerm("exact")
+ALL: dict[str, Method] = METHODS | {
+    "fra exact": FRALoRA(DENSE), "fra two-pass": FRALoRA(CrossTerm("two-pass")), "flora exact": FLoRA(cross=DENSE),
+    "fedex exact": FedEx(DENSE),
 }  # fmt: skip
 
 
@@ -108,12 +108,12 @@ def mean_square(m: LoraModule, start: dict, clients: list[dict]) -> np.ndarray:
 
 WIDE = CrossTerm("sketch", columns=99)  # as many as the matrix has: nothing is left out
 EQUATIONS: list[tuple[Method, int, typing.Callable[..., np.ndarray]]] = [
-    (FedIT(), 1, factor_means), (FFALoRA(), 1, whole_mean), (FRALoRA(), 1, best_of_rank),
+    (FedIT(), 1, factor_means), (FFALoRA(), 1, whole_mean), (FRALoRA(DENSE), 1, best_of_rank),
     (FRALoRA(WIDE), 1, best_of_rank),
     (FRALoRA(CrossTerm("two-pass", columns=99)), 1, best_of_rank), (FedSVD(), 1, whole_mean),
-    (FlexLoRA(cross=WIDE), 1, best_of_rank), (FlexLoRA(cross=CrossTerm("exact")), 1, best_of_rank),
-    (FedASK(), 1, whole_mean), (FLoRA(), 1, whole_mean), (FLoRA(cross=WIDE), 1, whole_mean), (FedEx(), 1, whole_mean),
-    (FedEx(WIDE), 1, whole_mean), (RoLoRA(), 1, whole_mean), (RoLoRA(), 2, whole_mean),
+    (FlexLoRA(cross=WIDE), 1, best_of_rank), (FlexLoRA(cross=DENSE), 1, best_of_rank),
+    (FedASK(), 1, whole_mean), (FLoRA(cross=DENSE), 1, whole_mean), (FLoRA(cross=WIDE), 1, whole_mean),
+    (FedEx(DENSE), 1, whole_mean), (FedEx(WIDE), 1, whole_mean), (RoLoRA(), 1, whole_mean), (RoLoRA(), 2, whole_mean),
     (FedSALoRA(), 1, own_start_and_mean_a), (FedSB(), 1, mean_square), (RACLoRA(), 1, whole_mean),
     (RACLoRA(2), 1, whole_mean), (hybrid(3, WIDE), 2, best_of_rank), (hybrid(3, WIDE), 3, whole_mean),
 ]  # fmt: skip
@@ -215,8 +215,8 @@ def test_fedsvd_leaves_orthonormal_rows() -> None:
 
 
 def test_fra_is_the_best_rank_r_of_the_mean_product() -> None:
-    start, clients = federation(get("fra"))
-    combined = run(get("fra"), LAYOUT, start, clients).state
+    start, clients = federation(FRALoRA(DENSE))
+    combined = run(FRALoRA(DENSE), LAYOUT, start, clients).state
     for m in LAYOUT.modules:
         wanted = mean_product(m, clients)
         assert np.linalg.norm(wanted - product(m, combined)) == pytest.approx(
@@ -232,11 +232,11 @@ def test_a_vanished_direction_can_still_be_trained() -> None:
     layout = Layout((m,), {})
     start = {m.b_name: np.zeros((6, 3), np.float32), m.a_name: np.ones((3, 5), np.float32)}
     trained = {m.b_name: np.outer(np.arange(6.0), [1, 0, 0]).astype(np.float32), m.a_name: start[m.a_name]}
-    state = run(get("fra"), layout, start, [trained]).state
+    state = run(FRALoRA(DENSE), layout, start, [trained]).state
     assert_allclose(product(m, state), product(m, trained), atol=1e-5)
     assert (np.linalg.norm(state[m.a_name], axis=1) > 0).all()
     assert state[m.b_name].any(axis=0).sum() == 1  # exactly zero beside a fresh row, so that nothing is added
-    still = run(get("fra"), layout, start, [start]).state  # nothing at all was learned
+    still = run(FRALoRA(DENSE), layout, start, [start]).state  # nothing at all was learned
     assert not still[m.b_name].any()
     assert np.linalg.matrix_rank(still[m.a_name]) == 3
 
@@ -337,15 +337,15 @@ def test_lora_fair_leaves_what_needs_no_correction() -> None:
 # --- the registry --------------------------------------------------------------------------------------
 
 
-def test_only_what_a_federation_runs_is_listed() -> None:
-    """The names in an experiment file are those listed, and each needs nothing that the federation lacks."""
+def test_the_experiment_file_takes_every_method_that_is_listed() -> None:
     section = Experiment.model_fields["federation"].annotation
-    assert set(typing.get_args(section.model_fields["method"].annotation)) == set(METHODS)
-    for name, method in METHODS.items():
-        contract = method.contract(LAYOUT)
-        assert (name, contract.exchanges, contract.changes_base) == (method.name, 1, False)
-        assert not contract.stays_home
-        assert all(method.at(number) is method for number in range(9))
+    assert typing.get_args(section.model_fields["method"].annotation) == tuple(METHODS)
+    assert [method.name for method in METHODS.values()] == list(METHODS)
+
+
+def test_every_option_of_an_experiment_is_read_by_some_method_and_none_is_unknown() -> None:
+    keys = {f"aggregation.{key}" for key in AggregationSection.model_fields} | {"lora.ranks"}
+    assert set().union(*(reads(name) for name in METHODS)) == keys
 
 
 @pytest.mark.parametrize("name", ALL)

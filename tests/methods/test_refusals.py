@@ -34,7 +34,7 @@ from fedlora_priv.methods.schedule import Schedule, hybrid
 from tests.methods.lab import TWO_SHAPES, independent, random_state, run
 
 SHARED = Shared(7, 1)
-SKETCH, TWO_PASS = FRALoRA(CrossTerm("sketch")), FRALoRA(CrossTerm("two-pass"))
+SKETCH, TWO_PASS, EXACT = (FRALoRA(CrossTerm(mode)) for mode in ("sketch", "two-pass", "exact"))
 WITH_BASIS = [TWO_PASS, FedASK(trains_a=True)]
 
 
@@ -48,7 +48,7 @@ def test_every_refusal_is_one_that_the_federation_knows() -> None:
     assert {AssumptionError, UploadError, SumError} == set(MethodError.__subclasses__())
 
 
-@pytest.mark.parametrize("method", [FedIT(), FRALoRA(), SKETCH, FedSVD(), LoRAFair()])
+@pytest.mark.parametrize("method", [FedIT(), EXACT, SKETCH, FedSVD(), LoRAFair()])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_client_that_diverged_uploads_nothing(method: Method, value: float, start: dict) -> None:
     broken = start | {"layer.0.query.lora_B": np.full((14, 3), value, np.float32)}
@@ -79,7 +79,7 @@ def test_a_frozen_factor_that_was_trained_is_refused(
         method.at(number).upload(TWO_SHAPES, start, start | {name: start[name] + 1}, Shared(7, number))
 
 
-@pytest.mark.parametrize("method", [FedIT(), FRALoRA(), SKETCH, FedEx(), FLoRA(), FedASK(), LoRAFair()])
+@pytest.mark.parametrize("method", [FedIT(), EXACT, SKETCH, FedEx(), FLoRA(), FedASK(), LoRAFair()])
 def test_a_sum_that_is_none_is_refused(method: Method) -> None:
     start, clients = independent(TWO_SHAPES, np.random.default_rng(0), 3, 0.5)
     if "A" not in method.contract(TWO_SHAPES).trains:
@@ -98,9 +98,7 @@ def test_a_sum_that_is_none_is_refused(method: Method) -> None:
             method.announce(TWO_SHAPES, start, sums, n, done.shared)
 
 
-@pytest.mark.parametrize(
-    "method", [FRALoRA(), SKETCH, FedSVD(), FedEx(), FLoRA(), FedASK(), LoRAFair(), FedSB()]
-)
+@pytest.mark.parametrize("method", [EXACT, SKETCH, FedSVD(), FedEx(), FLoRA(), FedASK(), LoRAFair(), FedSB()])
 @pytest.mark.parametrize(("rank", "scaling", "why"), [(6, 1.0, "rank cannot be 6"), (0, 1.0, "rank cannot be 0"),
                                                       (2, 0.0, "scaling 0"), (2, np.nan, "scaling nan")])  # fmt: skip
 def test_a_rank_above_the_matrix_or_no_scaling_is_refused(
@@ -194,7 +192,7 @@ def test_parameters_out_of_range_are_refused(make: Callable[[], object]) -> None
         make()
 
 
-@pytest.mark.parametrize("method", [FRALoRA(), FedSVD(), FLoRA(), FedEx(), RACLoRA(), FedASK(), LoRAFair()])
+@pytest.mark.parametrize("method", [EXACT, FedSVD(), FLoRA(), FedEx(), RACLoRA(), FedASK(), LoRAFair()])
 @pytest.mark.parametrize("optimizer", [Average(), Momentum(), Adam()])
 def test_server_optimisers_refuse_what_is_more_than_a_mean(
     method: Method, optimizer: Adam, start: dict

@@ -80,7 +80,7 @@ def test_a_residual_is_thin_while_that_is_smaller() -> None:
 
 
 def test_the_fresh_factor_is_the_same_for_everybody_and_new_every_round() -> None:
-    method, rng = FLoRA(), np.random.default_rng(0)
+    method, rng = FLoRA(cross=DENSE), np.random.default_rng(0)
     state = random_state(LAYOUT, rng)
     first, again = (run(method, LAYOUT, state, [state], number=1).state for _ in range(2))
     other = run(method, LAYOUT, state, [state], number=2).state

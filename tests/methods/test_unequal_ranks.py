@@ -100,7 +100,7 @@ def test_flora_merges_unequal_products() -> None:
     start = random_state(GLOBAL, rng) | {
         m.b_name: np.zeros((m.out_features, m.rank), np.float32) for m in GLOBAL.modules
     }
-    own = [FLoRA(layout) for layout in OWN]
+    own = [FLoRA(layout, CrossTerm("exact")) for layout in OWN]
     clients = [
         {
             k: v + rng.normal(size=v.shape).astype(np.float32)
@@ -108,7 +108,7 @@ def test_flora_merges_unequal_products() -> None:
         }
         for method in own
     ]
-    done = run(FLoRA(), GLOBAL, start, clients, own=own).state
+    done = run(FLoRA(cross=CrossTerm("exact")), GLOBAL, start, clients, own=own).state
     for m in GLOBAL.modules:
         assert relative(merged(GLOBAL, done)[m.name], mean_of(clients, m.name)) < 1e-5
 
