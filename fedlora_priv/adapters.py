@@ -1,7 +1,8 @@
 """A PEFT model's trainable arrays by name, in both directions, and the PEFT folder that others load.
 
 Names in a state are the model's own, without PEFT's wrapping: ``<module>.lora_A`` (r, n), ``<module>.lora_B``
-(m, r), and the head's as the base model has them, such as ``classifier.weight``.
+(m, r), and the head's as the base model has them, such as ``classifier.weight``. Some methods add ``<module>.lora_R``
+(r, r) and a base residual, ``<module>.base`` or ``<module>.base_B`` and ``.base_A`` (`fedlora_priv.methods.residual`).
 """
 
 from __future__ import annotations
@@ -11,15 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fedlora_priv.errors import ConfigError, FedloraError
+from fedlora_priv.lora_parts import RESIDUAL_PARTS, SQUARE, read_residual, write_residual
 from fedlora_priv.methods.base import Layout, LoraModule, State
 
 ADAPTER = "default"
 _PREFIX = "base_model.model."
-_LORA = {f".lora_A.{ADAPTER}.weight": ".lora_A", f".lora_B.{ADAPTER}.weight": ".lora_B"}
+_LORA = {
+    f".lora_A.{ADAPTER}.weight": ".lora_A",
+    f".lora_B.{ADAPTER}.weight": ".lora_B",
+    f".lora_B.{ADAPTER}.{SQUARE}.weight": ".lora_R",
+}
 _HEAD = f".modules_to_save.{ADAPTER}"
+FACTORS = (".lora_A", ".lora_B", ".lora_R")
+"""Endings of the names of what is trained in an adapted module; all other trained arrays are the head's."""
 
 
 def state_name(parameter_name: str) -> str | None:
@@ -42,8 +51,8 @@ def state_name(parameter_name: str) -> str | None:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that a federation trains, by state name, in sorted order.
 
-    These are all LoRA factors, whether or not one is frozen at the moment, and the head unless the model was
-    loaded with ``train_head=False``.
+    These are all LoRA factors (and Fed-SB's squares between them), whether or not one is frozen at the moment, and
+    the head unless the model was loaded with ``train_head=False``.
 
     Raises:
         ConfigError: something else requires a gradient (DoRA, LoRA on embeddings, an unfrozen base), for
@@ -53,8 +62,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     for parameter_name, parameter in model.named_parameters():
         name = state_name(parameter_name)
-        is_lora = name is not None and name.endswith((".lora_A", ".lora_B"))
-        if name is not None and (is_lora or with_head):
+        if name is not None and (with_head or name.endswith(FACTORS)):
             found[name] = parameter
         elif parameter.requires_grad:
             raise ConfigError(
@@ -70,18 +78,21 @@ def layout(model: nn.Module) -> Layout:
     """Return what the methods know of a model: its adapted modules and the shapes of its trained head."""
     shapes = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
     modules = []
-    for module_name, module in model.named_modules():
-        name = module_name.removeprefix(_PREFIX)
-        if f"{name}.lora_A" in shapes:
-            rank, in_features = shapes[f"{name}.lora_A"]
-            out_features = shapes[f"{name}.lora_B"][0]
-            scaling = float(module.scaling[ADAPTER])
-            modules.append(LoraModule(name, out_features, in_features, rank, scaling))
-    heads = {name: shape for name, shape in shapes.items() if not name.endswith((".lora_A", ".lora_B"))}
-    return Layout(modules=tuple(sorted(modules, key=lambda module: module.name)), heads=heads)
+    for name, layer in adapted_layers(model).items():
+        rank, in_features = shapes[f"{name}.lora_A"]
+        out_features = shapes[f"{name}.lora_B"][0]
+        modules.append(LoraModule(name, out_features, in_features, rank, float(layer.scaling[ADAPTER])))
+    heads = {name: shape for name, shape in shapes.items() if not name.endswith(FACTORS)}
+    return Layout(modules=tuple(modules), heads=heads)
 
 
-def read_state(model: nn.Module) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """Return PEFT's LoRA layers by the names of the modules that they adapt, sorted."""
+    layers = {name.removeprefix(_PREFIX): m for name, m in model.named_modules() if hasattr(m, "lora_A")}
+    return dict(sorted(layers.items()))
+
+
+def read_trained(model: nn.Module) -> dict[str, NDArray[np.float32]]:
     """Return copies of all trainable arrays, float32, in sorted order."""
     return {
         name: parameter.detach().to("cpu", torch.float32).numpy().copy()
@@ -89,25 +100,75 @@ def read_state(model: nn.Module) -> dict[str, np.ndarray[Any, np.dtype[np.float3
     }
 
 
+def read_state(model: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """Return copies of all trainable arrays and of base residuals, where there are any, float32, in sorted order."""
+    state = read_trained(model)
+    for name, layer in adapted_layers(model).items():
+        parts = read_residual(layer.base_layer)
+        state |= {f"{name}.{part}": values for part, values in parts.items()}
+    return dict(sorted(state.items()))
+
+
 def write_state(model: nn.Module, state: State) -> None:
-    """Overwrite the model's trainable arrays, in place, with those of `state`.
+    """Make the model the one that `state` describes: its trainable arrays, and its base residuals or none.
+
+    The base weights themselves are never touched, so nothing is left of the residual of an earlier state.
 
     Raises:
-        FedloraError: `state` has other names or shapes than the model, or a value that is not finite.
+        FedloraError: `state` has other names or shapes than the model, or a value that is not finite; or a
+            residual on a base that is not float32.
     """
-    parameters = trainable_parameters(model)
-    if set(parameters) != set(state):
-        odd = sorted(set(parameters) ^ set(state))
+    parameters, layers = trainable_parameters(model), adapted_layers(model)
+    residuals: dict[str, dict[str, NDArray[np.float32]]] = {name: {} for name in layers}
+    trained = set(state)
+    for name in state:
+        module, _, part = name.rpartition(".")
+        if module in layers and part in RESIDUAL_PARTS:
+            residuals[module][part] = state[name]
+            trained.remove(name)
+    if set(parameters) != trained:
+        odd = sorted(set(parameters) ^ trained)
         raise FedloraError(f"state and model differ in {', '.join(odd[:3])}", "use the same model and LoRA")
     for name, parameter in parameters.items():
-        if state[name].shape != tuple(parameter.shape) or not np.isfinite(state[name]).all():
-            raise FedloraError(
-                f"{name} must be a finite array of shape {tuple(parameter.shape)}",
-                "use the same model and LoRA",
-            )
+        _require(name, state[name], tuple(parameter.shape))
+    for name, parts in residuals.items():
+        _require_residual(name, parts, layers[name])
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(state[name], dtype=np.float32)))
+    for name, parts in residuals.items():
+        write_residual(layers[name].base_layer, parts)
+
+
+def _require(name: str, values: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Raise FedloraError unless an array of a state is finite and of that shape."""
+    if values.shape != shape or not np.isfinite(values).all():
+        raise FedloraError(f"{name} must be a finite array of shape {shape}", "use the same model and LoRA")
+
+
+def _require_residual(module: str, parts: dict[str, NDArray[np.float32]], layer: Any) -> None:
+    """Raise FedloraError unless a module's residual is dense, or two thin factors that fit, or nothing."""
+    if not parts:
+        return
+    m, n = layer.lora_B[ADAPTER].weight.shape[0], layer.lora_A[ADAPTER].weight.shape[1]
+    if set(parts) == {"base"}:
+        shapes = {"base": (m, n)}
+    elif set(parts) == {"base_A", "base_B"}:
+        k = min(len(parts["base_A"]), m, n)
+        shapes = {"base_B": (m, k), "base_A": (k, n)}
+    else:
+        raise FedloraError(
+            f"the residual of {module} has the parts {', '.join(sorted(parts))}",
+            "give base alone, or base_A and base_B",
+        )
+    for part, shape in shapes.items():
+        _require(f"{module}.{part}", parts[part], shape)
+    precision = layer.base_layer.weight.dtype
+    if torch.finfo(precision).bits < 32:
+        raise FedloraError(
+            f"{module} is in {str(precision).removeprefix('torch.')}, too coarse for a residual",
+            'load the base in "float32"',
+        )
 
 
 def save_adapter(model: Any, folder: str | Path, *, base_model: str, notes: str = "") -> Path:

@@ -26,14 +26,16 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from fedlora_priv.adapters import state_name, trainable_parameters
+from fedlora_priv.adapters import ADAPTER, adapted_layers, state_name, trainable_parameters
 from fedlora_priv.errors import AssetError, ConfigError, FedloraError
+from fedlora_priv.lora_parts import add_square
 from fedlora_priv.pooling import MeanPoolingClassifier
 from fedlora_priv.precision import BaseDtype, cast_base, keep_trained_in_float32
 from fedlora_priv.targets import LoraSettings, head_names, resolve_targets
 
 __all__ = [
-    "LoraSettings", "Pooling", "Task", "attach_lora", "load_model", "load_tokenizer", "refuse_batch_norm"
+    "LoraSettings", "Pooling", "Task", "add_squares", "attach_lora", "load_model", "load_tokenizer",
+    "refuse_batch_norm",
 ]  # fmt: skip
 
 Pooling = Literal["mean", "native"]
@@ -115,6 +117,12 @@ def attach_lora(base: nn.Module, lora: LoraSettings, seed: int) -> Any:
             parameter.requires_grad_(lora.train_head)
     _initialise(model, seed)
     return model.eval()
+
+
+def add_squares(model: Any) -> None:
+    """Give each adapted module a square R between A and B, zero at first; nothing where it has one (Fed-SB)."""
+    for layer in adapted_layers(model).values():
+        add_square(layer, ADAPTER)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:

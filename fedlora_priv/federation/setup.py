@@ -11,10 +11,6 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
-import torch
 
 from accounting.ledger import Ledger
 from accounting.planning import Plan
@@ -23,28 +19,24 @@ from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
-from fedlora_priv.errors import ConfigError, StateBeyondBounds
+from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.learner import Say, load_learner
 from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.state_check import StateCheck
 from fedlora_priv.methods import Layout, Method, Role, State, for_experiment, server_optimizer_for
 from fedlora_priv.precision import resolve_device
 from fedlora_priv.training import (
     PrivateTrainer,
     Rehearsal,
     TokenisedExamples,
-    coupling,
-    coupling_tolerance,
     rehearse,
 )
 from protocols.prg import SecretStream
 from protocols.secagg.identity import Identity, Roster
-
-LARGEST_ENTRY = 100.0
-"""No honest adapter comes near; see `StateCheck`."""
 
 StreamFactory = Callable[[str, int], SecretStream]
 """(purpose, round) → fresh secret randomness."""
@@ -250,38 +242,6 @@ def _digest(rows: Dataset) -> bytes:
     """Return a digest of texts and labels or prompts."""
     columns = [rows.texts, rows.labels] if rows.prompts is None else [rows.prompts, rows.texts]
     return hashlib.sha256(json.dumps(columns).encode()).digest()
-
-
-class StateCheck:
-    """Refuses states from which training could not be private; looks at no data.
-
-    Clipping bounds an example's part only while its gradient does not depend on its companions. Enormous
-    entries amplify float rounding until it does: seen from 10^4 on, never up to 10^3.
-    """
-
-    def __init__(self, model: Any, *, device: str | torch.device = "cpu") -> None:
-        self._model, self._device = model, device
-        self._accepted = b""
-
-    def __call__(self, state: State) -> None:
-        """Return if training from this state can be private; clients of one process ask about the same.
-
-        Raises:
-            StateBeyondBounds: an entry is too large, or made-up examples influence each other.
-        """
-        digest = hashlib.sha256(b"".join(state[name].tobytes() for name in sorted(state))).digest()
-        if digest == self._accepted:
-            return
-        largest = max(float(np.abs(array).max()) for array in state.values())
-        if not largest <= LARGEST_ENTRY:
-            raise StateBeyondBounds(
-                f"the global state has entries up to {largest:.3g}, beyond {LARGEST_ENTRY:g}",
-                "if training diverged, lower training.learning_rate",
-            )
-        error = coupling(self._model, state, device=self._device)
-        if not error <= coupling_tolerance(self._model):
-            raise StateBeyondBounds(f"at this global state examples depend on each other ({error:.1e})")
-        self._accepted = digest
 
 
 def stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:

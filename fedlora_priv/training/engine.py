@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from fedlora_priv.adapters import FACTORS
 from fedlora_priv.errors import ConfigError, FedloraError
 
 Mode = Literal["auto", "direct", "hooks", "ghost"]
@@ -192,7 +193,7 @@ def group_numbers(names: Mapping[str, Any], clipping: Clipping) -> list[int]:
     """
     if clipping == "flat":
         return [0] * len(names)
-    owners = [name.rpartition(".")[0] if name.endswith((".lora_A", ".lora_B")) else "" for name in names]
+    owners = [name.rpartition(".")[0] if name.endswith(FACTORS) else "" for name in names]
     numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners))}
     return [numbers[owner] for owner in owners]
 

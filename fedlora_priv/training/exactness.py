@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedlora_priv.adapters import FACTORS
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.training.engine import ClipCounts, Clipping, ClippingEngine
 from fedlora_priv.training.examples import Batch, Examples
@@ -171,8 +172,8 @@ def _groups(gradient: Gradients, clipping: Clipping) -> list[Gradients]:
     """Return the parts that are clipped by themselves: everything, or each adapted module and the head."""
     parts: dict[str, Gradients] = {}
     for name, value in gradient.items():
-        module, _, last = name.rpartition(".")
-        owner = module if clipping == "per-layer" and last in ("lora_A", "lora_B") else ""
+        per_module = clipping == "per-layer" and name.endswith(FACTORS)
+        owner = name.rpartition(".")[0] if per_module else ""
         parts.setdefault(owner, {})[name] = value
     return list(parts.values())
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from accounting.private_audit import StepRecord
-from fedlora_priv.adapters import layout, read_state, trainable_parameters, write_state
+from fedlora_priv.adapters import layout, read_trained, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.methods.base import Role, State
 from fedlora_priv.modeling import refuse_batch_norm
@@ -41,6 +41,7 @@ from fedlora_priv.training.settings import StepSettings
 from protocols.prg import SecretStream
 
 ALL_ROLES: frozenset[Role] = frozenset({"A", "B", "head"})
+"""What plain LoRA trains; Fed-SB's model has an R as well (`modeling.add_squares`)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TrainResult:
     """A noised state, which may leave the client, and a private audit record, which may not.
 
     Attributes:
-        state: every trainable array, float32; what was frozen is bit-identical to the start.
+        state: every trainable array, float32, without base residuals; what was frozen is bit-identical to the start.
         steps_taken: steps really executed, noise-only ones included.
         dimension: how many coordinates were trained, so noised.
         clip_norm: what a next step would clip to; public.
@@ -98,7 +99,7 @@ class PrivateTrainer:
 
         Args:
             examples: the client's, private.
-            start_state: all trainable arrays; not modified.
+            start_state: all trainable arrays, and the base residuals where there are any; not modified.
             settings: the public constants of the steps.
             stream: the client's secret randomness, for batches and noise.
             trainable: roles that are trained; the others are frozen, noise-free and come back bit-identical.
@@ -142,7 +143,9 @@ class PrivateTrainer:
                 if on_step is not None:
                     on_step(step)
         dimension = sum(parameter.numel() for parameter in trained.values())
-        return TrainResult(read_state(self.model), settings.steps, dimension, clip_norm.value, tuple(records))
+        return TrainResult(
+            read_trained(self.model), settings.steps, dimension, clip_norm.value, tuple(records)
+        )
 
     def engine(self, settings: StepSettings, trainable: frozenset[Role] = ALL_ROLES) -> EngineChoice:
         """Return which clipping engine `train` would use, and why.
@@ -180,8 +183,8 @@ class PrivateTrainer:
 
     def _trained(self, roles: frozenset[Role]) -> dict[str, nn.Parameter]:
         """Return the parameters of the roles to train, and refuse a model that moved or lost its float32."""
-        if not roles or not roles <= ALL_ROLES:
-            raise ConfigError(f"trainable must name some of A, B and head, not {sorted(roles)}")
+        if not roles or not roles <= ALL_ROLES | {"R"}:
+            raise ConfigError(f"trainable must name some of A, B, R and head, not {sorted(roles)}")
         parameters = trainable_parameters(self.model)
         if any(p.device.type != self.device.type or p.dtype != torch.float32 for p in parameters.values()):
             raise ConfigError("the model was moved or cast after its trainer was built", "build a new one")
@@ -189,6 +192,8 @@ class PrivateTrainer:
         trained = {name: p for name, p in parameters.items() if self.layout.role(name) in roles}
         if not trained:
             raise ConfigError(f"the model has nothing of the roles {sorted(roles)} to train")
+        if "R" in roles and not any(self.layout.role(name) == "R" for name in trained):
+            raise ConfigError("the model has no R to train", "add it with fedlora_priv.modeling.add_squares")
         return trained
 
     def _step(

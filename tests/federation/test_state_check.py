@@ -9,7 +9,7 @@ import pytest
 
 from fedlora_priv.adapters import read_state
 from fedlora_priv.errors import StateBeyondBounds
-from fedlora_priv.federation.setup import StateCheck
+from fedlora_priv.federation.state_check import StateCheck
 from fedlora_priv.modeling import LoraSettings, load_model
 from fedlora_priv.training import coupling, coupling_tolerance
 

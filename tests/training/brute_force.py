@@ -66,7 +66,7 @@ def groups_of(names: Sequence[str], clipping: str) -> list[list[str]]:
         return [list(names)]
     owners: dict[str, list[str]] = {}
     for name in names:
-        module = name.removesuffix(".lora_A").removesuffix(".lora_B")
+        module = name.removesuffix(".lora_A").removesuffix(".lora_B").removesuffix(".lora_R")
         owners.setdefault("the head" if module == name else module, []).append(name)
     return list(owners.values())
 
