@@ -7,29 +7,18 @@ torch is imported only by the commands that train or load a model.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from accounting.errors import AccountingError, BudgetExceeded
 from fedlora_priv import __version__
-from fedlora_priv.errors import (
-    INTERRUPTED_EXIT_CODE,
-    UNEXPECTED_EXIT_CODE,
-    AuditFailed,
-    BudgetError,
-    ConfigError,
-    EnvironmentProblem,
-    FedloraError,
-    RunFolderError,
-)
+from fedlora_priv.cli_audit import audit
+from fedlora_priv.cli_base import AsJson, Debug, ExperimentFile, Overrides, console, one_line_errors
+from fedlora_priv.errors import ConfigError, EnvironmentProblem, RunFolderError
 
 if TYPE_CHECKING:
     from fedlora_priv.config import Experiment
@@ -40,57 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-P = ParamSpec("P")
-
-# Names that explain themselves: the pinned typer does not show what an argument's help says.
-ExperimentFile = Annotated[
-    Path,
-    typer.Argument(metavar="EXPERIMENT.toml", help="The experiment's TOML file.", show_default=False),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value; may be repeated."),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn every error of a command into one line and an exit code, unless it runs with ``--debug``."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (Exception, KeyboardInterrupt) as error:
-            if kwargs.get("debug") or isinstance(error, typer.Exit):
-                raise
-            line, code = _described(error)
-            stderr = Console(stderr=True, soft_wrap=True)
-            stderr.print(f"error: {line}", style="red", markup=False, highlight=False)
-            raise typer.Exit(code) from None
-
-    return wrapped
-
-
-def _described(error: BaseException) -> tuple[str, int]:
-    """Return an error's line and exit code."""
-    if isinstance(error, FedloraError):
-        return str(error), error.exit_code
-    if isinstance(error, BudgetExceeded):
-        return " ".join(str(error).split()), BudgetError.exit_code
-    if isinstance(error, AccountingError):
-        return " ".join(str(error).split()), RunFolderError.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; a run is resumed by the same command", INTERRUPTED_EXIT_CODE
-    if isinstance(error, ModuleNotFoundError):
-        line = f"{error.name} is not installed; pip install 'fedlora-priv[train]'"
-        return line, EnvironmentProblem.exit_code
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), RunFolderError.exit_code
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"unexpected: {text}; this is a defect, --debug shows the trace", UNEXPECTED_EXIT_CODE
 
 
 @app.command()
@@ -173,82 +111,7 @@ def _what_if(experiment: Experiment, plot: Path, as_json: bool) -> None:
         console.print(f"\n{plot}", markup=False)
 
 
-@app.command()
-@one_line_errors
-def audit(
-    target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN_FOLDER|report.json|TOML",
-            help="A run folder, or a report.json with its ledger.jsonl; with --empirical an experiment's TOML file.",
-        ),
-    ],
-    ledger: Annotated[
-        Path | None, typer.Option(help="Ledger export, if it is not beside the report.")
-    ] = None,
-    roster: Annotated[
-        Path | None, typer.Option(help="roster.json with the clients' keys, as *you* know them.")
-    ] = None,
-    private: Annotated[
-        list[Path] | None,
-        typer.Option(help="A client's private audit file, or a folder of them; the answer is private too."),
-    ] = None,
-    empirical: Annotated[
-        bool,
-        typer.Option("--empirical", help="Train once more with canaries and attack: a lower bound on ε."),
-    ] = False,
-    canaries: Annotated[
-        int | None,
-        typer.Option(help="With --empirical: random rows, each in by a coin.", show_default="500"),
-    ] = None,
-    client: Annotated[
-        str | None, typer.Option(help="With --empirical: who holds them.", show_default="the first")
-    ] = None,
-    overrides: Overrides = None,
-    members: Annotated[
-        Path | None,
-        typer.Option(help="Public rows that the run was trained on: attack its adapter, with --non-members."),
-    ] = None,
-    non_members: Annotated[Path | None, typer.Option(help="Public rows that it was not trained on.")] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,  # noqa: ARG001 - read by one_line_errors
-) -> None:
-    """Re-derive a report and answer sixteen questions about it; exit code 1 on any FAIL."""
-    of_files: dict[str, object] = {"--ledger": ledger, "--roster": roster, "--private": private}
-    of_adapters = {"--members": members, "--non-members": non_members}
-    if empirical:
-        _refuse_options("--empirical", {**of_files, **of_adapters})
-        from fedlora_priv.reports.empirical import audit_empirically
-
-        audit_empirically(
-            console, target, overrides or [], canaries=canaries, client_id=client, as_json=as_json
-        )
-        return
-    if canaries is not None or client is not None or overrides:
-        raise ConfigError("--canaries, --client and --set go with --empirical", "add it")
-    if members or non_members:
-        _refuse_options("--members", of_files)
-        from fedlora_priv.reports.empirical import audit_membership
-
-        audit_membership(console, target, members, non_members, as_json=as_json)
-        return
-    from fedlora_priv.reports.auditing import audit_files
-    from fedlora_priv.reports.tables import print_verdicts
-
-    verdicts = audit_files(target, ledger=ledger, roster=roster, private=private or ())
-    if as_json:
-        console.print_json(json.dumps([verdict.to_json() for verdict in verdicts]))
-    else:
-        print_verdicts(console, verdicts, private=bool(private))
-    failed = [f"{verdict.check} {verdict.name}" for verdict in verdicts if verdict.status == "FAIL"]
-    if failed:
-        raise AuditFailed(f"FAIL in check {', '.join(failed)}", "do not rely on this report")
-
-
-def _refuse_options(mode: str, options: Mapping[str, object]) -> None:
-    """Raise for options that a mode of `audit` would ignore."""
-    if given := [name for name, value in options.items() if value]:
-        raise ConfigError(f"{', '.join(given)} and {mode} do not go together", "ask for one after the other")
+app.command()(audit)
 
 
 @app.command()
@@ -325,41 +188,24 @@ def report(
 
 @app.command()
 @one_line_errors
-def methods(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG001 - read by one_line_errors
-    """List the aggregation methods with their contracts."""
-    from fedlora_priv.methods import METHODS
-    from fedlora_priv.methods.base import Layout, LoraModule
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Show this one in full.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001 - read by one_line_errors
+) -> None:
+    """List the aggregation methods with their contracts, or show one with its equations and options."""
+    from fedlora_priv.reports.methods import described, print_method, print_methods
 
-    example = Layout((LoraModule("module", 384, 384, 8, 2.0),), {})
-    rows: list[dict[str, Any]] = []
-    for method in METHODS.values():
-        contract = method.contract(example)
-        rows.append(
-            {
-                "method": method.name,
-                "title": method.title,
-                "trains": sorted(contract.trains),
-                "uploads_vs_lora": contract.dimension * 4 / example.dense_fp32_bytes,
-                "exact": contract.exact,
-                "exchanges": contract.exchanges,
-                "noise": contract.noise,
-                "leaks": contract.leaks,
-                "source": method.source,
-            }
-        )
+    rows = described(name)
     if as_json:
-        console.print_json(json.dumps(rows))
-        return
-    for row in rows:
-        exact = "exact" if row["exact"] else "inexact"
-        console.print(f"[bold]{row['method']}[/]  {row['title']}, {row['source']}", highlight=False)
-        console.print(
-            f"    trains {', '.join(row['trains'])}; {exact} under sums; DP noise {row['noise']}\n"
-            f"    uploads {row['uploads_vs_lora']:.1f} × LoRA's coordinates (one 384 × 384 module, rank 8); "
-            f"leaks {row['leaks']}",
-            highlight=False,
-            markup=False,
-        )
+        console.print_json(json.dumps(rows if name is None else rows[0]))
+    elif name is None:
+        print_methods(console, rows)
+    else:
+        print_method(console, rows[0])
 
 
 @app.command()

@@ -47,7 +47,7 @@ class AggregationSection(Section):
     products: Literal["sketch", "two-pass", "exact"] = Field(
         default="sketch",
         description="How the mean of the products B·A is had from sums. 'sketch': from the factors and a sketch, about "
-        "2.6 times LoRA's upload; 'two-pass': a second exchange, nearer; 'exact': dense products, m·n coordinates a "
+        "three times LoRA's upload; 'two-pass': a second exchange, nearer; 'exact': dense products, m·n coordinates a "
         "module.",
     )
     fallback: Literal["none", "two-pass", "exact"] = Field(

@@ -21,7 +21,7 @@ _LEAKS = {
     "sketch": "the sums over survivors of the factors and of maps of the products",
     "two-pass": "the sums over survivors of the factors and of maps of the products",
 }
-NOISE = "post-processing of each client's own DP-SGD; ξ_B·ξ_A enters before anything is cut off"
+NOISE = "quadratic: ξ_B·ξ_A enters before anything is cut off"
 
 
 class FullRank(Method):

@@ -37,7 +37,10 @@ OPTIMIZER_KEYS = (
 )
 """The keys that methods read which move arrays by their mean change."""
 
-_PRODUCTS = ("aggregation.products", "aggregation.fallback", "aggregation.tolerance")
+PRODUCTS_KEY = "aggregation.products"
+"""The key that full-rank methods read: how the mean of the products is had."""
+
+_PRODUCTS = (PRODUCTS_KEY, "aggregation.fallback", "aggregation.tolerance")
 
 
 class Asked(Protocol):
@@ -111,6 +114,11 @@ def get(name: str) -> Method:
     raise KeyError(f"no method {name!r}{hint}; there are: {', '.join(METHODS)}")
 
 
+def make(name: str, options: Options) -> Method:
+    """Return the method of that name with these options."""
+    return _CHOICES[name].make(options)
+
+
 def reads(name: str) -> tuple[str, ...]:
     """Return the keys of the experiment file that the method of that name reads besides `federation.method`."""
     return _CHOICES[name].reads + (OPTIMIZER_KEYS if METHODS[name].moves_by_mean else ())
@@ -125,7 +133,7 @@ def for_experiment(experiment: Asked) -> Method:
         switch_round=asked.first_ffa_round(experiment.federation.rounds),
         block_rounds=asked.block_rounds,
     )
-    return _CHOICES[experiment.federation.method].make(options)
+    return make(experiment.federation.method, options)
 
 
 def server_optimizer_for(experiment: Asked) -> ServerOptimizer | None:
