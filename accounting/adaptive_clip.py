@@ -67,14 +67,15 @@ class AdaptiveClip:
         ...              smallest_clip_norm=0.1, largest_clip_norm=10.0).gradient_noise(1.0)
         1.032796
         """
-        left = noise_multiplier**-2 - (2 * self.count_noise_stddev) ** -2
-        if not left > _LEAST_SHARE * noise_multiplier**-2:
+        ratio = noise_multiplier / (2 * self.count_noise_stddev)
+        left = 1 - ratio * ratio  # of the precision z^-2
+        if not left > _LEAST_SHARE:
             raise PlanningError(
                 f"counts noised by {self.count_noise_stddev:g} cost what a noise multiplier of "
                 f"{2 * self.count_noise_stddev:g} does, which leaves the gradients nothing of the "
                 f"{noise_multiplier:g} planned for both: take count noise well above {noise_multiplier / 2:g}"
             )
-        return math.ceil(_DECIMALS / math.sqrt(left)) / _DECIMALS
+        return math.ceil(_DECIMALS * noise_multiplier / math.sqrt(left)) / _DECIMALS
 
     def next_clip_norm(self, clip_norm: float, noised_count: float, planned_batch_size: float) -> float:
         """The clip norm after a step at `clip_norm` whose noised count, shifted by one half each, is `noised_count`.

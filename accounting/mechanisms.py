@@ -112,7 +112,8 @@ def adaptive_clip_noise(event: AdaptiveClipPoissonGaussian) -> float:
     >>> round(adaptive_clip_noise(AdaptiveClipPoissonGaussian(1.0, 2.0, 0.1, 1, 1.0)), 6)
     0.970143
     """
-    return 1 / math.sqrt(event.noise_multiplier**-2 + (2 * event.count_noise_stddev) ** -2)
+    # By hypot, not by squares: a forged row may hold any two numbers, and squares of the smallest overflow.
+    return 1 / math.hypot(1 / event.noise_multiplier, 1 / (2 * event.count_noise_stddev))
 
 
 def charged_delta(parts: Parts) -> float:

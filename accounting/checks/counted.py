@@ -53,13 +53,14 @@ def _check_clip_norms(case: Case, found: Findings, client_id: str, attempts: Seq
     whole = {c.reservation for c in case.charges(client_id) if c.committed is not None} <= {
         attempt.record.reservation for attempt in attempts
     }
-    known = [plan["clip_norm"]]
+    planned = last = plan["clip_norm"]
     for attempt in sorted(attempts, key=lambda attempt: attempt.record.reservation):
         due = attempt.event.clip_norm
-        if not any(math.isclose(due, value, rel_tol=_RELATIVE) for value in known):
+        # A client that has lost its stored update begins again; any other choice could follow something private.
+        if not any(math.isclose(due, value, rel_tol=_RELATIVE) for value in (planned, last)):
             # An attempt that is not on file may have led to it.
             (found.problems if whole else found.doubts).append(
-                f"{client_id}, row {attempt.record.reservation}: its clip norm follows from no count on file"
+                f"{client_id}, row {attempt.record.reservation}: its clip norm follows from no count before it"
             )
         for step, count in _counted(attempt.record.steps):
             if not math.isclose(count.clip_norm, due, rel_tol=_RELATIVE):
@@ -69,7 +70,7 @@ def _check_clip_norms(case: Case, found: Findings, client_id: str, attempts: Seq
             if count.unclipped + step.clipped + step.non_finite != step.batch_size:
                 found.problems.append(f"{client_id}: a count is not of the examples that were drawn")
             due = rule.next_clip_norm(count.clip_norm, count.noised, plan["planned_batch_size"])
-        known.append(due)
+        last = due
     found.facts.append(f"{client_id}: every clip norm follows from the noised counts before it")
 
 
@@ -102,7 +103,7 @@ def judge_count_noise(
     level: float,
 ) -> None:
     """The noise on counts against a Gaussian of the standard deviation that is charged."""
-    from .plausible import largest_invisible_shrinkage, noise_p_values  # scipy takes a while to import
+    from .plausible import count_noise_p_values, largest_invisible_shrinkage  # scipy takes a while to import
 
     noise = [
         (count.noised - (count.unclipped - step.batch_size / 2)) / event.count_noise_stddev
@@ -110,11 +111,7 @@ def judge_count_noise(
     ]
     if not noise:
         return
-    values = noise_p_values(
-        squares=[min(abs(value), 1e100) ** 2 for value in noise],
-        largest=[abs(value) for value in noise],
-        dimension=1,
-    )
+    values = count_noise_p_values(noise)
     due = level / len(values)
     for name, value in values.items():
         if value < due:

@@ -16,6 +16,7 @@ from scipy.stats import binom, chi2, kstest, norm
 PValues = Mapping[str, float]
 Floats = NDArray[np.float64]
 
+_AGAIN = 1e-13  # equal noise comes out of a file as different as this, by the rounding of counts
 _CENTRAL = (0.25, 0.5)  # shares of the distribution, around its median
 
 
@@ -45,7 +46,9 @@ def fixed_size_p_value(steps: int, examples: int, sample_rate: float) -> float:
     return min(batch_size_p_values([size] * steps, examples, sample_rate).values())
 
 
-def noise_p_values(squares: Sequence[float], largest: Sequence[float], dimension: int) -> PValues:
+def noise_p_values(
+    squares: Sequence[float] | Floats, largest: Sequence[float] | Floats, dimension: int
+) -> PValues:
     """P-values of noise that ought to be `dimension` independent standard normals a step.
 
     Args:
@@ -64,6 +67,25 @@ def noise_p_values(squares: Sequence[float], largest: Sequence[float], dimension
         "spread of the noise's sizes": float(kstest(ranks, "uniform").pvalue),
         "largest coordinate": _tails(highest, 1 - highest),
         "spread of the largest coordinates": float(kstest(_largest_cdf(tops, dimension), "uniform").pvalue),
+    }
+
+
+def count_noise_p_values(noise: Sequence[float]) -> PValues:
+    """P-values of noise on counts that ought to be independent standard normals, over its standard deviation.
+
+    Besides what `noise_p_values` looks at, the signs, which a file says of counts alone: noise that never falls below
+    zero bounds a count from one side. And values that come again, with either sign: a sum of the two counts, or a
+    difference, is then without noise.
+    """
+    values = np.clip(np.asarray(noise), -1e100, 1e100)
+    n, sizes = len(values), np.sort(np.abs(values))
+    closest = float(np.diff(sizes).min()) + _AGAIN if n > 1 else np.inf
+    return {
+        **noise_p_values(squares=sizes**2, largest=sizes, dimension=1),
+        "mean of the noise": _tails(*(float(norm.cdf(side * values.sum() / np.sqrt(n))) for side in (1, -1))),
+        "distribution of the noise": float(kstest(values, "norm").pvalue),
+        # Two absolute values differ with a density of at most 1/sqrt(pi); all pairs by the union bound.
+        "noise that comes again": min(1.0, n * (n - 1) * closest / np.sqrt(np.pi)),
     }
 
 

@@ -189,6 +189,9 @@ class FederationClient:
         if last is None:
             return self._setup.plan.clip_norm
         self._require_charged(last)
+        # A crash may have prevented this, and the server need not ask for that round again: an audit could then
+        # not tell which counts the clip norm comes from.
+        self._setup.ledger.commit(last.reservation, private_audit=last.private_audit)
         return last.clip_norm
 
     def _require_charged(self, update: FinishedUpdate, *, round: int | None = None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -155,6 +156,8 @@ class UpdateStore:
         try:
             header, state = read_arrays(self._path)
             clip_norm = float(header["clip_norm"])
+            if not (math.isfinite(clip_norm) and clip_norm > 0):
+                raise ValueError("no clip norm")
             update = FinishedUpdate(header["reservation"], clip_norm, state, header.get("private_audit"))
             return header["start"], update
         except (ValueError, KeyError, TypeError) as error:

@@ -71,7 +71,7 @@ def test_a_split_never_has_less_noise_than_was_planned(together: float, ratio: f
     assert together <= mechanisms.adaptive_clip_noise(event) <= together + 2e-6
 
 
-@pytest.mark.parametrize("count_noise", [0.5, 0.4, 0.502])
+@pytest.mark.parametrize("count_noise", [0.5, 0.4, 0.502, 1e-200, 5e-324])
 def test_a_count_that_leaves_nothing_for_gradients_is_refused(count_noise: float) -> None:
     with pytest.raises(PlanningError, match=r"take count noise well above 0\.5"):
         rule(count_noise_stddev=count_noise).gradient_noise(1.0)
@@ -296,6 +296,14 @@ def test_count_noise_lowered_in_the_rows(adaptive: Any) -> None:
     assert "with its counts the noise multiplier is" in failed(adaptive, 14)
 
 
+@pytest.mark.parametrize("name", ["noise_multiplier", "count_noise_stddev"])
+@pytest.mark.parametrize("value", [1e-300, 5e-324])
+def test_a_row_of_hardly_any_noise_is_a_finding_not_a_crash(adaptive: Any, name: str, value: float) -> None:
+    edit_events(adaptive, "client-1", lambda event: replace(event, **{name: value}))
+    found = verdicts(adaptive)
+    assert {found[check].status for check in (2, 4, 14)} == {"FAIL"}, found[2]
+
+
 def test_counts_left_uncharged_in_the_rows(adaptive: Any) -> None:
     edit_events(adaptive, "client-1", as_plain)
     claim_again(adaptive)
@@ -362,6 +370,16 @@ def test_counts_without_noise(adaptive: Any) -> None:
     assert "the noise on its counts is not Gaussian of standard deviation 50" in failed(adaptive, 7)
 
 
+def test_counts_with_the_noise_of_another_step(adaptive: Any) -> None:
+    noise = iter(list(np.random.default_rng(9).normal(scale=50.0, size=6)) * 2)
+    recount(
+        adaptive,
+        "client-1",
+        lambda step, count: replace(count, noised=float(count.unclipped - step.batch_size / 2 + next(noise))),
+    )
+    assert "noise that comes again" in failed(adaptive, 7)
+
+
 def test_counts_that_were_not_shifted(tmp_path: Any) -> None:
     made = make_federation(tmp_path, rule(count_noise_stddev=2.0))
     recount(made, "client-1", lambda step, count: replace(count, noised=count.noised + step.batch_size / 2))
@@ -385,7 +403,25 @@ def test_a_round_that_begins_at_a_clip_norm_of_its_own(adaptive: Any) -> None:
         "client-1",
         lambda event: event if next(numbers) < 2 else replace(event, clip_norm=1.5 * event.clip_norm),
     )
-    assert "its clip norm follows from no count on file" in failed(adaptive, 7)
+    assert "its clip norm follows from no count before it" in failed(adaptive, 7)
+
+
+def test_a_round_that_goes_back_to_an_older_clip_norm(adaptive: Any) -> None:
+    """Which of several public values is taken could depend on the data, and no charge stands for the choice."""
+    made = Plan.from_json(adaptive.report["plan"]["client-1"])
+    again, begun, records = np.random.default_rng(8), [1.0], []
+    for record in adaptive.private["client-1"]:
+        records.append(honest_record(made, record.round, record.reservation, again, begun[-1]))
+        count = records[-1].steps[-1].count
+        assert count is not None
+        begun.append(begun[1] if record.round == 2 else next_clip_norm(made, count))
+    adaptive.private["client-1"] = tuple(records)
+    at = {record.reservation: value for record, value in zip(records, begun, strict=False)}
+    reservations = iter([1, 1, 4, 4, 7, 7])
+    edit_events(adaptive, "client-1", lambda event: replace(event, clip_norm=at[next(reservations)]))
+    commit_to(adaptive, "client-1")
+    assert begun[2] == begun[1] != begun[0]
+    assert "its clip norm follows from no count before it" in failed(adaptive, 7)
 
 
 def test_a_clip_norm_may_begin_again_at_the_planned_one(adaptive: Any) -> None:

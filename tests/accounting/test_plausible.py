@@ -57,6 +57,11 @@ def test_p_values_of_noise_are_no_smaller_than_they_may_be() -> None:
     require_valid([plausible.noise_p_values(*measured(steps), 40) for steps in noise])
 
 
+def test_p_values_of_noise_on_counts_are_no_smaller_than_they_may_be() -> None:
+    noise = np.random.default_rng(10).normal(size=(800, 12))
+    require_valid([plausible.count_noise_p_values(steps) for steps in noise])
+
+
 def test_the_largest_of_many_normals() -> None:
     """Against scipy's distribution of an absolute normal, raised to the number of coordinates."""
     for largest in (0.5, 2.0, 4.5):
@@ -142,6 +147,28 @@ def test_clamped_noise_is_caught(limit: float) -> None:
 def test_laplace_noise_of_the_same_variance() -> None:
     noise = np.random.default_rng(6).laplace(scale=math.sqrt(0.5), size=(40, DIMENSION))
     assert smallest(plausible.noise_p_values(*measured(noise), DIMENSION)) < LEVEL
+
+
+def counted(steps: int = 60) -> np.ndarray:
+    noise = np.random.default_rng(11).normal(size=steps)
+    assert smallest(plausible.count_noise_p_values(noise)) > LEVEL
+    return noise
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_noise_on_counts_that_comes_again(sign: int) -> None:
+    """After rounding: one more example in each batch, and a count of hundreds before it was taken off again."""
+    again = np.concatenate([noise := counted(6), ((400.5 + sign * 3 * noise) - 400.5) / 3])
+    values = plausible.count_noise_p_values(again)
+    assert values["noise that comes again"] < LEVEL
+    assert min(value for name, value in values.items() if "again" not in name) > LEVEL
+
+
+def test_noise_on_counts_that_only_adds() -> None:
+    """Squares and largest values are those of a Gaussian; but no count is ever below the true one."""
+    values = plausible.count_noise_p_values(np.abs(counted()))
+    assert max(values["mean of the noise"], values["distribution of the noise"]) < LEVEL
+    assert values["size of the noise"] > LEVEL
 
 
 def test_the_smallest_visible_change_is_seen_half_of_the_time() -> None:

@@ -13,13 +13,17 @@ from typer.testing import CliRunner
 
 from accounting import private_audit, report
 from accounting.audit import audit_files
+from accounting.case import Case, Evidence, Verdict
+from accounting.chain import replay
+from accounting.checks import CHECKS
 from accounting.events import AdaptiveClipPoissonGaussian
+from accounting.ledger import Ledger
 from accounting.planning import Plan
 from accounting.private_audit import AttemptRecord
 from accounting.transfer import read_all
 from fedlora_priv.cli import app
 from fedlora_priv.config import Experiment
-from fedlora_priv.errors import ConfigError
+from fedlora_priv.errors import ConfigError, RunFolderError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.client import UpdateStore
 from fedlora_priv.federation.plans import adaptive_clip
@@ -77,6 +81,14 @@ def live_again(lab: Lab) -> None:
         client.close()
     lab.clients, _ = make_clients(lab.parts, lab.folder)
     lab.client = lab.clients[0]
+
+
+def audited(lab: Lab, check: int) -> Verdict:
+    """What a check says of client-1's ledger and private file as they are now."""
+    (chain,) = replay(lab.ledger.export_jsonl().splitlines()).values()
+    report = {"run": lab.folder.run.hex(), "plan": {"client-1": lab.parts.plans["client-1"].to_json()}}
+    evidence = Evidence({"client-1": records(lab)})
+    return CHECKS[check - 1](Case(report, {"client-1": chain}, None, None, evidence))
 
 
 class Killed(Exception):
@@ -157,6 +169,39 @@ def test_a_training_that_was_cut_off_counts_afresh(lab: Lab, monkeypatch: pytest
         if step.count is not None
     ]
     assert len({round(value, 9) for value in noise}) == 2 * STEPS
+
+
+def test_a_training_whose_commit_a_crash_prevented_counts_all_the_same(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored and charged, and the server never asks for that round again: the next one goes on from its counts."""
+    with monkeypatch.context() as crash:
+        crash.setattr(Ledger, "commit", killed)
+        with pytest.raises(Killed):
+            lab.ask(lab.train())
+    live_again(lab)
+    next_round(lab)
+    assert lab.ask(lab.train()).kind == wire.TRAINED
+    first, second = lab.ledger.charges()
+    assert second.reserved.clip_norm == pytest.approx(led_to(lab.parts.plans["client-1"], records(lab)[0]))
+    assert first.committed == first.reserved
+    assert audited(lab, 14).status == "PASS"
+    seen = audited(lab, 7)
+    assert seen.status != "FAIL"
+    assert "every clip norm follows from the noised counts before it" in seen.evidence
+
+
+@pytest.mark.parametrize("clip_norm", [math.nan, math.inf, 0.0, -1.0])
+def test_a_stored_clip_norm_that_is_none_is_damage(lab: Lab, clip_norm: float) -> None:
+    lab.ask(lab.train())
+    store, digest = lab.client._updates, lab.server.task(lab.state).state_digest()
+    update = store.last()
+    assert update is not None
+    store.save(digest, replace(update, clip_norm=clip_norm))
+    next_round(lab)
+    with pytest.raises(RunFolderError, match=r"update-.*is damaged"):
+        lab.ask(lab.train())
+    assert len(lab.ledger.charges()) == 1
 
 
 def test_a_clip_norm_that_no_charge_stands_for_is_refused(lab: Lab) -> None:
