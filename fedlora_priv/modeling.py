@@ -6,6 +6,7 @@ refused here rather than discovered in training.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from fedlora_priv.targets import LoraSettings, head_names, resolve_targets
 
 __all__ = [
     "LoraSettings", "Pooling", "Task", "add_squares", "attach_lora", "load_model", "load_tokenizer",
-    "refuse_batch_norm",
+    "refuse_batch_norm", "with_rank",
 ]  # fmt: skip
 
 Pooling = Literal["mean", "native"]
@@ -123,6 +124,23 @@ def add_squares(model: Any) -> None:
     """Give each adapted module a square R between A and B, zero at first; nothing where it has one (Fed-SB)."""
     for layer in adapted_layers(model).values():
         add_square(layer, ADAPTER)
+
+
+def with_rank(model: Any, rank: int) -> Any:
+    """Return a PEFT model with adapters of another rank on the same frozen weights, of which nothing is copied.
+
+    Adapters are zero, the scaling is what the same alpha gives for that rank, the head is a copy.
+    """
+    frozen: dict[int, Any] = {id(p): p for n, p in model.named_parameters() if state_name(n) is None}
+    other = copy.deepcopy(model, memo=frozen)
+    config = other.peft_config[ADAPTER]
+    config.r = rank
+    for layer in adapted_layers(other).values():
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        a.data, b.data = a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)
+        layer.lora_A[ADAPTER].out_features = layer.lora_B[ADAPTER].in_features = layer.r[ADAPTER] = rank
+        layer.scaling[ADAPTER] = config.lora_alpha / (rank**0.5 if config.use_rslora else rank)
+    return other
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from accounting.ledger import Ledger
 from accounting.planning import Plan
 from accounting.rows import RECORDED_AS, rows_digest
-from fedlora_priv.adapters import read_state
+from fedlora_priv.adapters import read_state, write_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
@@ -27,14 +28,11 @@ from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.state_check import StateCheck
-from fedlora_priv.methods import Layout, Method, Role, State, for_experiment, server_optimizer_for
+from fedlora_priv.methods import Layout, Method, Role, State, for_experiment, phases, server_optimizer_for
+from fedlora_priv.modeling import add_squares, with_rank
 from fedlora_priv.precision import resolve_device
-from fedlora_priv.training import (
-    PrivateTrainer,
-    Rehearsal,
-    TokenisedExamples,
-    rehearse,
-)
+from fedlora_priv.training import PrivateTrainer, Rehearsal, StepSettings, TokenisedExamples, rehearse
+from fedlora_priv.training.made_up import made_up_residual
 from protocols.prg import SecretStream
 from protocols.secagg.identity import Identity, Roster
 
@@ -50,6 +48,8 @@ class Parts:
     """What an experiment is made of, before anything is run.
 
     Args:
+        method, trainer, layout, initial: the federation's, as the server has them; `initial` is as loaded.
+        trainers: each client's own, of its own rank; clients of one rank share one, and all share the base weights.
         model_reference: what the adapter's card tells a reader to load the adapter onto.
         credit: licences and authors of data and model, as far as they are known.
         examples, row_numbers, row_digests: each client's tokenised rows, their positions in the training data,
@@ -61,6 +61,7 @@ class Parts:
     experiment: Experiment
     method: Method
     trainer: PrivateTrainer
+    trainers: Mapping[str, PrivateTrainer]
     layout: Layout
     initial: State
     plans: dict[str, Plan]
@@ -78,15 +79,43 @@ class Parts:
         """The name that the clients' ledgers know the data by."""
         return self.experiment.data.dataset_id or public_name(self.experiment.data.source)
 
+    def method_of(self, client_id: str) -> Method:
+        """Return the method as a client has it, which knows of its own rank.
+
+        Raises:
+            MethodError: a client of that rank cannot take part.
+        """
+        own = self.trainers[client_id].layout
+        self.method.accept(self.layout, own)
+        return self.method.at_client(own)
+
     def rehearse(self) -> Rehearsal:
         """Return what a rehearsal of the clients' steps saw, with the settings of the one with the least noise.
+
+        Every model and every part of it that some round trains is rehearsed; returned is what was seen of the first.
 
         Raises:
             FedloraError: training would not be private, or not be training; nothing has been spent.
         """
         plan = min(self.plans.values(), key=lambda plan: plan.noise_multiplier)
-        trains = self.method.contract(self.layout).trains
-        return rehearse(self.trainer, step_settings(self.experiment, plan), trainable=trains)
+        settings = step_settings(self.experiment, plan)
+        phases = _phases(self.experiment, self.method)
+        trained = dict.fromkeys(phase.contract(self.layout).trains for phase in phases)
+        models = dict.fromkeys(self.trainers.values())
+        seen, *_ = [self._rehearsed(model, settings, roles) for model in models for roles in trained]
+        return seen
+
+    def _rehearsed(
+        self, trainer: PrivateTrainer, settings: StepSettings, roles: frozenset[Role]
+    ) -> Rehearsal:
+        """Rehearse one model, with a residual beside its base weights if the method will put one there."""
+        start = read_state(trainer.model)
+        residual = made_up_residual(trainer.layout) if self.method.changes_base else {}
+        write_state(trainer.model, start | residual)
+        try:
+            return rehearse(trainer, settings, trainable=roles)
+        finally:
+            write_state(trainer.model, start)
 
     def evaluator(self) -> Callable[[State], float] | None:
         """Return what gives a state's accuracy or perplexity on the public held-out rows, if there are any."""
@@ -115,12 +144,14 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
     sizes = {client_id: declared or len(held) for client_id, held in rows.items()}
     say("calibrating the noise")
     plans = plan_clients(experiment, sizes)
+    method = _runnable(experiment)
     learner = load_learner(experiment, source.train.label_names, say)
-    trainer = PrivateTrainer(learner.model, device=resolve_device(experiment.training.device))
+    trainer = make_trainer(experiment, method, learner.model)
     return Parts(
         experiment=experiment,
-        method=_runnable(experiment),
+        method=method,
         trainer=trainer,
+        trainers=trainers_by_client(experiment, trainer),
         layout=trainer.layout,
         initial=read_state(learner.model),
         plans=plans,
@@ -134,6 +165,39 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
         model_reference=learner.origin.reference,
         credit=f"{learner.origin.credit}; {source.credit}",
     )
+
+
+def _phases(experiment: Experiment, method: Method) -> list[Method]:
+    """Return the methods that the rounds of an experiment have, each once."""
+    return [phase for phase, _ in phases(method, experiment.federation.rounds)]
+
+
+def make_trainer(experiment: Experiment, method: Method, model: Any) -> PrivateTrainer:
+    """Return the trainer of the federation's model, which gets what the method needs beside A and B.
+
+    Raises:
+        ConfigError: the frozen weights are too coarse for a method that changes them.
+    """
+    if method.changes_base and experiment.model.base_dtype != "float32":
+        raise ConfigError(
+            f"federation.method = {method.name!r} changes the base weights, for which {experiment.model.base_dtype} "
+            "is too coarse",
+            'set model.base_dtype = "float32"',
+        )
+    trainer = PrivateTrainer(model, device=resolve_device(experiment.training.device))
+    if any("R" in phase.contract(trainer.layout).trains for phase in _phases(experiment, method)):
+        add_squares(model)
+    return trainer
+
+
+def trainers_by_client(experiment: Experiment, trainer: PrivateTrainer) -> dict[str, PrivateTrainer]:
+    """Return each client's trainer: the federation's, or one of the client's own rank on the same base weights."""
+    ranks = experiment.lora.ranks or (experiment.lora.rank,) * len(experiment.client_ids)
+    made = {experiment.lora.rank: trainer}
+    for rank in ranks:
+        if rank not in made:
+            made[rank] = PrivateTrainer(with_rank(trainer.model, rank), device=trainer.device)
+    return {client_id: made[rank] for client_id, rank in zip(experiment.client_ids, ranks, strict=True)}
 
 
 def _runnable(experiment: Experiment) -> Method:
@@ -157,10 +221,13 @@ def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient
     homes = {client_id: folder.client_home(client_id) for client_id in parts.plans}
     identities = {client_id: home.identity() for client_id, home in homes.items()}
     roster = Roster({client_id: identity.public_bytes for client_id, identity in identities.items()})
-    accept = StateCheck(parts.trainer.model, device=parts.trainer.device)
+    checks = {
+        trainer: StateCheck(trainer.model, device=trainer.device) for trainer in parts.trainers.values()
+    }
     with ExitStack() as made:  # closes those that were made if a later one cannot be
         clients = []
         for client_id in homes:
+            accept = checks[parts.trainers[client_id]]
             clients.append(_client(parts, folder, client_id, identities[client_id], roster, accept))
             made.callback(clients[-1].close)
         made.pop_all()
@@ -186,7 +253,7 @@ def _client(
             client_id=client_id,
             experiment=experiment,
             layout=parts.layout,
-            method=parts.method,
+            method=parts.method_of(client_id),
             initial=parts.initial,
             plan=plan,
             run=folder.run,
@@ -258,13 +325,13 @@ def stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
 
 def _training(parts: Parts, client_id: str) -> LocalTraining:
     """Return private training on that client's rows."""
-    examples = parts.examples[client_id]
+    examples, trainer = parts.examples[client_id], parts.trainers[client_id]
 
     def train(
         start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream, clip_norm: float
     ) -> LocalResult:
         settings = replace(step_settings(parts.experiment, plan), clip_norm=clip_norm)
-        result = parts.trainer.train(examples, start, settings, stream=stream, trainable=trains)
+        result = trainer.train(examples, start, settings, stream=stream, trainable=trains)
         if parts.observe is not None:
             parts.observe(client_id, start, result.state)
         return LocalResult(

@@ -271,6 +271,10 @@ class Method(ABC):
                 f"a client adapts {min(mine)}, which the federation does not", "use one layout"
             )
 
+    def at_client(self, own: Layout) -> Method:  # noqa: ARG002 - only unequal ranks need it
+        """Return the method as a client has it whose own model, which `accept` takes, has the layout `own`."""
+        return self
+
     @final
     def upload(self, layout: Layout, start: State, trained: State, shared: Shared) -> dict[str, NDArray[Any]]:
         """Return the arrays of this exchange for one client, float32; they will be summed over clients.

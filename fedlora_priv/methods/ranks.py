@@ -16,6 +16,7 @@ The head must be common to all. A client with a rank above the federation's, or 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Contract, Layout, LoraModule, Shapes, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Layout, LoraModule, Method, Shapes, Shared, State, Sums
 from fedlora_priv.methods.crossterm import CrossTerm, Released
 from fedlora_priv.methods.errors import AssumptionError, SumError
 from fedlora_priv.methods.fullrank import FullRank
@@ -65,6 +66,12 @@ class Ragged(FullRank):
     def __init__(self, own: Layout | None, cross: CrossTerm) -> None:
         super().__init__(cross)
         self.own = own
+
+    def at_client(self, own: Layout) -> Method:
+        """Return the method of a client with that model of its own."""
+        mine = copy.copy(self)
+        mine.own = own
+        return mine
 
     def contract(self, layout: Layout) -> Contract:
         """Return the contract: what `FullRank` uploads, and a count for each component."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.adapters import read_state
+from fedlora_priv.methods.base import Layout
 from fedlora_priv.training.examples import Examples, ImageExamples, TokenisedExamples
 from fedlora_priv.training.fitting import takes_images
 
@@ -47,3 +48,14 @@ def made_up_state(model: Any) -> dict[str, NDArray[np.float32]]:
         name: generator.normal(0, 0.05, value.shape).astype(np.float32)
         for name, value in read_state(model).items()
     }
+
+
+def made_up_residual(layout: Layout) -> dict[str, NDArray[np.float32]]:
+    """Return random residuals of rank 1 for all base weights of a model, in the form of a state."""
+    generator = np.random.default_rng(2)
+    residual = {}
+    for module in layout.modules:
+        shapes = {"base_B": (module.out_features, 1), "base_A": (1, module.in_features)}
+        for part, shape in shapes.items():
+            residual[f"{module.name}.{part}"] = generator.normal(0, 0.05, shape).astype(np.float32)
+    return residual
