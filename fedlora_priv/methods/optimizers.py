@@ -55,6 +55,13 @@ class ServerOptimizer(ABC):
             memory |= {f"{name}/{key}": value for key, value in new.items()}
         return result, memory
 
+    @final
+    def move(
+        self, theta: NDArray[np.float64], delta: NDArray[Any], moments: Moments
+    ) -> tuple[NDArray[np.float64], Moments]:
+        """Return one array's next value and what to remember of it, under keys of its own."""
+        return self._step(theta, delta, moments)
+
     @abstractmethod
     def _step(
         self, theta: NDArray[np.float64], delta: NDArray[Any], moments: Moments

@@ -1,0 +1,125 @@
+"""What may be left out of which upload: the refusals that keep sums right and votes private.
+
+    rule                                                       because
+    dense, or the contract does not travel whole               half of a sketch is no sketch
+    error feedback and masked downloads only where arrays      after an SVD or a merge a coordinate is another one:
+    move by their mean change                                  its residual would be added to something else
+    votes and error feedback only in mode `local`              both are functions of one client's update, covered by
+                                                               its guarantee only if it was noised at the client in full
+    votes only in methods of one exchange, under masks         the vote takes the exchange before the values; without
+                                                               masks the server would see each client's votes
+    per-channel scales only in mode `local`                    noise that is shared must not be clipped
+
+`protocols` refuses a second time, where it can see it: a vote or a residual takes no vector that was not declared
+`PrivateAtClient`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedlora_priv.communication.errors import CommunicationError
+from fedlora_priv.methods.base import Contract, Method
+
+SupportKind = Literal["dense", "seeded-random-k", "server-topk", "voted-topk"]
+NoiseMode = Literal["local", "distributed", "client"]
+
+LEAST_WHOLE_BITS = 8
+"""A contract that travels whole needs at least so many bits a value."""
+
+REVEALS: dict[SupportKind, str] = {
+    "dense": "nothing beyond the sum",
+    "seeded-random-k": "nothing beyond the sum: it is drawn from a public seed",
+    "server-topk": "nothing beyond earlier sums, of which it is a function, and a public seed",
+    "voted-topk": "for every coordinate, chosen or not, how many clients voted for it",
+}
+"""What the server learns of each support; part of what a contract leaks."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the uploads of a federation are to travel.
+
+    Args:
+        support, densities: which coordinates, and what fraction of them in each tier; one tier unless there are more.
+        value_bits: bits of one client's value, sign included.
+        error_feedback: whether clients keep what was left out.
+        channel_scales: whether each channel has a scale of its own.
+        download_density: what fraction of the global state is sent down, by magnitude; 1 for all of it.
+    """
+
+    support: SupportKind = "dense"
+    densities: tuple[float, ...] = (1.0,)
+    value_bits: int = 16
+    error_feedback: bool = False
+    channel_scales: bool = False
+    download_density: float = 1.0
+
+    def __post_init__(self) -> None:
+        for density in (*self.densities, self.download_density):
+            if not 0.0 < density <= 1.0:
+                raise CommunicationError(f"a density is above 0 and at most 1, not {density}")
+        if not self.densities or sorted(set(self.densities)) != list(self.densities):
+            raise CommunicationError("the densities of tiers increase", "list the narrowest tier first")
+        if self.support == "dense" and self.densities != (1.0,):
+            raise CommunicationError("a dense support has density 1", "choose another support")
+        if not 2 <= self.value_bits <= 24:
+            raise CommunicationError(f"a value travels in 2 to 24 bits, not in {self.value_bits}")
+
+    @property
+    def reveals(self) -> str:
+        """What the server learns of the support."""
+        return REVEALS[self.support]
+
+    def require_allowed(self, method: Method, contract: Contract, mode: NoiseMode, *, masked: bool) -> None:
+        """Return if a method's uploads may travel like this.
+
+        Args:
+            method, contract: of every round that they are for.
+            mode: who adds the noise.
+            masked: whether sums are taken under masks.
+
+        Raises:
+            CommunicationError: names the first rule of the module's docstring that is broken.
+        """
+        self._require_whole(method, contract)
+        if not method.moves_by_mean and (self.error_feedback or self.download_density < 1):
+            what = "error feedback" if self.error_feedback else "a masked download"
+            raise CommunicationError(
+                f"{what} does not go with {method.name!r}, whose coordinates are others in the next round",
+                "use a method that moves arrays by their mean change",
+            )
+        if mode != "local" and (self.error_feedback or self.channel_scales or self.support == "voted-topk"):
+            raise CommunicationError(
+                f"votes, error feedback and scales by channel need mode 'local', and not {mode!r}: only there is an "
+                "update private by itself",
+                "use a public support, no feedback and one scale",
+            )
+        if self.support == "voted-topk":
+            self._require_vote(contract, masked=masked)
+
+    def _require_whole(self, method: Method, contract: Contract) -> None:
+        """Refuse to leave out parts of what must travel whole."""
+        if contract.travels_whole and self.densities != (1.0,):
+            raise CommunicationError(
+                f"what {method.name!r} uploads must travel whole: it has maps of products in it",
+                "use density 1",
+            )
+        if contract.travels_whole and self.value_bits < LEAST_WHOLE_BITS:
+            raise CommunicationError(
+                f"{method.name!r} needs at least {LEAST_WHOLE_BITS} bits a value, not {self.value_bits}",
+                "raise value_bits",
+            )
+
+    def _require_vote(self, contract: Contract, *, masked: bool) -> None:
+        """Refuse votes that would show, or that have no exchange to go before."""
+        if not masked:
+            raise CommunicationError(
+                "without masks the server would see each client's votes", "use secure aggregation"
+            )
+        if contract.exchanges > 1:
+            raise CommunicationError(
+                f"a vote goes before the values of a round, and this method has {contract.exchanges} exchanges",
+                "use a public support",
+            )

@@ -1,0 +1,193 @@
+"""Bytes of a round by kind, in both directions, from its parameters alone: what the wire will count.
+
+    kind      up                                            down
+    keys      a client's public keys                        those of its neighbours, with their paths
+    shares    what it deals to its neighbours and reveals   what they dealt to it
+    votes     its packed, masked votes                      -
+    values    its packed, masked values                     the global state, and what is announced between exchanges
+    support   -                                             which coordinates travel
+    framing   envelopes, signatures, statements, anchors    envelopes, proposals, statements, bounds
+
+A message of secure aggregation counts whole as the kind it is for, but for a masked vector: its packed words are votes
+or values, the rest of it framing. Envelopes are those of `federation.wire`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fedlora_priv.communication.errors import CommunicationError
+from fedlora_priv.federation import wire
+from protocols.errors import LocalProtocolError
+from protocols.packing import packed_size
+from protocols.secagg.interface import Phase
+from protocols.secagg.session import SessionParameters, recommended
+from protocols.secagg.sizes import Direction, session_sizes
+from protocols.tiers import Tiers
+
+Kind = Literal["keys", "shares", "votes", "values", "support", "framing"]
+KINDS: tuple[Kind, ...] = ("keys", "shares", "votes", "values", "support", "framing")
+Table = Counter[tuple[str, Direction, Kind]]
+"""Bytes by client_id, direction and kind."""
+
+_SUPPORT_BLOB = "support"
+_KIND_OF: Mapping[tuple[Direction, Phase], Kind] = {
+    ("up", "advertise"): "keys", ("down", "share"): "keys",
+    ("up", "share"): "shares", ("down", "mask"): "shares", ("up", "reveal"): "shares",
+}  # fmt: skip
+"""What the messages of secure aggregation are for; others are framing."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """One message to some clients and their answer, outside of secure aggregation.
+
+    Args:
+        request: as it is sent, such as `RoundTask.to_message`.
+        answer: as it is answered.
+        asked, answered: client_ids; who did not answer was still asked.
+    """
+
+    request: wire.Message
+    answer: wire.Message
+    asked: tuple[str, ...]
+    answered: Set[str]
+
+
+@dataclass(frozen=True)
+class Summed:
+    """One session of secure aggregation.
+
+    Args:
+        parameters: as they are proposed.
+        carries: whether its vectors are values or votes.
+        answered, t1, attachment_bytes: as in `session_sizes`.
+    """
+
+    parameters: SessionParameters
+    carries: Literal["values", "votes"] = "values"
+    answered: Mapping[Phase, Set[str]] | None = None
+    t1: bytes = bytes(32)
+    attachment_bytes: int = 0
+
+
+def wire_bytes(steps: Iterable[Told | Summed]) -> Table:
+    """Return the bytes of a round's steps by client, direction and kind, as `engines.base.Metered` counts them."""
+    table: Table = Counter()
+    for step in steps:
+        table.update(_told(step) if isinstance(step, Told) else _summed(step))
+    return table
+
+
+def by_direction(table: Table, client_id: str) -> dict[Direction, dict[Kind, int]]:
+    """Return one client's part of a table; every kind is there."""
+    return {way: {kind: table[client_id, way, kind] for kind in KINDS} for way in ("up", "down")}
+
+
+def most_uploaded(table: Table) -> int:
+    """Return the bytes of the client that sends the most."""
+    totals: Counter[str] = Counter()
+    for (client_id, way, _), size in table.items():
+        totals[client_id] += size if way == "up" else 0
+    return max(totals.values(), default=0)
+
+
+def ring_sessions(parameters: SessionParameters, tiers: Tiers) -> tuple[SessionParameters, ...]:
+    """Return one session for each ring of `tiers`: its clients, its coordinates, the smallest safe counts for them.
+
+    Raises:
+        CommunicationError: a ring has too few clients to hide any of them.
+    """
+    _require_roster(parameters, tiers)
+    sessions = []
+    for j, ring in enumerate(tiers.rings):
+        n = len(ring.clients)
+        try:
+            counts = recommended(n, parameters.max_colluders, min(parameters.degree, n - 1))
+            session = replace(
+                parameters,
+                exchange=parameters.exchange + j,
+                roster=ring.clients,
+                vector_length=len(ring.support),
+                quorum=counts.quorum,
+                threshold=counts.threshold,
+                min_survivors=counts.min_survivors,
+                degree=counts.degree,
+                groups=(),
+                min_contributors=0,
+            )
+            session.validate()
+        except LocalProtocolError as error:
+            raise CommunicationError(
+                f"tier {j} cannot be summed by itself: {error}", "put more clients into the wide tiers"
+            ) from None
+        sessions.append(session)
+    return tuple(sessions)
+
+
+def one_session(parameters: SessionParameters, tiers: Tiers) -> SessionParameters:
+    """Return one session of all tiers, whose vectors are as long as the widest support.
+
+    Raises:
+        CommunicationError: a ring has fewer clients than `parameters.min_contributors`.
+    """
+    _require_roster(parameters, tiers)
+    session = replace(parameters, vector_length=len(tiers.supports[-1]), groups=tiers.groups())
+    try:
+        session.validate()
+    except LocalProtocolError as error:
+        raise CommunicationError(f"these tiers cannot be summed: {error}") from None
+    return session
+
+
+def _require_roster(parameters: SessionParameters, tiers: Tiers) -> None:
+    """Raise unless the session is of the clients of `tiers`."""
+    if parameters.roster != tuple(tiers.tier_of):
+        raise CommunicationError("the session's roster is not the clients that have tiers, in that order")
+
+
+def _told(step: Told) -> Table:
+    """Return the bytes of a request and its answers."""
+    table: Table = Counter()
+    for client_id in step.asked:
+        table.update(_message(client_id, "down", step.request))
+        if client_id in step.answered:
+            table.update(_message(client_id, "up", step.answer))
+    return table
+
+
+def _message(client_id: str, way: Direction, message: wire.Message) -> Table:
+    """Return the bytes of one message: its blobs are a support or values, the rest is framing."""
+    table: Table = Counter()
+    for name, blob in message.blobs.items():
+        table[client_id, way, "support" if name == _SUPPORT_BLOB else "values"] += len(blob)
+    table[client_id, way, "framing"] += len(wire.encode(message)) - table.total()
+    return table
+
+
+def _summed(step: Summed) -> Table:
+    """Return the bytes of a session in its envelopes."""
+    table: Table = Counter()
+    parameters = step.parameters
+    packed = packed_size(parameters.vector_length, parameters.modulus_bits)
+    sizes = session_sizes(
+        parameters, answered=step.answered, t1=step.t1, attachment_bytes=step.attachment_bytes
+    )
+    for (client_id, way, phase), size in sizes.items():
+        envelope = _envelope(phase, size)
+        if (way, phase) == ("up", "mask"):
+            table[client_id, way, step.carries] += packed
+            table[client_id, way, "framing"] += size - packed + envelope
+        else:
+            table[client_id, way, _KIND_OF.get((way, phase), "framing")] += size
+            table[client_id, way, "framing"] += envelope
+    return table
+
+
+def _envelope(phase: Phase, size: int) -> int:
+    """Return how much longer a phase's body of that size is in its envelope."""
+    empty = wire.encode(wire.Message(wire.PHASE, {"phase": phase}, {"body": b""}))
+    return len(empty) - len(str(0)) + len(str(size))  # the header says the body's length in decimal

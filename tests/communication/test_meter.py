@@ -1,0 +1,176 @@
+"""The bytes of a round from its parameters alone are those that go through an engine, to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlora_priv.communication.budget import propose
+from fedlora_priv.communication.errors import CommunicationError
+from fedlora_priv.communication.meter import (
+    KINDS,
+    Summed,
+    Told,
+    by_direction,
+    most_uploaded,
+    one_session,
+    ring_sessions,
+    wire_bytes,
+)
+from fedlora_priv.communication.scales import relative_error
+from fedlora_priv.config import Experiment
+from fedlora_priv.engines.base import Metered
+from fedlora_priv.engines.local import LocalEngine
+from fedlora_priv.federation import wire
+from fedlora_priv.federation.rounds import RoundConductor
+from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.server import FederationServer
+from fedlora_priv.federation.session import session_parameters
+from fedlora_priv.federation.setup import assemble, make_clients
+from protocols.packing import packed_size
+from protocols.quantise import Quantiser
+from protocols.secagg.interface import PHASES, Phase
+from protocols.secagg.session import SessionParameters, recommended
+from protocols.sparsify import support_bytes
+from protocols.tiers import Tiers, nested_topk
+
+
+def session(n: int, length: int = 1, bits: int = 8, degree: int | None = None) -> SessionParameters:
+    """A session of n clients."""
+    counts = recommended(n, 1, degree)
+    return SessionParameters(
+        session_id=bytes(32), round=1, exchange=0, roster=tuple(f"client-{i}" for i in range(1, n + 1)),
+        max_colluders=1, quorum=counts.quorum, threshold=counts.threshold, min_survivors=counts.min_survivors,
+        degree=counts.degree, vector_length=length, modulus_bits=bits, bound=1, context=bytes(32))  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", [None, "share", "mask", "reveal"])
+def test_a_real_round_takes_what_it_is_said_to_take(
+    experiment_file: Callable[..., Path], lost: Phase | None
+) -> None:
+    dropouts = () if lost is None else ({"round": 1, "client_id": "client-2", "phase": lost},)
+    path = experiment_file(
+        communication={"support": "server-topk", "density": 0.05, "value_bits": 5},
+        simulate={"dropouts": list(dropouts)},
+    )
+    experiment = Experiment.load(path)
+    parts = assemble(experiment, lambda line: None)
+    folder = RunFolder.open(experiment)
+    clients, roster = make_clients(parts, folder)
+    engine = Metered(LocalEngine(clients, experiment.simulate.dropouts))
+    server = FederationServer(experiment, parts.layout, parts.method)
+    task = server.task(server.begin(parts.initial, 1.0))
+    result = RoundConductor(experiment, parts.layout, roster, folder.run, engine).conduct(task)
+    counted = engine.take()
+
+    everybody, quantiser = experiment.client_ids, task.channel.quantiser
+    left = {phase: {c for c in everybody if lost is None or c != "client-2" or PHASES.index(lost) > at}
+            for at, phase in enumerate(PHASES)}  # fmt: skip
+    parameters = session_parameters(
+        experiment, everybody, round=1, session_id=bytes(32), context=bytes(32),
+        vector_length=len(task.channel.support), modulus_bits=quantiser.modulus_bits, bound=quantiser.levels,
+    )  # fmt: skip
+    (attachment_bytes,) = {len(anchor.to_bytes()) for anchor in result.anchors.values()}
+    begin = Told(task.to_message(parts.layout), wire.Message(wire.TRAINED), everybody, set(everybody))
+    table = wire_bytes([begin, Summed(parameters, answered=left, attachment_bytes=attachment_bytes)])
+    for client_id in everybody:
+        assert sum(by_direction(table, client_id)["up"].values()) == counted.uploaded[client_id]
+        assert sum(by_direction(table, client_id)["down"].values()) == counted.downloaded[client_id]
+    values, d = by_direction(table, "client-1"), task.channel.contract.dimension
+    assert values["up"]["values"] == packed_size(len(task.channel.support), quantiser.modulus_bits)
+    assert values["down"]["support"] == support_bytes(d, len(task.channel.support))
+    assert values["down"]["values"] == 4 * d  # every trained array of this method travels, in float32
+    for client in clients:
+        client.close()
+    folder.close()
+
+
+def test_a_vote_is_counted_as_votes() -> None:
+    table = wire_bytes([Summed(session(5, 1000, 4), carries="votes"), Summed(session(5, 63, 11))])
+    up = by_direction(table, "client-1")["up"]
+    assert (up["votes"], up["values"]) == (500, packed_size(63, 11))
+    assert set(up) == set(KINDS)
+
+
+def test_a_ring_takes_fewer_bytes_than_a_complete_graph() -> None:
+    ring, complete = (wire_bytes([Summed(session(40, 100, 8, degree))]) for degree in (8, None))
+    assert 3.5 * ring.total() < complete.total()
+
+
+def test_tiers_apart_cost_keys_and_save_values() -> None:
+    n, d = 6, 60_000
+    supports = nested_topk(np.random.default_rng(0).random(d), (d // 16, d), 0.25, b"x")
+    tiers = Tiers(supports, {f"client-{i}": int(i > 3) for i in range(1, n + 1)})
+    base = replace(session(n, bits=11), min_contributors=3)
+    apart = wire_bytes([Summed(each) for each in ring_sessions(base, tiers)])
+    together = wire_bytes([Summed(one_session(base, tiers))])
+    narrow, wide = "client-1", "client-6"
+    assert by_direction(apart, narrow)["up"]["values"] == packed_size(d // 16, 11)
+    assert by_direction(together, narrow)["up"]["values"] == packed_size(d, 11)
+    assert by_direction(apart, wide)["up"]["keys"] == 2 * by_direction(together, wide)["up"]["keys"]
+    assert [each.roster for each in ring_sessions(base, tiers)] == [ring.clients for ring in tiers.rings]
+
+
+def test_tiers_with_too_few_clients_are_refused() -> None:
+    supports = nested_topk(np.zeros(50), (5, 50), 1.0, b"x")
+    lonely = Tiers(supports, {f"client-{i}": int(i == 6) for i in range(1, 7)})
+    for build in (ring_sessions, one_session):
+        with pytest.raises(CommunicationError):
+            build(session(6, bits=11), lonely)
+        with pytest.raises(CommunicationError, match="roster"):
+            build(session(5, bits=11), lonely)
+
+
+# a budget of bytes
+
+
+def uploaded(n: int, k: int, value_bits: int, attachment: int) -> int:
+    """What the client that sends the most sends."""
+    quantiser = Quantiser(1.0, value_bits, n)
+    parameters = replace(session(n, k, quantiser.modulus_bits), bound=quantiser.levels)
+    return most_uploaded(wire_bytes([Summed(parameters, attachment_bytes=attachment)]))
+
+
+@pytest.mark.parametrize("budget", [13_000, 20_000, 40_000, 1_000_000])
+def test_a_proposal_is_the_best_that_fits(budget: int) -> None:
+    n, d = 4, 10_000
+    best = propose(budget, session(n), d, attachment_bytes=400, other_bytes=50)
+    assert best.uploaded == uploaded(n, best.coordinates, best.value_bits, 400) + 50 <= budget
+    for bits in (2, 3, 4, 5, 8, 16):  # no other pair that fits keeps more
+        for k in range(1, d + 1, 333):
+            if k / d * (1 - relative_error(bits)) > best.kept:
+                assert uploaded(n, k, bits, 400) + 50 > budget
+
+
+def test_more_bytes_first_buy_coordinates_then_bits() -> None:
+    proposals = [
+        propose(budget, session(10), 50_000) for budget in (27_000, 40_000, 80_000, 100_000, 200_000)
+    ]
+    assert [p.coordinates for p in proposals] == sorted(p.coordinates for p in proposals)
+    assert proposals[0].value_bits <= 5
+    assert proposals[0].density < 0.1
+    assert (proposals[-1].density, proposals[-1].value_bits) == (1.0, 16)
+
+
+def test_density_and_coordinates_go_together_for_any_dimension() -> None:
+    fixed = propose(10**6, session(3), 1).fixed
+    for d in (7, 49, 997, 10_007):
+        for more in range(10, 4000, 171):
+            proposal = propose(fixed + more, session(3), d)
+            assert int(np.ceil(proposal.density * d)) == proposal.coordinates
+
+
+def test_a_budget_below_the_keys_is_refused() -> None:
+    with pytest.raises(CommunicationError, match="keys, shares and framing alone take"):
+        propose(5_000, session(10), 50_000)
+    whole = propose(110_000, session(10), 50_000, travels_whole=True)
+    assert (whole.density, whole.coordinates) == (1.0, 50_000)
+    assert whole.value_bits >= 8
+    with pytest.raises(CommunicationError, match="least that can be sent"):
+        propose(100_000, session(10), 50_000, travels_whole=True)
+    with pytest.raises(CommunicationError):
+        propose(60_000, session(10), 0)
