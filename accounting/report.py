@@ -17,7 +17,7 @@ from typing import Any
 
 from . import canonical
 from .anchor import Anchor, ledger_head
-from .chain import Chain, Row, replay
+from .chain import Chain, Row, replay, shares_noise
 from .errors import ReportError
 from .event_fields import VIEWS
 from .events import PrivateEvent
@@ -40,6 +40,7 @@ def build(
     *,
     run: str,
     experiment: Mapping[str, Any],
+    method: Mapping[str, Any],
     plans: Iterable[Plan],
     rows: Iterable[Row | str],
     anchors: Iterable[Anchor],
@@ -62,14 +63,15 @@ def build(
 
     Raises:
         LedgerError: the rows are not whole.
-        ReportError: the plans disagree about delta or adjacency, a client has several ledgers, or a section
-            breaks the schema.
+        ReportError: the plans disagree about delta or adjacency, a client has several ledgers, a method of several
+            exchanges has charges that share their noise, or a section breaks the schema.
     """
     by_client = {plan.client_id: plan for plan in plans}
     found = replay(rows)
     chains = {chain.client_id: chain for chain in found.values()}
     if len(chains) < len(found):
         raise ReportError("a client has ledgers of several data sets: give the one that the report is about")
+    _require_priced(method, chains.values(), run)
     anchors = tuple(anchors)
     report: Report = {
         "schema_version": SCHEMA_VERSION,
@@ -77,6 +79,7 @@ def build(
         "run": run,
         "mode": "local",
         "simulation": is_simulation(chains.values()),
+        "method": dict(method),
         "claims": make_claims(by_client, chains, run, overlapping=overlapping),
         "plan": {client_id: plan.to_json() for client_id, plan in by_client.items()},
         "metrics": dict(metrics),
@@ -95,6 +98,14 @@ def build(
         report["environment"] = dict(environment)
     validate(report)
     return report
+
+
+def _require_priced(method: Mapping[str, Any], chains: Iterable[Chain], run: str) -> None:
+    """Raise ReportError where an exchange would have no price: a share of noise is priced for one sum of it."""
+    if all(len(contract.get("exchanges", ())) < 2 for contract in method.get("contracts", ())):
+        return
+    if any(shares_noise(event) for chain in chains for event in chain.spent(run)):
+        raise ReportError("a method of several exchanges has no price where clients share the noise")
 
 
 def make_claims(

@@ -45,6 +45,17 @@ def claims_of(who: str, epsilon: float, n: int) -> list[dict[str, Any]]:
     return [{"view": view, **same} for view in VIEWS]
 
 
+METHOD = {
+    "name": "ffa", "title": "FFA-LoRA",
+    "contracts": [{
+        "rounds": [1], "name": "ffa", "title": "FFA-LoRA", "trains": ["B", "head"], "stays_home": [],
+        "changes_base": False, "exact": True, "weights": "uniform", "may_stop_early": False,
+        "exchanges": [{"announced": {}, "travels": {"lora_B": 8, "head": 4}}], "round_dimension": 12,
+        "noise": "linear", "leaks": "the sum over survivors", "notes": [],
+    }],
+}  # fmt: skip
+
+
 def report_of(clients: int = 5, **changes: Any) -> dict[str, Any]:
     """A report that follows the published schema."""
     ids = [f"client-{index + 1}" for index in range(clients)]
@@ -54,6 +65,7 @@ def report_of(clients: int = 5, **changes: Any) -> dict[str, Any]:
         "run": "0123abcd",
         "mode": "local",
         "simulation": True,
+        "method": METHOD,
         "claims": [c for i in ids for c in claims_of(i, 7.9, 1914)] + claims_of("federation", 7.9981, 9570),
         "plan": {client_id: plan_of(client_id) for client_id in ids},
         "metrics": {"accuracy_before": 0.502, "accuracy_after": 0.758, "evaluated_on": "1,000 held-out snippets"},

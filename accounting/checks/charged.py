@@ -1,9 +1,4 @@
-"""Check 4: every release was reserved, as planned, and in the sessions that the report names.
-
-A round is one sum, or several exchanges over the same clients; each is a session of its own. That a client released
-them in order, each after it had confirmed the one before, and each for one announcement, is a rule of the ledger
-itself (check 1).
-"""
+"""Check 4: every release was reserved, as planned, and in the sessions that the report names."""
 
 from __future__ import annotations
 
@@ -12,11 +7,12 @@ from typing import Any
 
 from .. import report as reports
 from ..case import Case, Findings, needs_rows
-from ..chain import Chain, Charge, Release
+from ..chain import Chain
 from ..errors import PricingError
 from ..events import AdaptiveClipPoissonGaussian, Gaussian, PoissonGaussian, PrivateEvent
 from ..planning import plan_digest
 from .derived import EPSILON_TOLERANCE, planned_cost
+from .exchanged import check_exchanges, check_method, check_released
 
 
 @needs_rows
@@ -25,10 +21,11 @@ def everything_charged(case: Case, found: Findings) -> None:
     for entry in case.report["rounds"]:
         for client_id in entry["survivors"]:
             _check_released(case, found, client_id, entry)
-        _check_exchanges(case, found, entry)
+        check_exchanges(case, found, entry)
         _check_repeated(case, found, entry)
     if case.report.get("secure_aggregation", {}).get("mode") == "secure":
         _check_masked(case, found)
+    check_method(case, found)
     for client_id, chain in case.chains.items():
         _check_what_releases_cost(found, client_id, chain)
     for client_id, plan in case.plans.items():
@@ -51,69 +48,7 @@ def _check_released(case: Case, found: Findings, client_id: str, entry: Mapping[
     if not committed:
         found.problems.append(f"{where} is in the sum, but its ledger has no committed charge")
         return
-    for number, exchange in enumerate(entry["exchanges"]):
-        if number and not _has_sum(case, exchange):
-            continue  # a client that was lost then need not have sent anything
-        releases = [
-            release
-            for charge in committed
-            for release in charge.releases
-            if release.session == exchange["session_id"]
-            and (release.session is not None or release.exchange == number)
-        ]
-        _check_release(found, f"{where}, exchange {number}", releases, number, exchange)
-    for charge in committed:
-        _check_none_omitted(found, where, charge, [exchange["session_id"] for exchange in entry["exchanges"]])
-
-
-def _check_none_omitted(found: Findings, where: str, charge: Charge, sessions: list[str | None]) -> None:
-    """No masked exchange went on from the reported first one without being listed itself."""
-    begun = False
-    for release in charge.releases:
-        begun = begun or release.session in sessions[:1]
-        if begun and release.exchange and release.session not in sessions:
-            found.problems.append(
-                f"{where}: its ledger records an exchange {release.exchange} that is not listed"
-            )
-
-
-def _check_release(
-    found: Findings, where: str, releases: list[Release], number: int, exchange: Mapping[str, Any]
-) -> None:
-    """What a client's rows say of one reported exchange: `releases` into its session."""
-    if not releases:
-        found.problems.append(f"{where}: its ledger records no release into the reported session")
-    if any(release.exchange != number for release in releases):
-        found.problems.append(f"{where}: its ledger records that session as another exchange")
-    if any(release.transcript not in (None, exchange["transcript"]) for release in releases):
-        found.problems.append(f"{where}: its ledger records another transcript of that session")
-    if releases and exchange["announced"] not in {release.announced for release in releases}:
-        found.problems.append(f"{where}: its ledger records another announcement before it")
-
-
-def _has_sum(case: Case, exchange: Mapping[str, Any]) -> bool:
-    """Whether a listed exchange gave a sum: its survivors signed it, or nothing was masked."""
-    return exchange["transcript"] is not None or case.secure_aggregation.get("mode") != "secure"
-
-
-def _check_exchanges(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
-    """A round's exchanges follow each other, each over the survivors of the first."""
-    where, exchanges = f"round {entry['round']}", entry["exchanges"]
-    if entry["survivors"] and not exchanges:
-        found.problems.append(f"{where} has survivors, and no exchange that they were in")
-    for number, exchange in enumerate(exchanges):
-        if (exchange["announced"] is None) != (number == 0):
-            found.problems.append(
-                f"{where}: exchange {number} follows an announcement unless it is the first"
-            )
-        if number + 1 < len(exchanges) and not _has_sum(case, exchange):
-            found.problems.append(f"{where}: exchange {number} has no sum, and another exchange after it")
-    later = {exchange["session_id"] for exchange in exchanges[1:]} - {None}
-    for client_id, charge in case.all_charges():
-        if client_id not in entry["survivors"] and later & {release.session for release in charge.releases}:
-            found.problems.append(
-                f"{where}: {client_id} is in a later exchange and not in the first one's sum"
-            )
+    check_released(case, found, where, committed, entry["exchanges"])
 
 
 def _check_what_releases_cost(found: Findings, client_id: str, chain: Chain) -> None:

@@ -50,6 +50,10 @@ def _check_share(case: Case, found: Findings, where: str, event: DistributedNois
     That a share leaves masked and only once is a rule of the ledger itself (check 1).
     """
     stated = case.secure_aggregation
+    if any(len(contract["exchanges"]) > 1 for contract in case.report["method"]["contracts"]):
+        found.problems.append(
+            f"{where} adds a share of noise to one sum, and the method has several exchanges"
+        )
     if case.report["mode"] == "local":
         found.problems.append(f"{where} adds a share of noise, where the report says mode 'local'")
     if stated.get("mode") != "secure":

@@ -73,6 +73,7 @@ def build(
             "config_sha256": experiment.digest(),
             "start_weights": {"base": parts.model_reference, "from_run": None},
         },
+        method=parts.stated_method(),
         plans=parts.plans.values(),
         rows=[row for statement in statements.values() for row in statement.ledger.splitlines()],
         anchors=_anchors(history, statements),
@@ -80,7 +81,7 @@ def build(
         metrics=_metrics(parts, history),
         bytes=_bytes(parts, history),
         randomness=_randomness(experiment),
-        outputs=_outputs(parts),
+        outputs=_outputs(parts, history),
         versions=versions(),
         secure_aggregation=experiment.secure_aggregation.summary(experiment.federation.clients),
         environment=parts.environment(),
@@ -152,18 +153,29 @@ def _randomness(experiment: Experiment) -> dict[str, Any]:
     return {"noise_source": source, "sampling_source": source, "deterministic": deterministic}
 
 
-def _outputs(parts: Parts) -> list[dict[str, str]]:
+def _outputs(parts: Parts, history: History) -> list[dict[str, str]]:
     """Return everything that leaves a client or the server, and what covers it."""
     secure = parts.experiment.secure_aggregation.mode == "secure"
-    update = "the sum of the clients' updates" if secure else "every client's update, unmasked"
-    plans = parts.plans.values()
+    plans, contracts = parts.plans.values(), parts.stated_method()["contracts"]
     charged = next(plan.round_event().kind for plan in plans)
+    exchanges = max(len(contract["exchanges"]) for contract in contracts)
+    maps = "updates" if exchanges == 1 else f"updates, or of up to {exchanges} linear maps of each,"
+    adapter = "the global adapter after each round, checkpoints and the adapter folder"
+    if any(contract["changes_base"] for contract in contracts):
+        adapter += ", with what the method has added to the base weights"
     outputs = [
-        (update, charged),
-        ("the global adapter after each round, checkpoints and the adapter folder", charged),
+        (
+            f"the sum of the clients' {maps}" if secure else f"the clients' {maps} one by one, unmasked",
+            charged,
+        ),
+        (adapter, charged),
         ("rosters, losses, refusals and message sizes of each round", "public"),
         ("ledger rows and anchors", "public"),
     ]
+    if exchanges > 1:
+        outputs.append(("what the server announces between exchanges, which follows from the sums", charged))
+    if any(entry.certificate for entry in history.records):
+        outputs.append(("each round's certificate, which follows from the sums", charged))
     if any(plan.adaptive_clip for plan in plans):
         outputs.append(("the clip norms in ledger rows, which follow from noised counts", charged))
     if parts.label_names:

@@ -13,6 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from accounting.contract import RECORDED_AS as METHOD_RECORDED_AS
+from accounting.contract import method_digest
 from accounting.ledger import Ledger
 from accounting.planning import Plan
 from accounting.rows import RECORDED_AS, rows_digest
@@ -21,6 +23,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
 from fedlora_priv.errors import ConfigError
+from fedlora_priv.federation import contracts
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.learner import Say, load_learner
@@ -88,6 +91,10 @@ class Parts:
         own = self.trainers[client_id].layout
         self.method.accept(self.layout, own)
         return self.method.at_client(own)
+
+    def stated_method(self) -> dict[str, Any]:
+        """Return what the method lets leave in every round, as the report states it."""
+        return contracts.stated(self.method, self.layout, self.experiment.federation.rounds)
 
     def rehearse(self) -> Rehearsal:
         """Return what a rehearsal of the clients' steps saw, with the settings of the one with the least noise.
@@ -293,6 +300,7 @@ def open_ledger(parts: Parts, folder: RunFolder, client_id: str) -> Ledger:
             **versions(),
             "noise_source": noise_source(experiment),
             "plan_sha256": parts.plans[client_id].digest(),
+            METHOD_RECORDED_AS: method_digest(parts.stated_method()),
             **_recorded_rows(parts, client_id),
         },
     )

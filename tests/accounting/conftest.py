@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from accounting import contract as contracts
 from accounting import report as reports
 from accounting.adaptive_clip import AdaptiveClip
 from accounting.anchor import Anchor, ledger_head, make_anchor, signed_bytes
@@ -172,8 +173,25 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 @pytest.fixture
 def finished(original: Federation) -> Federation:
     """Three clients, three rounds: client-2 is lost in round 2, client-3 re-masks in round 3."""
+    return copied(original)
+
+
+def copied(original: Federation) -> Federation:
+    """One that can be forged without harm to others."""
     rows = {client_id: list(rows) for client_id, rows in original.rows.items()}
     return replace(original, report=copy.deepcopy(original.report), rows=rows, private=dict(original.private))
+
+
+@pytest.fixture(scope="session")
+def original_of_two_exchanges(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """Made once, as `original`, by a method of two exchanges."""
+    return make_federation(tmp_path_factory.mktemp("exchanges"), exchanges=2)
+
+
+@pytest.fixture
+def exchanged(original_of_two_exchanges: Federation) -> Federation:
+    """As `finished`, with two exchanges in each round, all confirmed."""
+    return copied(original_of_two_exchanges)
 
 
 @pytest.fixture
@@ -205,6 +223,22 @@ def make_exchange(number: int, index: int) -> dict[str, str | None]:
         "transcript": f"{index:02x}{number:062x}",
         "announced": announced,
     }
+
+
+def make_method(exchanges: int = 1) -> dict[str, Any]:
+    """A method whose later exchanges send B's range and corange, in every planned round alike."""
+    travels = [{"lora_B": 128}, {"range": 64}, {"projected": 64}][:exchanges]
+    announced = [{}, {"basis": 64}, {"basis": 64}][:exchanges]
+    contract = {
+        "rounds": [1, 2, 3], "name": "test", "title": "A test", "trains": ["B"], "stays_home": [],
+        "changes_base": False, "exact": True, "weights": "uniform", "may_stop_early": False,
+        "exchanges": [
+            {"announced": told, "travels": sent} for told, sent in zip(announced, travels, strict=True)
+        ],
+        "round_dimension": sum(sum(sent.values()) for sent in travels),
+        "noise": "linear", "leaks": "the sum over survivors", "notes": [],
+    }  # fmt: skip
+    return {"name": "test", "title": "A test", "contracts": [contract]}
 
 
 def make_federation(
@@ -241,6 +275,7 @@ def make_federation(
                 "noise_source": reports.OS_KEYED_AES_CTR,
                 "plan_sha256": client_plan.digest(),
                 RECORDED_AS: partition.digest(client_id),
+                contracts.RECORDED_AS: contracts.method_digest(make_method(exchanges)),
             },
         ) as ledger:
             records, clip_norm = [], client_plan.clip_norm
@@ -267,6 +302,7 @@ def make_federation(
             "config_sha256": "0" * 64,
             "start_weights": {"base": "a public model", "from_run": None},
         },
+        method=make_method(exchanges),
         plans=plans.values(),
         rows=[row for chain in rows.values() for row in chain],
         anchors=anchors,

@@ -12,6 +12,7 @@ import pytest
 from accounting.audit import audit
 from accounting.case import Evidence, Verdict
 
+from . import exchange_forgeries as exchanges
 from .forgeries import (
     Forge,
     a_longer_round,
@@ -146,9 +147,47 @@ TABLE: list[tuple[Forge, int, str]] = [
 ]  # fmt: skip
 
 
+OF_TWO_EXCHANGES: list[tuple[Forge, int, str]] = [
+    (exchanges.the_second_exchange_first, 1, "exchange 1 of row 1 does not follow a confirmed exchange 0"),
+    (exchanges.an_unconfirmed_first_exchange, 1, "exchange 1 of row 1 does not follow a confirmed exchange 0"),
+    (exchanges.a_second_exchange_without_a_transcript_of_the_first, 1, "does not follow a confirmed exchange 0"),
+    (exchanges.a_session_under_two_announcements, 1, "is of another exchange or announcement"),
+    (exchanges.a_share_of_noise_in_two_exchanges, 1, "puts a share of noise, row 1, into a second exchange"),
+    (exchanges.a_method_of_one_exchange, 4, "round 1 lists 2 exchanges, its method has 1"),
+    (exchanges.a_method_of_three_exchanges, 4, "client-1, row 1: method_sha256"),
+    (exchanges.a_method_of_three_exchanges, 4, "round 1 ends after 2 of 3 exchanges"),
+    (exchanges.less_than_travels, 4, "the contract of round 1 states 191 coordinates, its exchanges have 192"),
+    (exchanges.a_round_without_a_contract, 4, "round 2 has 0 contracts"),
+    (exchanges.a_round_of_two_contracts, 4, "round 2 has 2 contracts"),
+    (exchanges.an_exchange_left_out, 4, "client-1 in round 1: its ledger records an exchange 1 that is not listed"),
+    (exchanges.exchanges_left_out_with_their_method, 4, "released round 1 in more exchanges than the 1"),
+    (exchanges.an_exchange_too_many, 4, "round 1 lists 3 exchanges, its method has 2"),
+    (exchanges.an_exchange_too_many, 4, "round 1, exchange 2: its ledger records no release"),
+    (exchanges.no_exchange_at_all, 4, "round 1 has survivors, and no exchange that they were in"),
+    (exchanges.another_second_session, 4, "round 1, exchange 1: its ledger records no release"),
+    (exchanges.another_second_transcript, 4, "round 1, exchange 1: its ledger records another transcript"),
+    (exchanges.another_announcement, 4, "round 1, exchange 1: its ledger records another announcement"),
+    (exchanges.an_announcement_left_out, 4, "exchange 1 follows an announcement unless it is the first"),
+    (exchanges.one_session_for_both_exchanges, 4, "a session is listed twice"),
+    (exchanges.exchanges_in_the_other_order, 4, "exchange 1: its ledger records that session as another exchange"),
+    (exchanges.a_sum_passed_off_as_lost, 4, "round 1: exchange 0 has no sum, and another exchange after it"),
+    (exchanges.other_clients_in_the_second_exchange, 4, "client-3 is in a later exchange and not in the first"),
+    (exchanges.a_round_that_ends_early, 4, "round 1 ends after 1 of 2 exchanges"),
+    (exchanges.a_second_announcement_unsaid, 4, "announced_again is [], the rows say [('client-1', 1)"),
+    (exchanges.a_share_of_noise_under_a_method_of_two, 8, "a share of noise to one sum, and the method has several"),
+]  # fmt: skip
+
+
 def _name(value: object) -> str | None:
     """A forgery's name in the list of tests."""
     return getattr(value, "__qualname__", "").partition(".")[0] or None
+
+
+@pytest.mark.parametrize(("forge", "check", "reason"), OF_TWO_EXCHANGES, ids=_name)
+def test_a_forged_exchange_fails_for_the_right_reason(
+    exchanged: Any, forge: Forge, check: int, reason: str
+) -> None:
+    test_a_forgery_fails_for_the_right_reason(exchanged, forge, check, reason)
 
 
 @pytest.mark.parametrize(("forge", "check", "reason"), TABLE, ids=_name)
@@ -177,8 +216,11 @@ def test_every_check_has_a_forgery() -> None:
     assert {check for _, check, _ in TABLE} == set(range(1, 17))
 
 
-def test_the_honest_federation_passes_all_that_can_be(finished: Any) -> None:
-    found = verdicts(finished)
+@pytest.mark.parametrize("federation", ["finished", "exchanged"])
+def test_the_honest_federation_passes_all_that_can_be(
+    federation: str, request: pytest.FixtureRequest
+) -> None:
+    found = verdicts(request.getfixturevalue(federation))
     assert {number for number, verdict in found.items() if verdict.status == "FAIL"} == set()
     assert {number for number, verdict in found.items() if verdict.status == "UNVERIFIABLE"} == {12, 15}
     assert all(verdict.remedy for verdict in found.values() if verdict.status == "UNVERIFIABLE")

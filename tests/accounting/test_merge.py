@@ -273,6 +273,7 @@ def rebuilt(original: Any, *, overlapping: bool, rows: list[str] | None = None) 
     kept = (
         "run",
         "experiment",
+        "method",
         "metrics",
         "bytes",
         "randomness",

@@ -141,6 +141,6 @@ def test_the_format_page_names_every_field(finished: Any) -> None:
     page = (Path(__file__).parents[2] / "docs" / "report-format.md").read_text(encoding="utf-8")
     schema = json.loads(json.dumps(reports.schema()))
     names = set(schema["properties"])
-    for part in ("claim", "plan", "round", "exchange", "certificate", "anchor"):
+    for part in ("claim", "plan", "contract", "round", "exchange", "certificate", "anchor"):
         names |= set(schema["$defs"][part]["properties"])
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []

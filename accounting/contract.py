@@ -1,0 +1,39 @@
+"""What a method lets leave in each round, as a report states it and clients record it by digest.
+
+A report's `method` holds every contract once, with the rounds that it governs. A client writes the digest of the whole
+into each reservation, so that a report which admits more exchanges, or other arrays, than the clients knew of fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from . import canonical
+
+RECORDED_AS = "method_sha256"
+"""The name under which reservations record the digest."""
+
+_LABEL = b"fedlora-priv/method/1\0"
+
+Contract = Mapping[str, Any]
+
+
+def method_digest(stated: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a report's `method`."""
+    return hashlib.sha256(_LABEL + canonical.dumps(dict(stated)).encode()).hexdigest()
+
+
+def by_round(stated: Mapping[str, Any]) -> dict[int, list[Contract]]:
+    """The contracts that a report's `method` states for each round; one, unless it contradicts itself."""
+    found: dict[int, list[Contract]] = {}
+    for contract in stated["contracts"]:
+        for number in contract["rounds"]:
+            found.setdefault(number, []).append(contract)
+    return found
+
+
+def coordinates(contract: Contract) -> int:
+    """What the exchanges of a contract add up to, one client's coordinates in a round."""
+    return sum(sum(exchange["travels"].values()) for exchange in contract["exchanges"])

@@ -1,0 +1,73 @@
+"""What reports state of a method: every round's contract, once each, as the method itself gives it."""
+
+from __future__ import annotations
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from accounting import contract as accounted
+from accounting import report as reports
+from fedlora_priv.federation.contracts import stated
+from fedlora_priv.methods import METHODS
+from fedlora_priv.methods.base import Layout, LoraModule
+
+LAYOUT = Layout(
+    (LoraModule("q", 12, 8, 4, 2.0), LoraModule("v", 8, 12, 4, 2.0)),
+    {"head.weight": (2, 8), "head.bias": (2,)},
+)
+M, N, R, HEAD = 20, 20, 4, 18  # the modules' rows together, their columns, the rank, the head's coordinates
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_round_has_one_contract_which_is_the_methods(name: str) -> None:
+    method = METHODS[name]
+    block = stated(method, LAYOUT, 7)
+    schema = reports.schema()
+    Draft202012Validator({"$defs": schema["$defs"], **schema["properties"]["method"]}).validate(block)
+    governing = accounted.by_round(block)
+    assert sorted(governing) == [1, 2, 3, 4, 5, 6, 7]
+    for number, found in governing.items():
+        contract = method.at(number).contract(LAYOUT)
+        assert len(found) == 1
+        assert len(found[0]["exchanges"]) == contract.exchanges
+        assert accounted.coordinates(found[0]) == found[0]["round_dimension"] == contract.round_dimension
+        assert set(found[0]["trains"]) == contract.trains
+        assert set(found[0]["stays_home"]) == contract.stays_home <= contract.trains
+        assert found[0]["changes_base"] == contract.changes_base
+
+
+def test_rolora_travels_b_in_odd_rounds_and_a_in_even_ones() -> None:
+    odd, even = stated(METHODS["rolora"], LAYOUT, 5)["contracts"]
+    assert (odd["rounds"], odd["exchanges"]) == (
+        [1, 3, 5],
+        [{"announced": {}, "travels": {"head": HEAD, "lora_B": R * M}}],
+    )
+    assert (even["rounds"], even["exchanges"]) == (
+        [2, 4],
+        [{"announced": {}, "travels": {"head": HEAD, "lora_A": R * N}}],
+    )
+    assert odd["round_dimension"] == HEAD + R * M
+
+
+def test_a_hybrid_names_the_method_of_each_round() -> None:
+    first, then = stated(METHODS["hybrid"], LAYOUT, 3)["contracts"]
+    assert (first["rounds"], first["name"], then["rounds"], then["name"]) == ([1], "fra", [2, 3], "ffa")
+
+
+def test_what_fedsa_keeps_at_home_is_said_and_does_not_travel() -> None:
+    (contract,) = stated(METHODS["fedsa"], LAYOUT, 2)["contracts"]
+    assert (contract["trains"], contract["stays_home"]) == (["A", "B", "head"], ["B", "head"])
+    assert contract["exchanges"] == [{"announced": {}, "travels": {"lora_A": R * N}}]
+
+
+def test_fedask_announces_what_it_measured_with() -> None:
+    first, second = stated(METHODS["fedask"], LAYOUT, 1)["contracts"][0]["exchanges"]
+    assert first["travels"] == {"range": (R + 2) * M, "head": HEAD}
+    assert (second["announced"], second["travels"]) == ({"basis": (R + 2) * M}, {"projected": (R + 2) * N})
+
+
+def test_the_digest_is_of_all_that_is_stated() -> None:
+    digests = {accounted.method_digest(stated(method, LAYOUT, 3)) for method in METHODS.values()}
+    assert len(digests) == len(METHODS)
+    one = stated(METHODS["ffa"], LAYOUT, 3)
+    assert accounted.method_digest(one) != accounted.method_digest(stated(METHODS["ffa"], LAYOUT, 4))
