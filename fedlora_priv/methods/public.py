@@ -20,7 +20,7 @@ from fedlora_priv.methods.base import Shared
 def gaussian(shared: Shared, label: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Return independent standard normal values, float64, the same for everybody (Box and Muller 1958)."""
     pairs = (int(np.prod(shape)) + 1) // 2
-    first, second = _unit(shared, label, 2 * pairs).reshape(2, pairs)
+    first, second = unit(shared, label, 2 * pairs).reshape(2, pairs)
     radius, angle = np.sqrt(-2.0 * np.log(first)), 2.0 * np.pi * second
     values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
     return values[: int(np.prod(shape))].reshape(shape)
@@ -28,7 +28,7 @@ def gaussian(shared: Shared, label: str, shape: tuple[int, ...]) -> NDArray[np.f
 
 def uniform(shared: Shared, label: str, limit: float, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Return independent values uniform in ±limit, float64, the same for everybody."""
-    return (2.0 * _unit(shared, label, int(np.prod(shape))).reshape(shape) - 1.0) * limit
+    return (2.0 * unit(shared, label, int(np.prod(shape))).reshape(shape) - 1.0) * limit
 
 
 def fresh_a(shared: Shared, label: str, rows: int, in_features: int) -> NDArray[np.float64]:
@@ -36,7 +36,7 @@ def fresh_a(shared: Shared, label: str, rows: int, in_features: int) -> NDArray[
     return uniform(shared, label, 1.0 / np.sqrt(in_features), (rows, in_features))
 
 
-def _unit(shared: Shared, label: str, count: int) -> NDArray[np.float64]:
+def unit(shared: Shared, label: str, count: int) -> NDArray[np.float64]:
     """Return values in (0, 1] with 53 random bits each; seed, round and label choose the stream."""
     name = f"fedlora-priv public randomness v1\n{shared.seed}\n{shared.round}\n{label}"
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")

@@ -1,0 +1,86 @@
+"""An allocation as coordinate groups: who contributes where, for the session's parameters and every client's policy.
+
+The vector of a session is the contract's arrays one after the other. Each row of an array belongs to clients that
+its module and, for arrays with a row a component (A, the counts), its component say; neighbouring rows of the same
+clients are one group. B has its components in columns, which would make as many groups as it has entries. Its group
+is all who train the module; that no component of it is summed over too few is seen to by the counts, whose groups
+*are* those of the components and travel in the same session: if one of them is short the whole session is refused.
+
+*Nobody takes these groups from the server.* Each client makes the form from the public allocation and sets it as
+its policy's `exact_form`. Otherwise a server could list clients as contributors who train something else: the group
+would look large, and its sum be one client's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fedlora_priv.allocation.base import Allocation
+from fedlora_priv.allocation.errors import AllocationError, ThinLayer
+from fedlora_priv.methods.base import Layout, Shapes
+from fedlora_priv.methods.partial import holders_name
+from protocols.secagg.session import CoordinateGroup
+
+
+def coordinate_groups(
+    allocation: Allocation, layout: Layout, shapes: Shapes, roster: Sequence[str]
+) -> tuple[CoordinateGroup, ...]:
+    """Return the groups of one exchange's vector, in order; neighbours have different contributors.
+
+    Args:
+        shapes: what travels in that exchange, in the contract's order.
+        roster: the session's clients, each with a part; others may have dropped before.
+
+    Raises:
+        AllocationError: a client of the roster has no part, or an array belongs to no layer.
+    """
+    if strangers := set(roster) - set(allocation.parts):
+        raise AllocationError(f"{min(strangers)} has no part in the allocation", "allocate for the roster")
+    groups: list[CoordinateGroup] = []
+    start = 0
+    for size, held in _rows(allocation, layout, shapes):
+        members = tuple(index for index, client_id in enumerate(roster) if client_id in held)
+        if groups and groups[-1].contributors == members:
+            groups[-1] = CoordinateGroup(groups[-1].start, start + size, members)
+        else:
+            groups.append(CoordinateGroup(start, start + size, members))
+        start += size
+    return tuple(groups)
+
+
+def require_contributors(groups: Sequence[CoordinateGroup], min_contributors: int) -> None:
+    """Return if a session of these groups could be proposed.
+
+    Raises:
+        ThinLayer: a group has too few contributors before anybody has dropped.
+    """
+    least = min((len(group.contributors) for group in groups), default=0)
+    if least < min_contributors:
+        raise ThinLayer(
+            f"a group of coordinates has {least} of at least {min_contributors} contributors",
+            "allocate for more holders: see holders_needed",
+        )
+
+
+def _rows(allocation: Allocation, layout: Layout, shapes: Shapes) -> Iterator[tuple[int, frozenset[str]]]:
+    """Yield runs of coordinates with those who contribute to them, in the vector's order."""
+    everybody = frozenset(allocation.parts)
+    place = {m.name: i for i, layer in enumerate(allocation.layers) for m in layer.modules}
+    by_row = {name: m for m in layout.modules for name in (m.a_name, holders_name(m))}
+    for name, shape in shapes.items():
+        size = int(np.prod(shape))
+        if name in layout.heads:
+            yield size, everybody
+            continue
+        number = place.get(name.rpartition(".")[0])
+        if number is None:
+            raise AllocationError(
+                f"{name} travels but belongs to no layer", "use a method that sums by module"
+            )
+        if name in by_row and shape[0] == by_row[name].rank:
+            for component in range(shape[0]):
+                yield size // shape[0], frozenset(allocation.holders(number, component))
+        else:
+            yield size, frozenset(allocation.holders(number))
