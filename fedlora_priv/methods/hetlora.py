@@ -62,6 +62,7 @@ class HetLoRA(Method):
             noise="quadratic: ξ_B·A + B·ξ_A + ξ_B·ξ_A; weights are of noised factors",
             leaks="the sums over survivors of weighted factors and of weights",
             weights="norm",
+            limits=dict.fromkeys(weights, 1.0),
             travels_whole=True,
             notes=("components that few clients have are pulled towards zero",),
         )

@@ -72,7 +72,7 @@ class Partial(Method):
             )
         self.method, self.own, self.trains = method, own, trains
         self.name, self.title, self.source = method.name, f"{method.title}, in parts", method.source
-        self.moves_by_mean = method.moves_by_mean
+        self.moves_by_mean, self.changes_base = method.moves_by_mean, method.changes_base
 
     def at(self, round: int) -> Method:
         """Return the method of that round, in the same parts."""
@@ -86,6 +86,7 @@ class Partial(Method):
         return replace(
             plain,
             uploads=dict(sorted((dict(plain.uploads) | counts).items())),
+            limits=dict(plain.limits) | dict.fromkeys(counts, 1.0),
             travels_whole=True,
             leaks=f"{plain.leaks}, by module over those who train it",
             notes=(*plain.notes, "means are over the clients that train a module"),

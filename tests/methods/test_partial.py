@@ -217,6 +217,19 @@ def test_hetlora_in_parts_weighs_holders_only() -> None:
         assert_allclose(done.state[m.a_name], alone[m.a_name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", [Partial(FedIT()), Partial(HetLoRA()), HetLoRA(), FediLoRA()])
+def test_counts_and_weights_are_at_most_one(method: Method) -> None:
+    contract = method.contract(LAYOUT)
+    bounded = {
+        name
+        for name in contract.uploads
+        if name.endswith((".holders", ".weight")) and name not in LAYOUT.heads
+    }
+    assert dict(contract.limits) == dict.fromkeys(bounded, 1.0)
+    assert contract.travels_whole
+    assert Partial(RACLoRA()).changes_base
+
+
 def test_what_is_not_held_uploads_nothing() -> None:
     start = random_state(LAYOUT, np.random.default_rng(0))
     for method in METHODS:
