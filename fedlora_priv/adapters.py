@@ -1,4 +1,4 @@
-"""A PEFT model's trainable arrays by name, in both directions, and the PEFT folder that others load.
+"""A PEFT model's arrays by name, in both directions: what is trained, and what was added to the base.
 
 Names in a state are the model's own, without PEFT's wrapping: ``<module>.lora_A`` (r, n), ``<module>.lora_B``
 (m, r), and the head's as the base model has them, such as ``classifier.weight``. Some methods add ``<module>.lora_R``
@@ -7,7 +7,6 @@ Names in a state are the model's own, without PEFT's wrapping: ``<module>.lora_A
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,87 +168,3 @@ def _require_residual(module: str, parts: dict[str, NDArray[np.float32]], layer:
             f"{module} is in {str(precision).removeprefix('torch.')}, too coarse for a residual",
             'load the base in "float32"',
         )
-
-
-def save_adapter(model: Any, folder: str | Path, *, base_model: str, notes: str = "") -> Path:
-    """Write a folder that `PeftModel.from_pretrained` loads, head included, and return its path.
-
-    Args:
-        model: the PEFT model, as `modeling.load_model` gives it; left unchanged.
-        folder: created if needed.
-        base_model: what a reader should load first: a hub name or a description, never a private path.
-        notes: Markdown for the adapter's card, such as the privacy guarantee.
-    """
-    folder = Path(folder)
-    config = model.peft_config[ADAPTER]
-    own_name, config.base_model_name_or_path = config.base_model_name_or_path, base_model
-    try:
-        # Never "auto": that asks the hub for the base model's vocabulary, and hangs without a network.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-    finally:
-        config.base_model_name_or_path = own_name
-    (folder / "README.md").write_text(_card(model, base_model, notes), encoding="utf-8")
-    return folder
-
-
-def _card(model: Any, base_model: str, notes: str) -> str:
-    """Return the adapter's card: what it is, and code that loads it."""
-    config = model.peft_config[ADAPTER]
-    base = model.get_base_model()
-    wrapper, load = _loader(type(base).__name__)
-    heads = sorted({name.split(".")[0] for name in config.modules_to_save or ()})
-    labels = int(base.config.num_labels) if heads else None
-    card = _CARD if heads else _CARD + _GENERATE
-    return card.format(
-        base=base_model, rank=config.r, alpha=f"{config.lora_alpha}{' (rsLoRA)' if config.use_rslora else ''}",
-        labels="" if labels is None else f", {labels} labels. The head ({', '.join(heads)}) is inside\n"
-        "`adapter_model.safetensors`",
-        wrapper=wrapper, load=load, options="" if labels is None else f", num_labels={labels}", notes=notes,
-    )  # fmt: skip
-
-
-def _loader(base_class: str) -> tuple[str, str]:
-    """Return what to import, and the class with `from_pretrained`, for a base of that class."""
-    if base_class == "MeanPoolingClassifier":
-        return "fedlora_priv.pooling import MeanPoolingClassifier", base_class
-    if base_class.endswith("ForImageClassification"):
-        load = "AutoModelForImageClassification"
-    elif base_class.endswith("ForSequenceClassification"):
-        load = "AutoModelForSequenceClassification"
-    else:
-        load = "AutoModelForCausalLM"
-    return f"transformers import {load}", load
-
-
-_CARD = """\
----
-library_name: peft
-base_model: "{base}"
----
-
-# LoRA adapter
-
-Trained with fedlora-priv on top of `{base}`: rank {rank}, alpha {alpha}{labels}.
-
-```python
-from peft import PeftModel
-from {wrapper}
-
-base = {load}.from_pretrained("{base}"{options})
-model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
-```
-
-{notes}
-"""
-
-_GENERATE = """
-## Generating
-
-```python
-from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{base}")
-inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
-```
-"""

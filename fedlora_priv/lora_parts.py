@@ -71,7 +71,23 @@ def add_square(layer: Any, adapter: str) -> None:
         square = nn.Linear(weight.shape[1], weight.shape[1], bias=False, device=weight.device)
         nn.init.zeros_(square.weight)
         b.add_module(SQUARE, square)
-        b.register_forward_pre_hook(_through_square)
+        square.hooked = b.register_forward_pre_hook(_through_square)
+
+
+def remove_square(layer: Any, adapter: str) -> None:
+    """Take R out of a LoRA layer; nothing if there is none."""
+    square = layer.lora_B[adapter]._modules.pop(SQUARE, None)
+    if square is not None:
+        square.hooked.remove()
+
+
+def set_rank(layer: Any, adapter: str, rank: int, scaling: float) -> None:
+    """Give a LoRA layer new A and B, zero, of that rank, and that scaling."""
+    a, b = layer.lora_A[adapter], layer.lora_B[adapter]
+    a.weight.data = a.weight.new_zeros(rank, a.in_features)
+    b.weight.data = b.weight.new_zeros(b.out_features, rank)
+    a.out_features = b.in_features = layer.r[adapter] = rank
+    layer.scaling[adapter] = scaling
 
 
 def _through_square(b: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:

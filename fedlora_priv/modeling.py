@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedlora_priv.adapters import ADAPTER, adapted_layers, state_name, trainable_parameters
 from fedlora_priv.errors import AssetError, ConfigError, FedloraError
-from fedlora_priv.lora_parts import add_square
+from fedlora_priv.lora_parts import add_square, set_rank
 from fedlora_priv.pooling import MeanPoolingClassifier
 from fedlora_priv.precision import BaseDtype, cast_base, keep_trained_in_float32
 from fedlora_priv.targets import LoraSettings, head_names, resolve_targets
@@ -136,10 +136,7 @@ def with_rank(model: Any, rank: int) -> Any:
     config = other.peft_config[ADAPTER]
     config.r = rank
     for layer in adapted_layers(other).values():
-        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        a.data, b.data = a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)
-        layer.lora_A[ADAPTER].out_features = layer.lora_B[ADAPTER].in_features = layer.r[ADAPTER] = rank
-        layer.scaling[ADAPTER] = config.lora_alpha / (rank**0.5 if config.use_rslora else rank)
+        set_rank(layer, ADAPTER, rank, config.lora_alpha / (rank**0.5 if config.use_rslora else rank))
     return other
 
 

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from peft import load_peft_weights, set_peft_model_state_dict
 from scipy.stats import binomtest, norm
 
+from fedlora_priv.adapter_folder import load_adapter
 from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.sources import columns_of, indexed, load_source
 from fedlora_priv.data.tables import read_table
-from fedlora_priv.empirical.attacks import loss_drop
+from fedlora_priv.empirical.attacks import losses
 from fedlora_priv.errors import ConfigError, DataError, RunFolderError
 from fedlora_priv.federation.learner import load_learner
+from fedlora_priv.training.examples import TokenisedExamples
 from fedlora_priv.training.trainer import PrivateTrainer
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
@@ -100,16 +101,20 @@ def attack_run(folder: Path, members: Path, non_members: Path) -> MembershipResu
         )
     names = load_source(experiment).train.label_names
     learner = load_learner(experiment, names, lambda line: None)
-    model, columns = learner.model, columns_of(experiment)
-    before = read_state(model)
-    set_peft_model_state_dict(model, load_peft_weights(str(folder / "adapter"), device="cpu"))
-    after, trainer = read_state(model), PrivateTrainer(model)
+    columns = columns_of(experiment)
+    tables = [
+        learner.examples(indexed(read_table(path, columns), names, path.name))
+        for path in (members, non_members)
+    ]
+    before = _losses(learner.model, tables)
+    after = _losses(load_adapter(learner.model, folder / "adapter"), tables)
+    return membership(before[0] - after[0], before[1] - after[1])
 
-    def scores(path: Path) -> Scores:
-        rows = indexed(read_table(path, columns), names, path.name)
-        return loss_drop(trainer, learner.examples(rows), before, after)
 
-    return membership(scores(members), scores(non_members))
+def _losses(model: Any, tables: list[TokenisedExamples]) -> list[Scores]:
+    """Return the loss of each row of each table at the state that a model is in."""
+    trainer = PrivateTrainer(model)
+    return [losses(trainer, rows, read_state(model)) for rows in tables]
 
 
 def _auc(members: Scores, non_members: Scores, confidence: float) -> tuple[float, float, float]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedlora_priv.adapters import save_adapter, write_state
+from fedlora_priv.adapter_folder import save_adapter
+from fedlora_priv.adapters import write_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Metered, Step
 from fedlora_priv.engines.local import LocalEngine

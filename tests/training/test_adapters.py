@@ -11,7 +11,8 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from fedlora_priv.adapters import layout, read_state, save_adapter, trainable_parameters, write_state
+from fedlora_priv.adapter_folder import save_adapter
+from fedlora_priv.adapters import layout, read_state, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError, FedloraError
 from fedlora_priv.training import PrivateTrainer, StepSettings
 from protocols.prg import SecretStream

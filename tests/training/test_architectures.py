@@ -20,7 +20,8 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from fedlora_priv.adapters import layout, read_state, save_adapter, trainable_parameters, write_state
+from fedlora_priv.adapter_folder import save_adapter
+from fedlora_priv.adapters import layout, read_state, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.modeling import LoraSettings, attach_lora, load_model
 from fedlora_priv.targets import head_names, resolve_targets
