@@ -1,8 +1,8 @@
-"""The four plots of a report: accuracy or perplexity, ε, bytes and survivors, by round."""
+"""The plots of a report: accuracy or perplexity, ε, bytes, survivors and certificates, by round."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedlora_priv.reports import svg
 from fedlora_priv.reports.markup import Markup, element
@@ -29,7 +29,7 @@ def quality(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
     if summary.before is not None:
         values.append(summary.before)
     marks = svg.ticks(min(values), max(values))
-    x, y = _rounds_scale(metrics), Scale(marks[0], marks[-1], _FLOOR, TOP)
+    x, y = _rounds_scale(len(metrics)), Scale(marks[0], marks[-1], _FLOOR, TOP)
     parts = svg.y_axis(marks, [metric.tick(mark) for mark in marks], y)
     parts += svg.x_axis(len(metrics), x, _FLOOR)
     if summary.before is not None:
@@ -54,7 +54,7 @@ def epsilon(summary: Summary, metrics: Sequence[Row], clients: Sequence[str]) ->
     largest = [(int(row["round"]), max(row["epsilon"].values())) for row in metrics if row.get("epsilon")]
     top = max([value for _, value in largest] + [summary.target_epsilon or 0.0])
     marks = svg.ticks(0, top * 1.06)
-    x, y = _rounds_scale(metrics), Scale(marks[0], marks[-1], _FLOOR, TOP)
+    x, y = _rounds_scale(len(metrics)), Scale(marks[0], marks[-1], _FLOOR, TOP)
     parts = svg.y_axis(marks, [f"{mark:g}" for mark in marks], y)
     parts += svg.x_axis(len(metrics), x, _FLOOR)
     for client_id in clients:
@@ -71,6 +71,16 @@ def epsilon(summary: Summary, metrics: Sequence[Row], clients: Sequence[str]) ->
     return svg.figure("Privacy spent by round", described, *parts)
 
 
+def certificate(errors: Mapping[int, float], rounds: int) -> Markup:
+    """Return the certified error of each round's result; a round without one leaves a gap between dots."""
+    marks = svg.ticks(0, max(errors.values()) * 1.06, wanted=4)
+    x, y = _rounds_scale(rounds), Scale(marks[0], marks[-1], _FLOOR, TOP)
+    parts = svg.y_axis(marks, [f"{100 * mark:g} %" for mark in marks], y) + svg.x_axis(rounds, x, _FLOOR)
+    tips = [f"round {number}: {error:.2%}" for number, error in errors.items()]
+    parts += svg.dots([(x(number), y(error)) for number, error in errors.items()], "primary-dot", tips)
+    return svg.figure("Certificate by round", f"At most {max(errors.values()):.2%}.", *parts)
+
+
 def traffic(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
     """Return mean bytes up and down per surviving client, by round, against dense float32 LoRA."""
     rows = [
@@ -84,7 +94,7 @@ def traffic(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
     if not rows or top == 0:
         return None
     marks = svg.ticks(0, top * 1.06, wanted=4)
-    x, y = _rounds_scale(metrics, margin=0.5), Scale(marks[0], marks[-1], _FLOOR, TOP)
+    x, y = _rounds_scale(len(metrics), margin=0.5), Scale(marks[0], marks[-1], _FLOOR, TOP)
     parts = svg.y_axis(marks, [bytes_text(mark).replace(".00", "").replace(".0", "") for mark in marks], y)
     parts += svg.x_axis(len(metrics), x, _FLOOR)
     width = min(16.0, 0.36 * (x(2) - x(1)))
@@ -157,7 +167,7 @@ def _fate(row: Row, client_id: str) -> tuple[str, str]:
 def _counts(metrics: Sequence[Row], clients: int) -> Markup:
     """Return the number of survivors by round."""
     marks = svg.ticks(0, clients)
-    x, y = _rounds_scale(metrics, margin=0.5), Scale(0, marks[-1], _FLOOR, TOP)
+    x, y = _rounds_scale(len(metrics), margin=0.5), Scale(0, marks[-1], _FLOOR, TOP)
     width = min(22.0, 0.7 * (x(2) - x(1)))
     parts = svg.y_axis(marks, [f"{mark:g}" for mark in marks], y) + svg.x_axis(len(metrics), x, _FLOOR)
     for row in metrics:
@@ -168,10 +178,10 @@ def _counts(metrics: Sequence[Row], clients: int) -> Markup:
     return svg.figure("Survivors by round", f"Out of {clients} clients.", *parts)
 
 
-def _rounds_scale(metrics: Sequence[Row], margin: float = 0.0) -> Scale:
+def _rounds_scale(rounds: int, margin: float = 0.0) -> Scale:
     """Return the horizontal scale over rounds; `margin` in rounds leaves room for bars."""
     inset = 10 if margin == 0 else 0
-    last = max(2, len(metrics)) if margin == 0 else len(metrics)
+    last = max(2, rounds) if margin == 0 else rounds
     return Scale(1 - margin, last + margin, LEFT + inset, WIDTH - RIGHT - inset)
 
 

@@ -10,8 +10,11 @@ from dataclasses import astuple
 from typing import Any
 
 from fedlora_priv.reports import charts
-from fedlora_priv.reports.markup import Markup, element, join
-from fedlora_priv.reports.quality import Metric
+from fedlora_priv.reports.contracts import (
+    certified_errors,
+)
+from fedlora_priv.reports.html_rounds import method_section, rounds_section
+from fedlora_priv.reports.markup import Markup, element, join, table
 from fedlora_priv.reports.style import STYLE
 from fedlora_priv.reports.summary import (
     Report,
@@ -59,8 +62,9 @@ def render(report: Report, metrics: Sequence[Row]) -> str:
         _plots(report, summary, metrics),
         _claims(report),
         _outputs(report),
+        method_section(report),
         _plan(report),
-        _rounds(report, summary, metrics),
+        rounds_section(report, summary, metrics),
         _provenance(report),
     )
     return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
@@ -219,6 +223,10 @@ def _plots(report: Report, summary: Summary, metrics: Sequence[Row]) -> Markup:
             charts.survivors(metrics, clients),
         ),
     ]
+    errors = certified_errors(report.get("rounds") or ())
+    if errors:
+        caption = "‖mean of the clients' products − result‖ / ‖mean‖, of all modules together"
+        cards.append(("Certificate by round", caption, charts.certificate(errors, len(metrics))))
     return element("section", (_plot(*card) for card in cards), class_="plots", aria_label="By round")
 
 
@@ -237,29 +245,14 @@ def _key(colour: str, word: str) -> Markup:
     return join(element("i", class_="key", style=f"background: var(--{colour})"), element("span", word))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """Return a table; a head that starts with '#' is of a column of numbers."""
-    classes = ["number" if head.startswith("#") else None for head in heads]
-    names = [
-        element("th", head.removeprefix("#"), class_=class_, scope="col")
-        for head, class_ in zip(heads, classes, strict=True)
-    ]
-    lines = [
-        element("tr", (element("td", cell, class_=class_) for cell, class_ in zip(row, classes, strict=True)))
-        for row in rows
-    ]
-    table = element("table", element("thead", element("tr", names)), element("tbody", lines))
-    return element("div", element("div", table, class_="scroll"), class_="card")
-
-
 def _claims(report: Report) -> Markup:
     """Return every claim with unit, adjacency, view and price; a long list starts folded."""
     rows = [astuple(claim) for claim in claims(report)]
     heads = ("who", "unit", "adjacency", "views", "#ε", "#δ", "accountant", "#n (declared)")
-    shown = _table(heads, rows[:_CLAIMS_SHOWN])
+    shown = table(heads, rows[:_CLAIMS_SHOWN])
     if len(rows) > _CLAIMS_SHOWN:
         shown = join(
-            shown, element("details", element("summary", "the others"), _table(heads, rows[_CLAIMS_SHOWN:]))
+            shown, element("details", element("summary", "the others"), table(heads, rows[_CLAIMS_SHOWN:]))
         )
     return join(element("h2", "What is claimed"), shown)
 
@@ -270,7 +263,7 @@ def _outputs(report: Report) -> Markup:
         (str(output["what"]), _coverage(str(output["covered_by"]))) for output in report.get("outputs") or ()
     ]
     return (
-        join(element("h2", "What was released"), _table(("output", "covered by"), rows))
+        join(element("h2", "What was released"), table(("output", "covered by"), rows))
         if rows
         else Markup("")
     )
@@ -300,7 +293,7 @@ def _plan(report: Report) -> Markup:
         "#target ε",
         "#examples",
     )
-    return join(element("h2", "How it was planned"), _table(heads, rows)) if rows else Markup("")
+    return join(element("h2", "How it was planned"), table(heads, rows)) if rows else Markup("")
 
 
 def _plan_cells(plan: Row) -> tuple[str, ...]:
@@ -315,47 +308,6 @@ def _plan_cells(plan: Row) -> tuple[str, ...]:
         f"{plan['target_epsilon']:g}",
         "" if examples is None else f"{examples:,}",
     )
-
-
-def _rounds(report: Report, summary: Summary, metrics: Sequence[Row]) -> Markup:
-    """Return every round in a table that starts folded."""
-    records = {entry["round"]: entry for entry in report.get("rounds") or ()}
-    rows = [_round_cells(row, records.get(row["round"], {}), summary.metric) for row in metrics]
-    heads = (
-        "#round",
-        f"#{summary.metric.key}",
-        "#largest ε",
-        "in the sum",
-        "lost, refused, masked again",
-        "transcript",
-    )
-    table = _table(heads, rows)
-    return join(
-        element("h2", "Rounds"), element("details", element("summary", "every round in figures"), table)
-    )
-
-
-def _round_cells(row: Row, record: Row, metric: Metric) -> tuple[str, ...]:
-    """Return one round as the cells of a table: its metrics and what the report records of it."""
-    events = [f"{loss['client_id']} lost before {loss['phase']}" for loss in row.get("lost") or ()]
-    events += [f"{refusal['client_id']} refused" for refusal in row.get("refused") or ()]
-    events += [
-        f"{again['client_id']} masked again ({again['times']}×)" for again in record.get("remasked") or ()
-    ]
-    value = row.get(metric.key)
-    return (
-        str(row["round"]),
-        "" if value is None else metric.shown(value, more=1),
-        f"≤ {up_text(max(row['epsilon'].values()))}" if row.get("epsilon") else "",
-        ", ".join(row["survivors"]) or str(row.get("aborted") or "no sum"),
-        ", ".join(events),
-        element("code", " ".join(_transcripts(record))),
-    )
-
-
-def _transcripts(record: Row) -> list[str]:
-    """Return the beginning of every transcript of a round that was signed."""
-    return [one["transcript"][:16] for one in record.get("exchanges") or () if one["transcript"]]
 
 
 def _provenance(report: Report) -> Markup:
@@ -378,7 +330,7 @@ def _provenance(report: Report) -> Markup:
     rows = [(name, element("code", _plain(value))) for name, value in facts if value not in (None, "")]
     footer = "Check this report without trusting it: fedlora audit <this folder>. PASS means consistent with "
     footer += "signed records, not that the training happened as recorded."
-    return join(element("h2", "Provenance"), _table(("what", "value"), rows), element("footer", footer))
+    return join(element("h2", "Provenance"), table(("what", "value"), rows), element("footer", footer))
 
 
 def _plain(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 Attribute = str | int | float | None
 
@@ -47,3 +47,18 @@ def _child(child: str | Iterable[str]) -> str:
 def _attribute(value: str | int | float) -> str:
     """Return an attribute's value; coordinates need no more than two decimals."""
     return f"{round(value, 2):g}" if isinstance(value, float) else str(value)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """Return a table; a head that starts with '#' is of a column of numbers."""
+    classes = ["number" if head.startswith("#") else None for head in heads]
+    names = [
+        element("th", head.removeprefix("#"), class_=class_, scope="col")
+        for head, class_ in zip(heads, classes, strict=True)
+    ]
+    lines = [
+        element("tr", (element("td", cell, class_=class_) for cell, class_ in zip(row, classes, strict=True)))
+        for row in rows
+    ]
+    whole = element("table", element("thead", element("tr", names)), element("tbody", lines))
+    return element("div", element("div", whole, class_="scroll"), class_="card")

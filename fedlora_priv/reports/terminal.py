@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedlora_priv.reports.contracts import by_round, certified_errors, contracts, rounds_text
 from fedlora_priv.reports.summary import Report, Row, Summary, bytes_text, power_text, summarise, up_text
 
 Line = tuple[str, str, str]
@@ -23,7 +24,8 @@ def print_summary(console: Console, report: Report, metrics: Sequence[Row]) -> N
     table.add_column(style="dim", no_wrap=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(style="dim")
-    for line in (_quality(summary), *_privacy(summary), _upload(summary), _survivors(summary)):
+    lines = [_quality(summary), *_privacy(summary), _upload(summary), _survivors(summary)]
+    for line in (*lines, *_method(report), *_certificate(report)):
         table.add_row(*(Text(cell) for cell in line))  # Text: a report's words are no console markup
     console.print(table)
 
@@ -85,3 +87,26 @@ def _survivors(summary: Summary) -> Line:
     total = summary.clients * summary.rounds
     scale = f"{summary.clients} clients × {summary.rounds} rounds"
     return "survivors", f"{summary.survivals} of {total}", f"{scale}, {lost}{failed}"
+
+
+def _method(report: Report) -> list[Line]:
+    """Return the method, and by round where it is another one in other rounds."""
+    stated = contracts(report)
+    if not stated:
+        return []
+    sums = sum(len(record.get("exchanges") or ()) for record in report["rounds"])
+    planned = sum(len(contract["exchanges"]) for contract in by_round(report).values())
+    phases = [f"rounds {rounds_text(contract['rounds'])} {contract['name']}" for contract in stated]
+    meaning = f"{', '.join(phases)}; " if len(stated) > 1 else ""
+    meaning += f"{report['method']['title']}; {sums} exchanges, of {planned} that it may have"
+    return [("method", str(report["method"]["name"]), meaning)]
+
+
+def _certificate(report: Report) -> list[Line]:
+    """Return how far the rounds' results were from the means of the clients' products, where that is known."""
+    errors = certified_errors(report.get("rounds") or ())
+    if not errors:
+        return []
+    last, (least, most) = max(errors), (min(errors.values()), max(errors.values()))
+    meaning = f"of the mean product missed in round {last}; {least:.2%} to {most:.2%} in {len(errors)} rounds"
+    return [("certificate", f"{errors[last]:.2%}", meaning)]

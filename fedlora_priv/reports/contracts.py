@@ -1,0 +1,66 @@
+"""What a plan or a report says of its method (`report.json`'s ``method``), in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Contract = Mapping[str, Any]
+
+_RUNS_SHOWN = 4
+"""More stretches of rounds than these are a pattern, of which the first and the last are enough."""
+
+
+def contracts(document: Mapping[str, Any]) -> Sequence[Contract]:
+    """Return the contracts of a plan or report, each with the rounds that it governs; none if it states none."""
+    return (document.get("method") or {}).get("contracts") or ()
+
+
+def by_round(document: Mapping[str, Any]) -> dict[int, Contract]:
+    """Return the contract of each round."""
+    return {number: contract for contract in contracts(document) for number in contract["rounds"]}
+
+
+def rounds_text(numbers: Sequence[int]) -> str:
+    """Return ascending round numbers, stretches as one.
+
+    >>> rounds_text([1, 2, 3, 7]), rounds_text([5]), rounds_text(range(1, 40, 2))
+    ('1–3, 7', '5', '1, 3, 5, …, 39')
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    words = ["–".join(map(str, run)) for run in runs]
+    return ", ".join(words if len(words) <= _RUNS_SHOWN else [*words[:3], "…", words[-1]])
+
+
+def travels_text(exchange: Contract) -> str:
+    """Return what one client sends in an exchange.
+
+    >>> travels_text({"travels": {"lora_A": 2048, "head": 66}})
+    '2,114 coordinates (lora_A 2,048, head 66)'
+    """
+    travels = exchange["travels"]
+    parts = ", ".join(f"{kind} {count:,}" for kind, count in travels.items())
+    return f"{sum(travels.values()):,} coordinates ({parts})"
+
+
+def consequences(contract: Contract) -> list[str]:
+    """Return what a reader should know of a contract besides what travels."""
+    facts = [f"trains {', '.join(contract['trains'])}", f"DP noise {contract['noise']}"]
+    facts.append("exact: the mean of the clients' products" if contract["exact"] else "not exact")
+    if contract["stays_home"]:
+        facts.append(f"{', '.join(contract['stays_home'])} noised with the rest, but kept by each client")
+    if contract["changes_base"]:
+        facts.append("changes the base weights: what was added is shipped with the adapter")
+    if contract["may_stop_early"]:
+        facts.append("the last exchange only where the one before was not enough")
+    return facts
+
+
+def certified_errors(rounds: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Return ‖ΔW − what the state holds‖/‖ΔW‖ by round, of a report's ``rounds`` that have a certificate."""
+    return {int(r["round"]): float(r["certificate"]["error"]) for r in rounds if r.get("certificate")}
