@@ -50,7 +50,7 @@ METHOD = {
     "contracts": [{
         "rounds": [1], "name": "ffa", "title": "FFA-LoRA", "trains": ["B", "head"], "stays_home": [],
         "changes_base": False, "exact": True, "weights": "uniform", "may_stop_early": False,
-        "exchanges": [{"announced": {}, "travels": {"lora_B": 8, "head": 4}}], "round_dimension": 12,
+        "exchanges": [{"announced": {}, "travels": {"lora_B": 8, "head": 4}}], "round_dimension": 12, "noised": {},
         "noise": "linear", "leaks": "the sum over survivors", "notes": [],
     }],
 }  # fmt: skip

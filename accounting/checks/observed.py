@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ..case import Case, Findings, names, needs_rows
 from ..chain import Charge
+from ..contract import by_round
 from ..events import AdaptiveClipPoissonGaussian
 from ..planning import ClientEvent
 from ..private_audit import AttemptRecord, StepRecord
@@ -45,7 +46,9 @@ class _Steps:
 @needs_rows
 def batch_sizes_plausible(case: Case, found: Findings) -> None:
     """The recorded batch sizes look like independent Binomial(n, q) draws, empty batches among them."""
-    groups = _grouped(_attempts(case, found))
+    # How many coordinates a round trains has no part in how batches are drawn.
+    attempts = [one._replace(record=replace(one.record, dimension=1)) for one in _attempts(case, found)]
+    groups = _grouped(attempts)
     for steps in groups:
         _test_batch_sizes(found, steps, FALSE_ALARM / 2 / len(groups))
 
@@ -62,6 +65,7 @@ def clipping_and_noise_applied(case: Case, found: Findings) -> None:
             f"{repeated[0]}: the same noise was added twice, so a difference removes it ({len(repeated)} times in all)"
         )
     attempts = _attempts(case, found)
+    _check_dimensions(case, found, attempts)
     check_counts(case, found, attempts)
     groups = _grouped(attempts)
     for steps in groups:
@@ -170,6 +174,18 @@ def _test_batch_sizes(found: Findings, steps: _Steps, level: float) -> None:
 
 
 # --- 7 ------------------------------------------------------------------------------------------------------
+
+
+def _check_dimensions(case: Case, found: Findings, attempts: Sequence[Attempt]) -> None:
+    """Every coordinate that the method trains was noised, those that stay at home among them."""
+    governing = by_round(case.report["method"])
+    for client_id, _, record in attempts:
+        trained = [contract["noised"].get(client_id) for contract in governing.get(record.round, [])]
+        if trained != [record.dimension]:
+            found.problems.append(
+                f"{client_id} noised {record.dimension} coordinates in round {record.round}, where its method trains "
+                f"{' or '.join(map(str, trained)) or 'none'}"
+            )
 
 
 def _check_clipping(found: Findings, steps: _Steps) -> None:

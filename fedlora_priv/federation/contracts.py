@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from fedlora_priv.methods.base import Contract, Layout, Method, Shapes
+from fedlora_priv.methods import Layout, Method, Role, phases
+from fedlora_priv.methods.base import Shapes
 
 
-def stated(method: Method, layout: Layout, rounds: int) -> dict[str, Any]:
-    """Return the report's `method`: each contract once, with the rounds that it governs."""
-    contracts: list[dict[str, Any]] = []
-    for number in range(1, rounds + 1):
-        governing = method.at(number)
-        entry = _contract(governing, governing.contract(layout), layout)
-        same = next((known for known in contracts if known == {**entry, "rounds": known["rounds"]}), None)
-        if same is None:
-            contracts.append({**entry, "rounds": [number]})
-        else:
-            same["rounds"].append(number)
+def stated(method: Method, layout: Layout, rounds: int, own: Mapping[str, Layout]) -> dict[str, Any]:
+    """Return the report's `method`: each contract with the rounds that it governs.
+
+    Args:
+        method: as the server has it.
+        layout: the federation's.
+        rounds: how many the run has.
+        own: by client, the layout of its own model.
+    """
+    contracts = [
+        {"rounds": numbers, **_contract(phase, layout, own)} for phase, numbers in phases(method, rounds)
+    ]
     return {"name": method.name, "title": method.title, "contracts": contracts}
 
 
-def _contract(method: Method, contract: Contract, layout: Layout) -> dict[str, Any]:
+def _contract(method: Method, layout: Layout, own: Mapping[str, Layout]) -> dict[str, Any]:
     """Return one contract as the report states it, without its rounds."""
+    contract = method.contract(layout)
     return {
         "name": method.name,
         "title": method.title,
@@ -42,10 +46,17 @@ def _contract(method: Method, contract: Contract, layout: Layout) -> dict[str, A
             for number in range(contract.exchanges)
         ],
         "round_dimension": contract.round_dimension,
+        "noised": {client_id: _trained(method, mine, contract.trains) for client_id, mine in own.items()},
         "noise": contract.noise,
         "leaks": contract.leaks,
         "notes": list(contract.notes),
     }
+
+
+def _trained(method: Method, own: Layout, roles: frozenset[Role]) -> int:
+    """Return how many coordinates a client trains, clips and noises, whether they travel or not."""
+    shapes = method.at_client(own).shapes(own)
+    return sum(math.prod(shape) for name, shape in shapes.items() if own.role(name) in roles)
 
 
 def _by_kind(shapes: Shapes, layout: Layout) -> dict[str, int]:

@@ -94,7 +94,8 @@ class Parts:
 
     def stated_method(self) -> dict[str, Any]:
         """Return what the method lets leave in every round, as the report states it."""
-        return contracts.stated(self.method, self.layout, self.experiment.federation.rounds)
+        own = {client_id: trainer.layout for client_id, trainer in self.trainers.items()}
+        return contracts.stated(self.method, self.layout, self.experiment.federation.rounds, own)
 
     def rehearse(self) -> Rehearsal:
         """Return what a rehearsal of the clients' steps saw, with the settings of the one with the least noise.

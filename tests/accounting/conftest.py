@@ -236,6 +236,7 @@ def make_method(exchanges: int = 1) -> dict[str, Any]:
             {"announced": told, "travels": sent} for told, sent in zip(announced, travels, strict=True)
         ],
         "round_dimension": sum(sum(sent.values()) for sent in travels),
+        "noised": {f"client-{k}": DIMENSION for k in (1, 2, 3)},
         "noise": "linear", "leaks": "the sum over survivors", "notes": [],
     }  # fmt: skip
     return {"name": "test", "title": "A test", "contracts": [contract]}

@@ -338,6 +338,17 @@ def repeated_noise(federation: Any) -> None:
     commit_to(federation, "client-1")
 
 
+def noise_on_what_travels_only(federation: Any) -> None:
+    """Honest noise, and none on the thousand coordinates that stay at home."""
+    records = []
+    for record in federation.private["client-1"]:
+        share = 2 / 3
+        steps = [replace(step, noise_squares=share * step.noise_squares) for step in record.steps]
+        records.append(replace(record, dimension=2000, steps=tuple(steps)))
+    federation.private["client-1"] = tuple(records)
+    commit_to(federation, "client-1")
+
+
 def unclipped_gradient(federation: Any) -> None:
     edit_private(federation, "client-1", lambda step: replace(step, largest_norm=1.5))
 

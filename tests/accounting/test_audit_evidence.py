@@ -102,6 +102,7 @@ def test_a_few_steps_in_a_few_coordinates_are_said_to_show_little(finished: Any)
         finished.private[client_id] = tuple(cut)
         edit_events(finished, client_id, lambda event: replace(event, steps=1))
         commit_to(finished, client_id)
+    finished.report["method"]["contracts"][0]["noised"] = dict.fromkeys(finished.private, 10)
     found = verdicts(finished, Evidence({"client-1": finished.private["client-1"]}))
     assert "3 steps are too few" in found[6].evidence
     assert "30 noised coordinates are too few" in found[7].evidence

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from jsonschema import Draft202012Validator
 
 from accounting import contract as accounted
 from accounting import report as reports
-from fedlora_priv.federation.contracts import stated
+from fedlora_priv.federation import contracts
 from fedlora_priv.methods import METHODS
-from fedlora_priv.methods.base import Layout, LoraModule
+from fedlora_priv.methods.base import Layout, LoraModule, Method
 
 LAYOUT = Layout(
     (LoraModule("q", 12, 8, 4, 2.0), LoraModule("v", 8, 12, 4, 2.0)),
     {"head.weight": (2, 8), "head.bias": (2,)},
 )
 M, N, R, HEAD = 20, 20, 4, 18  # the modules' rows together, their columns, the rank, the head's coordinates
+
+
+def stated(method: Method, layout: Layout, rounds: int, **own: Layout) -> dict[str, Any]:
+    """As `contracts.stated`, with one client that has the federation's model unless others are given."""
+    return contracts.stated(method, layout, rounds, own or {"client-1": layout})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -58,6 +66,17 @@ def test_what_fedsa_keeps_at_home_is_said_and_does_not_travel() -> None:
     (contract,) = stated(METHODS["fedsa"], LAYOUT, 2)["contracts"]
     assert (contract["trains"], contract["stays_home"]) == (["A", "B", "head"], ["B", "head"])
     assert contract["exchanges"] == [{"announced": {}, "travels": {"lora_A": R * N}}]
+    assert contract["noised"] == {"client-1": R * (M + N) + HEAD}, "what stays at home is noised all the same"
+
+
+def test_what_is_noised_follows_rounds_and_ranks() -> None:
+    odd, even = stated(METHODS["rolora"], LAYOUT, 2)["contracts"]
+    assert (odd["noised"], even["noised"]) == ({"client-1": R * M + HEAD}, {"client-1": R * N + HEAD})
+    (square,) = stated(METHODS["fed-sb"], LAYOUT, 1)["contracts"]
+    assert square["noised"] == {"client-1": 2 * R * R + HEAD}
+    small = Layout(tuple(replace(m, rank=1, scaling=8.0) for m in LAYOUT.modules), LAYOUT.heads)
+    (unequal,) = stated(METHODS["flexlora"], LAYOUT, 1, a=LAYOUT, b=small)["contracts"]
+    assert unequal["noised"] == {"a": R * (M + N) + HEAD, "b": M + N + HEAD}
 
 
 def test_fedask_announces_what_it_measured_with() -> None:
