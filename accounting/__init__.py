@@ -9,10 +9,12 @@ File by file::
                          gdp          mu-GDP, and what an attacker's error rates can be
                          groups       the price of several rows of one person
     what it will cost    planning     epsilon target -> plan; calibration searches, on losses; what_if compares
-    what was spent       ledger       durable and append-only; chain has its rows and rules, anchor their signature
+    what was spent       ledger       durable and append-only; entries has its rows, chain their rules, anchor
+                                      their signature
                          transfer     ledgers read and imported; merge joins several clients'
                          budget       the limit that refuses; standing says what is left
-    what is claimed      report       report.json, by report.schema.json; rows is what public data adds to it
+    what is claimed      report       report.json, by report.schema.json; contract is what its method lets leave, rows
+                                      what public data adds to it
     whether it is true   audit        sixteen verdicts on a case, each found by a module of checks
                          independent  the audit's own accountant: loss_grid, loss_sum, independent_rdp
                          private_audit, empirical   evidence: what steps did, what attacks achieved

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from . import canonical
-from .chain import Row
+from .entries import Row
 from .errors import LedgerError
 
 LABEL = b"fedlora-priv/ledger-anchor/1"

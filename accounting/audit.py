@@ -14,8 +14,9 @@ from . import canonical
 from . import report as reports
 from . import rows as row_lists
 from .case import Case, Evidence, Verdict
-from .chain import Chain, Row, replay
+from .chain import Chain, replay
 from .checks import CHECKS
+from .entries import Row
 from .errors import LedgerError, ReportError
 from .private_audit import by_client
 

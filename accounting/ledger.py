@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 
 from .anchor import Anchor, Sign, make_anchor
-from .chain import Chain, Charge, Commit, Entry, Note, Open, Release, Reserve, Row, parse_row
+from .chain import Chain, Charge
+from .entries import Commit, Entry, Note, Open, Release, Reserve, Row, parse_row
 from .errors import LedgerError
 from .event_fields import Unit
 from .events import NonPrivate, PrivateEvent

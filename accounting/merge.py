@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .chain import Chain, Row, replay, shares_noise
+from .chain import Chain, replay, shares_noise
+from .entries import Row
 from .errors import LedgerError, MergeError
 from .event_fields import VIEWS, View
 from .events import PrivateEvent

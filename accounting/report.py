@@ -17,7 +17,8 @@ from typing import Any
 
 from . import canonical
 from .anchor import Anchor, ledger_head
-from .chain import Chain, Row, replay, shares_noise
+from .chain import Chain, replay, shares_noise
+from .entries import Row
 from .errors import ReportError
 from .event_fields import VIEWS
 from .events import PrivateEvent

@@ -12,7 +12,8 @@ from typing import Any
 
 from .. import contract as contracts
 from ..case import Case, Findings
-from ..chain import Charge, Release
+from ..chain import Charge
+from ..entries import Release
 
 Exchange = Mapping[str, Any]
 

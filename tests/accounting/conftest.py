@@ -17,7 +17,8 @@ from accounting import contract as contracts
 from accounting import report as reports
 from accounting.adaptive_clip import AdaptiveClip
 from accounting.anchor import Anchor, ledger_head, make_anchor, signed_bytes
-from accounting.chain import Chain, Entry, Row
+from accounting.chain import Chain
+from accounting.entries import Entry, Row
 from accounting.events import NonPrivate
 from accounting.ledger import Ledger
 from accounting.planning import Plan, plan

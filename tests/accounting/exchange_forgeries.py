@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from accounting.chain import Commit, Entry, Release
+from accounting.entries import Commit, Entry, Release
 
 from .forgeries import shares
 from .forging import claim_again, entries, rewrite

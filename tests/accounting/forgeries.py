@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from accounting.anchor import Anchor, ledger_head
-from accounting.chain import Chain, Open, Release, Reserve
+from accounting.chain import Chain
 from accounting.empirical import EmpiricalResult
+from accounting.entries import Open, Release, Reserve
 from accounting.events import AdaptiveClipPoissonGaussian, DistributedSkellam
 from accounting.private_audit import AttemptRecord
 from accounting.rows import RECORDED_AS, Partition

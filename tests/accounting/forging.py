@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from accounting import report as reports
-from accounting.chain import Commit, Entry, Reserve, replay
+from accounting.chain import replay
+from accounting.entries import Commit, Entry, Reserve
 from accounting.planning import Plan
 from accounting.private_audit import StepRecord
 

@@ -11,9 +11,10 @@ import pytest
 from accounting import report as reports
 from accounting.audit import _replay, audit, audit_files
 from accounting.case import Case, Evidence, Findings, Verdict
-from accounting.chain import Chain, Commit, Reserve, Row
+from accounting.chain import Chain
 from accounting.checks import CHECKS
 from accounting.empirical import EmpiricalResult
+from accounting.entries import Commit, Reserve, Row
 from accounting.errors import EmpiricalError, PrivateAuditError, ReportError
 from accounting.events import AdaptiveClipPoissonGaussian, Gaussian, RepeatedTrials
 from accounting.rows import Partition

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from accounting.chain import Chain, Commit, Open, Release, Reserve
+from accounting.chain import Chain
+from accounting.entries import Commit, Open, Release, Reserve
 from benchmarks.ledger_crashes import Known, event, findings
 
 REPOSITORY = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from accounting import contract as contracts
 from accounting import report as reports
 from accounting.anchor import Anchor
 from accounting.audit import audit
-from accounting.chain import Release
+from accounting.entries import Release
 from accounting.errors import ReportError
 from accounting.planning import Plan
 

@@ -12,7 +12,7 @@ from accounting import report as reports
 from accounting.anchor import Anchor, ledger_head
 from accounting.audit import audit
 from accounting.case import Verdict
-from accounting.chain import Commit, Entry, Release, Reserve
+from accounting.entries import Commit, Entry, Release, Reserve
 from accounting.errors import ReportError
 
 from .forging import claim_again

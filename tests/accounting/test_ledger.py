@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting.anchor import Anchor
-from accounting.chain import Chain, Note, parse_row, replay
+from accounting.chain import Chain, replay
+from accounting.entries import Note, parse_row
 from accounting.errors import LedgerError
 from accounting.events import DistributedSkellam, NonPrivate, PoissonGaussian
 from accounting.ledger import Ledger

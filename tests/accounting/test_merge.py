@@ -15,7 +15,8 @@ from scipy.stats import binom, norm
 from accounting import report as reports
 from accounting.anchor import Anchor
 from accounting.audit import audit
-from accounting.chain import Chain, Commit, Open, Reserve, replay
+from accounting.chain import Chain, replay
+from accounting.entries import Commit, Open, Reserve
 from accounting.errors import LedgerError, MergeError, PricingError, ReportError
 from accounting.events import (
     AdaptiveClipPoissonGaussian,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from accounting import private_audit
-from accounting.chain import Commit, parse_row
+from accounting.entries import Commit, parse_row
 from accounting.errors import LedgerError, PrivateAuditError
 from accounting.events import PoissonGaussian
 from accounting.private_audit import AttemptRecord, StepRecord

@@ -12,7 +12,7 @@ import pytest
 
 from accounting import canonical
 from accounting.anchor import Anchor
-from accounting.chain import parse_row
+from accounting.entries import parse_row
 from accounting.errors import LedgerError
 from accounting.events import PoissonGaussian
 from accounting.ledger import Ledger
