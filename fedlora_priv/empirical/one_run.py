@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from fedlora_priv.federation.files import read_arrays, write_arrays, write_atomi
 from fedlora_priv.federation.run import Outcome, RunProgress, run
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.setup import Parts, stream_factory
-from fedlora_priv.methods.base import Layout, Role, State
+from fedlora_priv.methods import Role, State, phases
 from fedlora_priv.training.examples import TokenisedExamples
 
 CANARIES = 500
@@ -99,11 +100,12 @@ class _Watch:
         """Return the parts with the canaries that are in for the client's rows, and this object watching."""
         self._parts = parts
         self._plan = parts.plans[self._client_id]
-        trains = parts.method.contract(parts.layout).trains
-        self._require_memory(parts.layout, trains)
+        trains, trainer = self._trains(parts), parts.trainers[self._client_id]
+        shapes = parts.method_of(self._client_id).at(1).shapes(trainer.layout)
+        self._require_memory([shape for name, shape in shapes.items() if trainer.layout.role(name) in trains])
         rows = self._rows(parts)
         self._attack = UpdateAttack(
-            parts.trainer, rows, self._plan, trains, parts.experiment.training.learning_rate
+            trainer, rows, self._plan, trains, parts.experiment.training.learning_rate
         )
         self._path = folder.client_home(self._client_id).path / f"canaries-{folder.run.hex()}.npz"
         self._canaries, self._scores = self._restored(rows) or self._fresh(rows)
@@ -149,9 +151,20 @@ class _Watch:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_arrays(self._path, {}, arrays, mode=0o600)
 
-    def _require_memory(self, layout: Layout, trains: frozenset[Role]) -> None:
+    @staticmethod
+    def _trains(parts: Parts) -> frozenset[Role]:
+        """Return the roles that clients train, the same in every round."""
+        rounds = parts.experiment.federation.rounds
+        every = {phase.contract(parts.layout).trains for phase, _ in phases(parts.method, rounds)}
+        if len(every) > 1:
+            raise ConfigError(
+                f"{parts.method.name!r} trains other arrays in other rounds, which the attack on updates cannot follow",
+                "audit a method that trains the same in all rounds",
+            )
+        return every.pop()
+
+    def _require_memory(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Raise before anything is trained if the attack could not hold the canaries' gradients."""
-        shapes = [shape for name, shape in layout.shapes().items() if layout.role(name) in trains]
         needed = 16 * self._count * sum(math.prod(shape) for shape in shapes)
         if needed > MAX_GRADIENT_BYTES:
             raise ConfigError(

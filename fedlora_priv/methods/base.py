@@ -251,6 +251,11 @@ class Method(ABC):
         """Return what a client trains from: all of the global state that is trainable."""
         return {name: array for name, array in state.items() if layout.role(name) != "base"}
 
+    def personal(self, layout: Layout, state: State, own: State) -> State:
+        """Return a state with a client's `own` arrays where they stay at home."""
+        kept = self.contract(layout).stays_home
+        return {name: own[name] if layout.role(name) in kept else array for name, array in state.items()}
+
     def shapes(self, layout: Layout) -> Shapes:
         """Return the shape of every array that a client has trained or held frozen."""
         return layout.shapes()

@@ -8,17 +8,12 @@ and its code.
 Linear. There is no common W: client k's is W0 + s·Bₖ·Ā, so the mean of the products is not a thing it has, and `exact`
 says only that Ā is the mean. B and the head never leave, but they are inside the clipped and noised vector with A all
 the same: what stays at home shapes the A that leaves. The global state's B and head are the ones everybody began with;
-a client starts from its own (`personal`).
+a client starts from its own (`Method.personal`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from numpy.typing import NDArray
-
-from fedlora_priv.methods.base import Contract, Layout, State
+from fedlora_priv.methods.base import Contract, Layout
 from fedlora_priv.methods.linear import LinearAverage, of_roles
 
 
@@ -38,8 +33,3 @@ class FedSALoRA(LinearAverage):
             noise="linear in the shared factor: B·ξ_A; each client's own B is noised too",
             stays_home=frozenset({"B", "head"}),
         )
-
-    def personal(self, layout: Layout, state: State, own: State) -> dict[str, NDArray[Any]]:
-        """Return what a client that has `own` B and head trains from: those, and the global A."""
-        kept: Mapping[str, NDArray[Any]] = {n: own[n] for n in layout.shapes() if layout.role(n) != "A"}
-        return dict(state) | dict(kept)
