@@ -368,3 +368,15 @@ def test_round_labels_are_few_and_include_both_ends(rounds: int) -> None:
 def test_elements_escape_children_and_attributes() -> None:
     assert element("a", "<&>", class_='x"y') == '<a class="x&quot;y">&lt;&amp;&gt;</a>'
     assert element("p", element("b", "1 < 2"), ("a", element("i", "b"))) == "<p><b>1 &lt; 2</b>a<i>b</i></p>"
+
+
+def test_a_round_lost_after_its_first_sum_says_who_was_in_it_and_why_it_is_lost() -> None:
+    metrics = metrics_of(rounds=2)
+    metrics[0]["aborted"] = "exchange 1 needs all 5 clients of the first one"
+    report = report_of()
+    report["rounds"][0]["announced_again"] = [{"client_id": "client-1", "times": 1}]
+    validate(report)
+    text = Page(render(report, metrics)).text
+    assert "client-5; exchange 1 needs all 5 clients of the first one" in text
+    assert "client-1 told another basis" in text
+    assert summarise(report, metrics).rounds_without_sum == 1

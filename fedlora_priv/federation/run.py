@@ -125,8 +125,8 @@ def _save_adapter(parts: Parts, state: ServerState, folder: RunFolder, report: d
 
 
 def _without_sum(history: History) -> FedloraError | None:
-    """Return an error if not one round gave a sum: the adapter is then the one that training began with."""
-    if any(record.survivors for record in history.records):
+    """Return an error if every round was lost: the adapter is then the one that training began with."""
+    if any(record.survivors and record.aborted is None for record in history.records):
         return None
     return FederationError(
         "no round gave a sum, so the adapter is untrained", "see who is lost in report.html"

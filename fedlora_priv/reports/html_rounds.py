@@ -66,11 +66,13 @@ def _round_cells(row: Row, record: Row, metric: Metric) -> tuple[str, ...]:
     events += [
         f"{again['client_id']} masked again ({again['times']}×)" for again in record.get("remasked") or ()
     ]
+    events += [f"{again['client_id']} told another basis" for again in record.get("announced_again") or ()]
     value = row.get(metric.key)
+    summed = [", ".join(row["survivors"]), row.get("aborted") or ""]
     return (
         "" if value is None else metric.shown(value, more=1),
         f"≤ {up_text(max(row['epsilon'].values()))}" if row.get("epsilon") else "",
-        ", ".join(row["survivors"]) or str(row.get("aborted") or "no sum"),
+        "; ".join(filter(None, summed)) or "no sum",
         ", ".join(events),
         _error(record),
         element("code", " ".join(_transcripts(record))),

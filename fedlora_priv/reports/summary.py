@@ -98,7 +98,7 @@ def summarise(report: Report, metrics: Sequence[Row]) -> Summary:
         deterministic=bool((report.get("randomness") or {}).get("deterministic")),
         insecure=(report.get("secure_aggregation") or {}).get("mode") == "insecure",
         rounds=len(metrics),
-        rounds_without_sum=sum(not row["survivors"] for row in metrics),
+        rounds_without_sum=sum(bool(row.get("aborted")) or not row["survivors"] for row in metrics),
         clients=len(client_ids(report, metrics)),
         survivals=sum(len(row["survivors"]) for row in metrics),
         losses=sum(len(row.get("lost") or ()) for row in metrics),
