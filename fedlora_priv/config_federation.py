@@ -225,6 +225,11 @@ class Dropout(Section):
     round: int = Field(ge=1, description="Round of the loss; the first round is 1.")
     client_id: str = Field(description="Who is lost: 'client-1' to 'client-N'.")
     phase: Phase = Field(description="The client is lost BEFORE it sends this phase's message.")
+    exchange: int = Field(
+        default=0,
+        ge=0,
+        description="Exchange of the round, for methods that sum more than once; the first is 0.",
+    )
 
 
 class SimulateSection(Section):

@@ -31,6 +31,7 @@ def check(experiment: Experiment) -> None:
     for contract in _contracts(experiment):
         _travels_whole(experiment, contract)
         _base(experiment, contract)
+    _lost_exchanges(experiment)
 
 
 def _idle_options(experiment: Experiment) -> None:
@@ -116,6 +117,20 @@ def _travels_whole(experiment: Experiment, contract: Contract) -> None:
             "whose sums are maps of products",
             f"use at least {FEWEST_BITS}, better 12",
         )
+
+
+def _lost_exchanges(experiment: Experiment) -> None:
+    """Refuse to act out the loss of a client in an exchange that its round does not have."""
+    from fedlora_priv.methods import Layout, for_experiment
+
+    method = for_experiment(experiment)
+    for dropout in experiment.simulate.dropouts:
+        exchanges = method.at(dropout.round).contract(Layout((), {})).exchanges
+        if dropout.exchange >= exchanges:
+            raise ConfigError(
+                f"simulate.dropouts names exchange {dropout.exchange} of round {dropout.round}, which has {exchanges}",
+                "exchanges count from 0; see 'fedlora methods'",
+            )
 
 
 def _base(experiment: Experiment, contract: Contract) -> None:

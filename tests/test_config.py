@@ -135,6 +135,10 @@ def test_wrong_types_and_ranges(override: str, words: str) -> None:
         (["federation.clients=2"], "cannot protect 2 clients"),
         (["federation.clients=1000", "communication.value_bits=24"], "use at most 22"),
         (['simulate.dropouts=[{round=1, client_id="client-6", phase="mask"}]'], "client-1 to client-5"),
+        (
+            ['simulate.dropouts=[{round=1, client_id="client-1", phase="mask", exchange=1}]'],
+            "exchange 1 of round 1",
+        ),
         (['simulate.dropouts=[{round=13, client_id="client-1", phase="mask"}]'], "round 13 of 12"),
         (['simulate.dropouts=[{round=0, client_id="client-1", phase="mask"}]'], "greater than or equal to 1"),
         (['simulate.dropouts=[{round=1, client_id="client-1", phase="sleep"}]'], "'confirm' or 'reveal'"),

@@ -10,10 +10,16 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Step:
-    """Where in a federation an exchange happens: the round (1-based) and the phase of it."""
+    """Where in a federation messages go to and fro: the round (1-based), its exchange (0-based) and the phase."""
 
     round: int
     phase: str
+    exchange: int = 0
+
+    @property
+    def name(self) -> str:
+        """The phase, and of which exchange if it is not the first: how losses are listed."""
+        return f"{self.phase} of exchange {self.exchange}" if self.exchange else self.phase
 
 
 class Engine(Protocol):

@@ -40,9 +40,9 @@ class LocalEngine:
         on_answer: Callable[[str, Step], None] = lambda client_id, step: None,
     ) -> None:
         self._clients = {client.client_id: client for client in clients}
-        self._dropouts: dict[tuple[int, str], set[str]] = defaultdict(set)
+        self._dropouts: dict[Step, set[str]] = defaultdict(set)
         for dropout in dropouts:
-            self._dropouts[dropout.round, dropout.phase].add(dropout.client_id)
+            self._dropouts[Step(dropout.round, dropout.phase, dropout.exchange)].add(dropout.client_id)
         self._on_answer = on_answer
         self._lost: tuple[int, set[str]] = (0, set())
 
@@ -54,7 +54,7 @@ class LocalEngine:
     def exchange(self, messages: Mapping[str, bytes], step: Step) -> Mapping[str, bytes]:
         """Deliver to everybody who is not lost, and return the answers."""
         lost = self._lost[1] if self._lost[0] == step.round else set()
-        lost = lost | self._dropouts[step.round, step.phase]
+        lost = lost | self._dropouts[step]
         self._lost = (step.round, lost)
         answers = {}
         for client_id, data in messages.items():

@@ -1,7 +1,7 @@
 """The one way out of a client: an upload becomes ring elements here and nowhere else.
 
-A channel knows the method's contract, the support that travels and the public quantisation bounds of one
-round, so both sides turn named arrays into integers mod 2^b and a modular sum back into named arrays by the
+A channel knows what a method uploads in an exchange, the support that travels and the public quantisation
+bounds, so both sides turn named arrays into integers mod 2^b and a modular sum back into named arrays by the
 same object. Its digest is part of the context that every pair of masks is bound to: two parties that were
 told different supports or bounds have masks that do not cancel.
 """
@@ -9,6 +9,7 @@ told different supports or bounds have masks that do not cancel.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Contract, State
+from fedlora_priv.methods.base import Shapes, State
+from fedlora_priv.methods.errors import SumError
+from protocols.errors import QuantisationError
 from protocols.prg import SecretStream
 from protocols.quantise import Quantiser
 from protocols.sparsify import Support
@@ -24,26 +27,31 @@ from protocols.sparsify import Support
 
 @dataclass(frozen=True)
 class UploadChannel:
-    """Named float arrays ⇄ ring elements, for one round.
+    """Named float arrays ⇄ ring elements, for one exchange.
 
     Args:
-        contract: names and shapes of what the method uploads.
+        shapes: names and shapes of what the method uploads.
         support: which of the flattened coordinates travel, the same for everybody.
         bounds: for each array the largest magnitude that is sent; larger values are clipped to it.
         value_bits: bits of one client's quantised value, sign included.
         max_clients: how many clients may be summed without overflow.
     """
 
-    contract: Contract
+    shapes: Shapes
     support: Support
     bounds: Mapping[str, float]
     value_bits: int
     max_clients: int
 
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates of one upload, before any are left out."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
     @cached_property
     def quantiser(self) -> Quantiser:
         """The quantiser of the coordinates that travel."""
-        per_array = [np.full(int(np.prod(shape)), self.bounds[name]) for name, shape in self._arrays()]
+        per_array = [np.full(math.prod(shape), self.bounds[name]) for name, shape in self._arrays()]
         bounds = np.concatenate(per_array).astype(np.float32)
         return Quantiser(self.support.take(bounds), self.value_bits, self.max_clients)
 
@@ -51,9 +59,16 @@ class UploadChannel:
         """Return one client's upload as ring elements, uint32 of shape (k,); rounding draws on `stream`."""
         return self.quantiser.quantise(self.support.take(self.flatten(upload)), stream)
 
-    def sums(self, ring_sum: NDArray[np.uint32]) -> dict[str, NDArray[np.float64]]:
-        """Return the named sums, float64, of a modular sum of shape (k,); zero where nothing travelled."""
-        return self.unflatten(self.support.scatter(self.quantiser.dequantise_sum(ring_sum)))
+    def sums(self, ring_sum: NDArray[np.uint32], n: int) -> dict[str, NDArray[np.float64]]:
+        """Return the named sums, float64, of a modular sum over `n` clients; zero where nothing travelled.
+
+        Raises:
+            SumError: `n` honest clients cannot have added up to this.
+        """
+        try:
+            return self.unflatten(self.support.scatter(self.quantiser.dequantise_sum(ring_sum, n)))
+        except QuantisationError as error:
+            raise SumError(str(error), "the round is lost") from error
 
     def flatten(self, upload: State) -> NDArray[np.float32]:
         """Return the upload as one float32 vector, arrays in the contract's order."""
@@ -63,7 +78,7 @@ class UploadChannel:
         """Return the named arrays of a vector in the contract's order."""
         arrays, at = {}, 0
         for name, shape in self._arrays():
-            size = int(np.prod(shape))
+            size = math.prod(shape)
             arrays[name] = vector[at : at + size].reshape(shape)
             at += size
         return arrays
@@ -75,4 +90,4 @@ class UploadChannel:
         return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
     def _arrays(self) -> list[tuple[str, tuple[int, ...]]]:
-        return list(self.contract.uploads.items())
+        return list(self.shapes.items())

@@ -17,7 +17,8 @@ from fedlora_priv.federation.server import ServerState
 
 VERSION = 3
 KEPT = 2
-STATE_PREFIX = "state/"
+_STORED = ("state", "scores", "moments")
+"""Named arrays of a `ServerState`; an array's name in the file begins with which of them it belongs to."""
 
 
 @dataclass
@@ -49,8 +50,8 @@ def save(folder: Path, server: ServerState, history: History) -> None:
         "bounds": dict(server.bounds),
         "history": asdict(history),
     }
-    arrays = {STATE_PREFIX + name: array for name, array in server.state.items()}
-    write_arrays(_path(folder, server.round), header, {"scores": server.scores, **arrays})
+    arrays = {f"{of}/{name}": array for of in _STORED for name, array in getattr(server, of).items()}
+    write_arrays(_path(folder, server.round), header, arrays)
     for old in _stored(folder)[:-KEPT]:
         old.unlink()
 
@@ -68,9 +69,11 @@ def load(folder: Path) -> tuple[ServerState, History] | None:
         header, arrays = read_arrays(stored[-1])
         if header["version"] != VERSION:
             raise ValueError("version")
-        scores = arrays.pop("scores")
-        state = {name.removeprefix(STATE_PREFIX): array for name, array in arrays.items()}
-        server = ServerState(header["round"], state, header["bounds"], scores)
+        parts: dict[str, dict[str, Any]] = {of: {} for of in _STORED}
+        for path, array in arrays.items():
+            of, _, name = path.partition("/")
+            parts[of][name] = array
+        server = ServerState(header["round"], bounds=header["bounds"], **parts)
         history = header["history"]
         records = [_record(record) for record in history.pop("records")]
         return server, History(records=records, **history)

@@ -5,8 +5,7 @@ holds its own experiment file, ledger, budget, policy and roster; the server's w
 the steps, the clip norm or the budget, only where training starts (the global state) and how the already
 private result travels (support, bounds).
 
-What leaves goes through one function, `_ring`: the method's contract says which arrays, the ledger says which
-event covers them.
+What leaves once an update is finished is in `fedlora_priv.federation.release`.
 """
 
 from __future__ import annotations
@@ -14,9 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
-
-import numpy as np
-from numpy.typing import NDArray
 
 from accounting import private_audit
 from accounting.budget import Budget
@@ -29,16 +25,13 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError, RunFolderError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.home import ClientHome, FinishedUpdate, UpdateStore
-from fedlora_priv.federation.session import client_policy
-from fedlora_priv.federation.task import RoundTask
+from fedlora_priv.federation.release import RoundRelease
+from fedlora_priv.federation.task import RoundTask, begin
 from fedlora_priv.methods.base import Layout, Method, Role, Shared, State
 from protocols.errors import ProtocolError
-from protocols.packing import pack
 from protocols.prg import SecretStream
-from protocols.secagg.client import SecAggClient
 from protocols.secagg.guard import Guard
 from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.session import VectorForm
 
 
 class LocalTraining(Protocol):
@@ -79,7 +72,7 @@ class ClientSetup:
     Args:
         client_id: its name in the roster.
         experiment: its own copy of the experiment file.
-        layout, method, initial: the model's trainable arrays, how they are combined, how they begin.
+        layout, method, initial: the model's trainable arrays, how they are combined, how they were loaded.
         plan: its noise, sampling rate and steps, computed by itself.
         run: 16 random bytes of this run, the same for everybody.
         identity, roster, guard, ledger: its signing key, everyone's pinned keys, its two durable records.
@@ -107,26 +100,17 @@ class ClientSetup:
     train: LocalTraining
 
 
-@dataclass
-class _Round:
-    """One round in progress: what was asked, what was trained, the running session."""
-
-    task: RoundTask
-    update: FinishedUpdate
-    session: SecAggClient | None = None
-
-
 class FederationClient:
     """One client of a federation; `handle` is its whole interface."""
 
     def __init__(self, setup: ClientSetup) -> None:
         self._setup = setup
-        self._contract = setup.method.contract(setup.layout)
+        self._begun = begin(setup.method, setup.layout, setup.initial, setup.experiment)
         privacy = setup.experiment.privacy
         self._run_budget = Budget(privacy.epsilon, setup.plan.delta)
         self._lifetime_budget = Budget(privacy.ledger_limit, setup.plan.delta)
         self._updates = UpdateStore(setup.home.path, setup.run.hex())
-        self._round: _Round | None = None
+        self._round: RoundRelease | None = None
 
     @property
     def client_id(self) -> str:
@@ -147,8 +131,9 @@ class FederationClient:
         """Return the answer to a message of each kind that a server may send."""
         handlers: dict[str, Callable[[wire.Message], wire.Message]] = {
             wire.TRAIN: self._train,
-            wire.PHASE: self._phase,
-            wire.UPLOAD: self._upload,
+            wire.EXCHANGE: lambda message: self._current().exchange(message),
+            wire.PHASE: lambda message: self._current().phase(message),
+            wire.UPLOAD: lambda message: self._current().upload(),
             wire.CLOSE: self._close,
         }
         if message.kind not in handlers:
@@ -165,16 +150,15 @@ class FederationClient:
     def _train(self, message: wire.Message) -> wire.Message:
         """Have a finished update for this round: the stored one, or a new one that is charged."""
         setup = self._setup
-        task = RoundTask.from_message(message, setup.layout, self._contract, setup.initial, setup.experiment)
-        digest = task.state_digest()
-        update = self._stored(task, digest) or self._trained(task, digest)
+        task = RoundTask.from_message(message, setup.layout, setup.method, self._begun, setup.experiment)
+        update = self._stored(task) or self._trained(task)
         setup.ledger.commit(update.reservation, private_audit=update.private_audit)
-        self._round = _Round(task, update)
+        self._round = RoundRelease(setup, task, update, self._anchor)
         return wire.Message(wire.TRAINED)
 
-    def _stored(self, task: RoundTask, digest: bytes) -> FinishedUpdate | None:
+    def _stored(self, task: RoundTask) -> FinishedUpdate | None:
         """Return the finished update of exactly this start, if it is stored and the ledger has charged it."""
-        update = self._updates.load(digest)
+        update = self._updates.load(task.state_digest)
         if update is not None:
             self._require_charged(update, round=task.round)
         return update
@@ -200,13 +184,21 @@ class FederationClient:
         if update.reservation not in {charge.reservation for charge in charges}:
             raise FederationError("a stored update names a charge that the ledger does not have")
 
-    def _trained(self, task: RoundTask, digest: bytes) -> FinishedUpdate:
+    def _start(self, task: RoundTask) -> State:
+        """Return what this client trains from: its part of the global state, and what the base has gained."""
+        layout, method = self._setup.layout, self._setup.method.at(task.round)
+        shared = Shared(self._setup.experiment.experiment.seed, task.round)
+        gained = {name: array for name, array in task.state.items() if layout.role(name) == "base"}
+        return {**method.start(layout, task.state, shared), **gained}
+
+    def _trained(self, task: RoundTask) -> FinishedUpdate:
         """Reserve, train, store. A crash in between leaves the reservation, which stays charged."""
         setup, run = self._setup, self._setup.run.hex()
         if any(charge.releases for charge in setup.ledger.charges(run=run, round=task.round)):
             # A second vector of one round, from another start, could be set against the first.
             raise FederationError("an update of this round, from another start, has already been released")
-        setup.accept(task.state)
+        start = self._start(task)
+        setup.accept(start)
         clip_norm = self._clip_norm()
         event = setup.plan.round_event(clip_norm)
 
@@ -216,10 +208,11 @@ class FederationClient:
 
         reservation = setup.ledger.reserve(event, round=task.round, run=run, require=require)
         stream = setup.stream("train", task.round)
-        result = setup.train(task.state, setup.plan, self._contract.trains, stream, clip_norm)
+        trains = setup.method.at(task.round).contract(setup.layout).trains
+        result = setup.train(start, setup.plan, trains, stream, clip_norm)
         noted = self._keep_private(task.round, reservation, result)
         update = FinishedUpdate(reservation, result.clip_norm, result.state, noted)
-        self._updates.save(digest, update)
+        self._updates.save(task.state_digest, update)
         return update
 
     def _keep_private(self, round: int, reservation: int, result: LocalResult) -> str:
@@ -238,68 +231,6 @@ class FederationClient:
         except OSError as error:
             raise RunFolderError(f"cannot write {path} ({error.strerror})", "free some space") from error
 
-    # --- release -------------------------------------------------------------------------------------
-
-    def _phase(self, message: wire.Message) -> wire.Message:
-        """Answer one phase of secure aggregation."""
-        current = self._current()
-        phase, body = message.fields.get("phase"), message.blobs.get("body", b"")
-        if phase == "advertise":
-            current.session = self._new_session(current.task)
-        session = current.session
-        if session is None:
-            raise FederationError("a phase of secure aggregation came before its proposal")
-        if phase != session.phase:
-            raise FederationError(f"it is the turn of {session.phase!r}, not of {phase!r}")
-        answers: dict[str, Callable[[], bytes]] = {
-            "advertise": lambda: session.advertise(body),
-            "share": lambda: session.share(body),
-            "mask": lambda: session.mask(body, self._ring(current, _hex(session.session_id))),
-            "confirm": lambda: session.confirm(body, attachment=self._anchored(current, session)),
-            "reveal": lambda: session.reveal(body),
-        }
-        return wire.Message(wire.PHASE, {"phase": phase}, {"body": answers[session.phase]()})
-
-    def _anchored(self, current: _Round, session: SecAggClient) -> bytes:
-        """Record the session's transcript, and return the ledger's signed anchor to ride on Confirm."""
-        self._setup.ledger.release(
-            current.update.reservation,
-            session=_hex(session.session_id),
-            transcript=_hex(session.transcript),
-        )
-        return self._anchor()
-
-    def _upload(self, message: wire.Message) -> wire.Message:  # noqa: ARG002
-        """Send the quantised upload unmasked: only where the experiment itself asks for `insecure`."""
-        if self._setup.experiment.secure_aggregation.mode != "insecure":
-            raise FederationError("the server asked for an unmasked upload; this experiment is secure")
-        current = self._current()
-        ring = self._ring(current, session_id=None)
-        body = pack(ring, current.task.channel.quantiser.modulus_bits)
-        return wire.Message(wire.UPLOAD, {}, {"body": body})
-
-    def _ring(self, current: _Round, session_id: str | None) -> NDArray[np.uint32]:
-        """Return what leaves, as ring elements, after the ledger has recorded that it does."""
-        setup = self._setup
-        shared = Shared(setup.experiment.experiment.seed, current.task.round)
-        upload = setup.method.upload(setup.layout, current.task.state, current.update.state, shared)
-        setup.ledger.release(current.update.reservation, session=session_id)
-        return current.task.channel.ring(upload, setup.stream("round", current.task.round))
-
-    def _new_session(self, task: RoundTask) -> SecAggClient:
-        """Return the client side of a session, bound to what this client itself has loaded."""
-        setup, channel = self._setup, task.channel
-        quantiser = channel.quantiser
-        form = VectorForm(len(channel.support), quantiser.modulus_bits, quantiser.levels)
-        return SecAggClient(
-            client_id=setup.client_id,
-            identity=setup.identity,
-            roster=setup.roster,
-            policy=client_policy(setup.experiment, self._contract.dimension, round=task.round, form=form),
-            guard=setup.guard,
-            context=task.context(bytes.fromhex(setup.experiment.digest()), setup.run),
-        )
-
     # --- the end -------------------------------------------------------------------------------------
 
     def _close(self, message: wire.Message) -> wire.Message:  # noqa: ARG002
@@ -312,15 +243,8 @@ class FederationClient:
         identity = self._setup.identity
         return self._setup.ledger.anchor(sign=identity.sign, public_key=identity.public_bytes).to_bytes()
 
-    def _current(self) -> _Round:
+    def _current(self) -> RoundRelease:
         """Return the round in progress."""
         if self._round is None:
             raise FederationError("a message of a round came before the round began")
         return self._round
-
-
-def _hex(value: bytes | None) -> str:
-    """Return an id of the running session as hex."""
-    if value is None:
-        raise FederationError("a phase of secure aggregation came out of turn")
-    return value.hex()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +22,11 @@ from fedlora_priv.errors import BudgetError, FederationError, FedloraError, Stat
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.files import write_metrics
-from fedlora_priv.federation.rounds import BUDGET_CODE, RoundConductor, RoundRecord
+from fedlora_priv.federation.rounds import BUDGET_CODE, RoundConductor, RoundRecord, RoundResult
 from fedlora_priv.federation.server import FederationServer, ServerState
+from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.base import State
+from fedlora_priv.methods.errors import SumError
 
 CERTIFIED_POINTS = 24
 """So many bounds on ε are certified for the progress line and the curve over a run, all different plans together."""
@@ -82,9 +85,8 @@ class Loop:
 
     def _begin(self, initial: State) -> tuple[ServerState, History]:
         """Return the state before the first round, evaluated and checkpointed."""
-        noise = max(plan.noise_multiplier for plan in self.plans.values())
-        state = self.server.begin(initial, noise)
-        history = History(quality_before=self.evaluate(initial) if self.evaluate else None)
+        state = self.server.begin(initial)
+        history = History(quality_before=self.evaluate(state.state) if self.evaluate else None)
         checkpoint.save(self._checkpoints, state, history)
         return state, history
 
@@ -93,11 +95,8 @@ class Loop:
         rounds = self.experiment.federation.rounds
         self.progress.round_started(state.round + 1, rounds)
         task = self.server.task(state)
-        result = self.conductor.conduct(task)
-        if result.ring_sum is None:
-            state = self.server.skip(state, task)
-        else:
-            state = self.server.advance(state, task, result.ring_sum, len(result.record.survivors))
+        result = self.conductor.conduct(task, partial(self.server.announce, state, task))
+        state = self._advance(state, task, result)
         history.records.append(result.record)
         history.anchors |= {
             client_id: anchor.to_bytes().hex() for client_id, anchor in result.anchors.items()
@@ -109,6 +108,19 @@ class Loop:
         history.metrics.append(row)
         self.progress.round_finished(row)
         return state
+
+    def _advance(self, state: ServerState, task: RoundTask, result: RoundResult) -> ServerState:
+        """Return the state after a round and certify it in its record; a spoilt sum loses the round."""
+        if result.summed is None:
+            return self.server.skip(state, task)
+        try:
+            advanced = self.server.advance(state, task, result.summed)
+        except SumError as error:
+            result.record.aborted = str(error)
+            return self.server.skip(state, task)
+        certificate = self.server.certify(state, task, result.summed, advanced)
+        result.record.certificate = None if certificate is None else certificate.to_json()
+        return advanced
 
     def _row(self, record: RoundRecord, quality: float | None, traffic: Traffic) -> dict[str, Any]:
         """Return a round's line of metrics; ε bounds what the rounds so far cost, planned retries included.

@@ -76,12 +76,12 @@ def planned_bytes(parts: Parts) -> dict[str, Any]:
 
     Keys, shares and framing come on top; the report counts them on the wire.
     """
-    server = FederationServer(parts.experiment, parts.layout, parts.method)
     noise = max(plan.noise_multiplier for plan in parts.plans.values())
-    channel = server.task(server.begin(parts.initial, noise)).channel
+    server = FederationServer(parts.experiment, parts.layout, parts.method, noise)
+    channel = server.task(server.begin(parts.initial)).first.channel
     bits = channel.quantiser.modulus_bits
     return {
-        "coordinates": channel.contract.dimension,
+        "coordinates": channel.dimension,
         "coordinates_that_travel": len(channel.support),
         "modulus_bits": bits,
         "values_per_client_and_round": -(-len(channel.support) * bits // 8),

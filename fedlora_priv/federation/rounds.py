@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,11 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
+from fedlora_priv.federation.exchange import Exchange, Summed
 from fedlora_priv.federation.session import session_parameters
 from fedlora_priv.federation.task import RoundTask
-from fedlora_priv.methods.base import Layout
+from fedlora_priv.methods.base import State
+from fedlora_priv.methods.errors import SumError
 from protocols.errors import ProtocolError, RemoteProtocolError, SessionAborted
 from protocols.packing import unpack
 from protocols.secagg.identity import Roster
@@ -80,122 +82,212 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """The modular sum of the survivors' uploads (None if the round was lost) and the record of the round."""
+    """The record of a round and the sums of its exchanges, or None if it was lost; who signed what of its ledger."""
 
     record: RoundRecord
-    ring_sum: NDArray[np.uint32] | None = None
+    summed: Summed | None = None
     anchors: Mapping[str, Anchor] = field(default_factory=dict)
 
 
+Announce = Callable[[Summed], Exchange | None]
+"""The round's next exchange, given the sums so far; None if they are enough."""
+
+
+class _NoSumError(Exception):
+    """An exchange gave no sum; says why."""
+
+
+@dataclass
+class _Running:
+    """A round in progress.
+
+    Args:
+        participants: who is asked next: those who have trained, then those in the first exchange's sum.
+        anchors: the last one of each client, as signed.
+    """
+
+    task: RoundTask
+    record: RoundRecord
+    participants: tuple[str, ...] = ()
+    anchors: dict[str, Anchor] = field(default_factory=dict)
+
+
 class RoundConductor:
-    """Conducts rounds of one experiment over an engine; keeps nothing between them."""
+    """Conducts rounds of one experiment over an engine; keeps nothing between them.
+
+    Args:
+        begun: the global state before the first round, which every client has.
+    """
 
     def __init__(
-        self, experiment: Experiment, layout: Layout, roster: Roster, run: bytes, engine: Engine
+        self, experiment: Experiment, begun: State, roster: Roster, run: bytes, engine: Engine
     ) -> None:
         self._experiment = experiment
-        self._layout = layout
+        self._begun = begun
         self._roster = roster
         self._run = run
         self._engine = engine
 
-    def conduct(self, task: RoundTask) -> RoundResult:
-        """Return the sum over the survivors of the task's round."""
-        record = RoundRecord(task.round)
-        participants = self._train(task, record)
-        if self._experiment.secure_aggregation.mode == "insecure":
-            return self._plain_sum(task, participants, record)
-        return self._secure_sum(task, participants, record)
+    def conduct(self, task: RoundTask, announce: Announce) -> RoundResult:
+        """Return the sums over the survivors of the task's round, exchange after exchange.
 
-    def _train(self, task: RoundTask, record: RoundRecord) -> tuple[str, ...]:
+        All exchanges have the same survivors. If a later one is lost, so is the round, unless it is optional.
+        """
+        running = _Running(task, RoundRecord(task.round))
+        running.participants = self._train(running)
+        summed: Summed | None = None
+        try:
+            summed = self._exchanges(running, announce)
+        except (_NoSumError, SumError) as error:
+            running.record.aborted = str(error)
+        return RoundResult(running.record, summed, running.anchors)
+
+    def _exchanges(self, running: _Running, announce: Announce) -> Summed:
+        """Return the sums of all exchanges of a round; of those before an optional one, if that is lost.
+
+        Raises:
+            _NoSumError, SumError: the round is lost.
+        """
+        first = running.task.first
+        total = self._sum(running, first)
+        summed = Summed((first,), (total,), len(running.participants))
+        while (exchange := announce(summed)) is not None:
+            try:
+                total = self._sum(running, exchange)
+            except _NoSumError:
+                if exchange.optional:
+                    return summed
+                raise
+            summed = Summed((*summed.exchanges, exchange), (*summed.ring_sums, total), summed.n)
+        return summed
+
+    def _train(self, running: _Running) -> tuple[str, ...]:
         """Ask everybody to train; return those who did, in roster order."""
-        message = wire.encode(task.to_message(self._layout))
-        answers = self._ask(dict.fromkeys(self._engine.client_ids, message), wire.TRAINED, "train", record)
+        message = wire.encode(running.task.to_message(self._begun))
+        step = Step(running.task.round, "train")
+        answers = self._ask(running, dict.fromkeys(self._engine.client_ids, message), wire.TRAINED, step)
         return tuple(client_id for client_id in self._engine.client_ids if client_id in answers)
 
     def _ask(
-        self, messages: Mapping[str, bytes], kind: str, phase: str, record: RoundRecord
+        self, running: _Running, messages: Mapping[str, bytes], kind: str, step: Step
     ) -> dict[str, wire.Message]:
         """Return the good answers; whoever is silent or answers anything else is lost, or has refused."""
-        answers = self._engine.exchange(messages, Step(record.round, phase))
+        answers, record = self._engine.exchange(messages, step), running.record
         good = {}
         for client_id in messages:
             if client_id not in answers:
-                record.lost.append((client_id, phase))
+                record.lost.append((client_id, step.name))
                 continue
             try:
                 answer = wire.decode(answers[client_id])
             except FederationError:
-                record.lost.append((client_id, phase))
+                record.lost.append((client_id, step.name))
                 continue
             if answer.kind == kind:
                 good[client_id] = answer
             elif answer.kind == wire.REFUSED:
                 record.refused.append((client_id, str(answer.fields.get("code"))))
             else:
-                record.lost.append((client_id, phase))
+                record.lost.append((client_id, step.name))
         return good
 
-    def _secure_sum(self, task: RoundTask, participants: tuple[str, ...], record: RoundRecord) -> RoundResult:
-        """Run one session of secure aggregation over the participants."""
+    def _sum(self, running: _Running, exchange: Exchange) -> NDArray[np.uint32]:
+        """Return the modular sum of one exchange; those in the first one's are the participants from then on.
+
+        Raises:
+            _NoSumError: too few clients for it.
+        """
+        if exchange.number:
+            self._tell(running, exchange)
+        insecure = self._experiment.secure_aggregation.mode == "insecure"
+        survivors, total = (self._plain_sum if insecure else self._secure_sum)(running, exchange)
+        running.participants = running.record.survivors = survivors
+        return total
+
+    def _tell(self, running: _Running, exchange: Exchange) -> None:
+        """Tell everybody in the first exchange's sum what was announced.
+
+        Raises:
+            _NoSumError: one of them is gone.
+        """
+        message, step = (
+            wire.encode(exchange.to_message()),
+            Step(running.task.round, "announce", exchange.number),
+        )
+        ready = self._ask(running, dict.fromkeys(running.participants, message), wire.READY, step)
+        if len(ready) < len(running.participants):
+            raise _NoSumError(
+                f"exchange {exchange.number} needs all {len(running.participants)} clients of the first one, and "
+                f"{len(ready)} were ready"
+            )
+
+    def _secure_sum(
+        self, running: _Running, exchange: Exchange
+    ) -> tuple[tuple[str, ...], NDArray[np.uint32]]:
+        """Run one session of secure aggregation over the participants; return its survivors and their sum."""
         try:
-            parameters = self._parameters(task, participants)
+            parameters = self._parameters(running, exchange)
             server = SecAggServer(parameters=parameters, roster=self._roster)
-            exchange = ExchangeRecord(parameters.session_id.hex())
-            record.exchanges.append(exchange)
+            told = exchange.announced_digest.hex() if exchange.number else None
+            entry = ExchangeRecord(parameters.session_id.hex(), announced=told)
+            running.record.exchanges.append(entry)
             outgoing = server.start()
             for phase in PHASES:
-                self._phase(server, phase, outgoing, record)
+                self._phase(running, server, outgoing, Step(running.task.round, phase, exchange.number))
                 outgoing = server.advance()
             result = server.result()
         except SessionAborted as error:
-            record.aborted = f"secure aggregation ended in {error.phase}: {error.reason}"
-            return RoundResult(record)
-        record.survivors, exchange.transcript = result.survivors, result.transcript.hex()
-        return RoundResult(record, result.sum, _anchors(result.attachments, self._roster))
+            where = Step(running.task.round, error.phase, exchange.number).name
+            raise _NoSumError(f"secure aggregation ended in {where}: {error.reason}") from error
+        entry.transcript = result.transcript.hex()
+        running.anchors |= _anchors(result.attachments, self._roster)
+        return result.survivors, result.sum
 
     def _phase(
-        self, server: SecAggServer, phase: str, outgoing: Mapping[str, bytes], record: RoundRecord
+        self, running: _Running, server: SecAggServer, outgoing: Mapping[str, bytes], step: Step
     ) -> None:
         """Deliver one phase's messages and hand the answers to the protocol."""
         messages = {
-            client_id: wire.encode(wire.Message(wire.PHASE, {"phase": phase}, {"body": body}))
+            client_id: wire.encode(wire.Message(wire.PHASE, {"phase": step.phase}, {"body": body}))
             for client_id, body in outgoing.items()
         }
-        for client_id, answer in self._ask(messages, wire.PHASE, phase, record).items():
+        for client_id, answer in self._ask(running, messages, wire.PHASE, step).items():
             try:
                 server.receive(client_id, answer.blobs.get("body", b""))
             except RemoteProtocolError as error:
-                record.lost.append((error.client_id, phase))
+                running.record.lost.append((error.client_id, step.name))
 
-    def _parameters(self, task: RoundTask, participants: tuple[str, ...]) -> SessionParameters:
-        """Return the proposal of this round's session.
+    def _parameters(self, running: _Running, exchange: Exchange) -> SessionParameters:
+        """Return the proposal of an exchange's session.
 
         Raises:
             SessionAborted: fewer participants than a sum may have.
         """
-        n = len(participants)
+        n, task, quantiser = len(running.participants), running.task, exchange.channel.quantiser
         _, _, least = self._experiment.secure_aggregation.thresholds(self._experiment.federation.clients)
         if n < least:
-            lost = tuple(sorted(set(self._engine.client_ids) - set(participants)))
+            lost = tuple(sorted(set(self._engine.client_ids) - set(running.participants)))
             raise SessionAborted("train", lost, f"{n} clients take part, a sum needs {least}")
-        quantiser = task.channel.quantiser
         return session_parameters(
             self._experiment,
-            participants,
+            running.participants,
             round=task.round,
+            exchange=exchange.number,
             session_id=secrets.token_bytes(32),
-            context=task.context(bytes.fromhex(self._experiment.digest()), self._run),
-            vector_length=len(task.channel.support),
+            context=task.context(bytes.fromhex(self._experiment.digest()), self._run, exchange),
+            vector_length=len(exchange.channel.support),
             modulus_bits=quantiser.modulus_bits,
             bound=quantiser.levels,
         )
 
-    def _plain_sum(self, task: RoundTask, participants: Iterable[str], record: RoundRecord) -> RoundResult:
+    def _plain_sum(self, running: _Running, exchange: Exchange) -> tuple[tuple[str, ...], NDArray[np.uint32]]:
         """Add the unmasked uploads: the `insecure` path, for baselines and for tests of the masked one."""
-        request = wire.encode(wire.Message(wire.UPLOAD))
-        answers = self._ask(dict.fromkeys(participants, request), wire.UPLOAD, "upload", record)
-        quantiser, k = task.channel.quantiser, len(task.channel.support)
+        request, step = (
+            wire.encode(wire.Message(wire.UPLOAD)),
+            Step(running.task.round, "upload", exchange.number),
+        )
+        answers = self._ask(running, dict.fromkeys(running.participants, request), wire.UPLOAD, step)
+        quantiser, k = exchange.channel.quantiser, len(exchange.channel.support)
         total = np.zeros(k, dtype=np.uint32)
         survivors = []
         for client_id, answer in answers.items():
@@ -203,14 +295,15 @@ class RoundConductor:
                 total += unpack(answer.blobs.get("body", b""), quantiser.modulus_bits, k)
                 survivors.append(client_id)
             except ProtocolError:
-                record.lost.append((client_id, "upload"))
+                running.record.lost.append((client_id, step.name))
         total &= np.uint32((1 << quantiser.modulus_bits) - 1)
-        record.survivors = tuple(survivors)
         if not survivors:
-            record.aborted = "no client sent an upload"
-            return RoundResult(record)
-        record.exchanges.append(ExchangeRecord())
-        return RoundResult(record, total)
+            raise _NoSumError("no client sent an upload")
+        if exchange.number and len(survivors) < len(running.participants):
+            raise _NoSumError(f"exchange {exchange.number} lost a client of the first one")
+        told = exchange.announced_digest.hex() if exchange.number else None
+        running.record.exchanges.append(ExchangeRecord(announced=told))
+        return tuple(survivors), total
 
 
 def _anchors(attachments: Mapping[str, bytes], roster: Roster) -> dict[str, Anchor]:

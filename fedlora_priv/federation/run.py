@@ -25,6 +25,8 @@ from fedlora_priv.federation.rounds import RoundConductor
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.setup import Parts, assemble, make_clients
+from fedlora_priv.federation.task import begin
+from fedlora_priv.methods import server_optimizer_for
 from fedlora_priv.reports.summary import environment_text
 
 Amend = Callable[[Parts, RunFolder], Parts]
@@ -89,10 +91,14 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress, amend
     try:
         roster.save(folder.path / "roster.json")
         engine = Metered(LocalEngine(clients, experiment.simulate.dropouts, progress.answered))
+        noise = max(plan.noise_multiplier for plan in parts.plans.values())
+        optimizer = server_optimizer_for(experiment)
+        server = FederationServer(experiment, parts.layout, parts.method, noise, optimizer)
+        begun = begin(parts.method, parts.layout, parts.initial, experiment)
         loop = Loop(
             experiment=experiment,
-            server=FederationServer(experiment, parts.layout, parts.method),
-            conductor=RoundConductor(experiment, parts.layout, roster, folder.run, engine),
+            server=server,
+            conductor=RoundConductor(experiment, begun, roster, folder.run, engine),
             engine=engine,
             plans=parts.plans,
             folder=folder.path,

@@ -1,37 +1,36 @@
-"""The server's half of a round: from public state to a task, and from a sum to the next public state.
+"""The server's half of a round: from public state to a task, between its exchanges, and from sums to the next state.
 
 Everything here is a function of the experiment file and of sums that were already released, so all of it is
-public: the global state, the scores that choose the support, the quantisation bounds. Nothing here sees one
-client's upload.
+public: the global state, the scores that choose the support, the quantisation bounds, an optimiser's moments.
+Nothing here sees one client's upload.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.channel import UploadChannel
-from fedlora_priv.federation.task import RoundTask
-from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
+from fedlora_priv.federation.exchange import Exchange, Summed
+from fedlora_priv.federation.rehearsal import rehearsed_bounds
+from fedlora_priv.federation.task import RoundTask, begin
+from fedlora_priv.methods.base import Certificate, Contract, Layout, Method, Shared, State
+from fedlora_priv.methods.optimizers import Moments, ServerOptimizer, require_mean_moves
 from protocols.sparsify import Support, dense, seeded_random_k, server_topk
 
-REHEARSAL_HEADROOM = 2.0
-"""First bounds: this many times the largest entry of a rehearsed upload (a clipped value is not an error)."""
-
 SUM_HEADROOM = 2.0
-"""Later bounds: this many times √n times the largest entry of the last mean.
+"""A bound is this many times √n times the largest entry of the last mean.
 
 Under DP noise one client's entries are about √n times those of the mean over n clients.
 """
 
 SLOWEST_SHRINK = 0.5
-"""A bound at most halves from one round to the next, so that one quiet round cannot starve the next."""
+"""A bound at most halves from one sum of an array to the next, so that one quiet round cannot starve the next."""
 
 
 @dataclass(frozen=True)
@@ -40,104 +39,158 @@ class ServerState:
 
     Args:
         round: rounds finished so far.
-        state: the global adapter.
-        bounds: for each uploaded array the largest magnitude that may travel in the next round.
-        scores: accumulated mean upload, float32 of shape (dimension,); its magnitude ranks coordinates.
+        state: the global state.
+        bounds: for each array that has been summed, the largest magnitude that may travel when it next does.
+        scores: for each array that has been summed, its accumulated mean, float32: its magnitude ranks coordinates.
+            Only where an experiment chooses coordinates by them.
+        moments: what the server optimiser remembers.
     """
 
     round: int
     state: State
-    bounds: Mapping[str, float]
-    scores: NDArray[np.float32]
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    moments: Moments = field(default_factory=dict)
 
 
 class FederationServer:
-    """Turns state into tasks and sums into state, for one experiment."""
+    """Turns state into tasks and sums into state, for one experiment.
 
-    def __init__(self, experiment: Experiment, layout: Layout, method: Method) -> None:
+    Args:
+        experiment, layout, method: what is run, on which arrays, and how they are combined.
+        noise_multiplier: the largest of the clients' plans, for a rehearsal of what has never been summed.
+        optimizer: what is made of a mean change; None just adds it.
+
+    Raises:
+        AssumptionError: the method does more than move arrays by their mean change, and there is an optimiser.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        layout: Layout,
+        method: Method,
+        noise_multiplier: float,
+        optimizer: ServerOptimizer | None = None,
+    ) -> None:
+        if optimizer is not None:
+            require_mean_moves(method)
         self._experiment = experiment
         self._layout = layout
         self._method = method
-        self.contract: Contract = method.contract(layout)
+        self._noise_multiplier = noise_multiplier
+        self._optimizer = optimizer
 
-    def begin(self, initial: State, noise_multiplier: float) -> ServerState:
-        """Return the state before the first round; `noise_multiplier` is the largest of the plans."""
-        bounds = self._rehearsed_bounds(initial, noise_multiplier)
-        return ServerState(0, initial, bounds, np.zeros(self.contract.dimension, dtype=np.float32))
+    def begin(self, initial: State) -> ServerState:
+        """Return the state before the first round, from the model as it was loaded."""
+        return ServerState(0, begin(self._method, self._layout, initial, self._experiment))
 
     def task(self, server: ServerState) -> RoundTask:
         """Return the task of the next round."""
         number = server.round + 1
-        channel = UploadChannel(
-            self.contract,
-            self._support(server.scores, number),
-            server.bounds,
-            self._experiment.communication.value_bits,
-            self._experiment.federation.clients,
-        )
-        return RoundTask(number, server.state, channel)
+        support = self._support(server.scores, number)
+        return RoundTask(number, server.state, Exchange(0, {}, self._channel(server, number, 0, support)))
 
-    def advance(
-        self, server: ServerState, task: RoundTask, ring_sum: NDArray[np.uint32], n: int
-    ) -> ServerState:
-        """Return the state after the task's round, given the modular sum over `n` survivors."""
-        sums = task.channel.sums(ring_sum)
-        state = self._method.combine(self._layout, server.state, sums, n, self._shared(task.round))
-        mean = task.channel.flatten({name: (total / n).astype(np.float32) for name, total in sums.items()})
-        bounds = {name: _next_bound(server.bounds[name], total / n, n) for name, total in sums.items()}
-        return ServerState(task.round, state, bounds, server.scores + mean)
+    def announce(self, server: ServerState, task: RoundTask, summed: Summed) -> Exchange | None:
+        """Return the round's next exchange, given the sums so far, or None if they are enough.
+
+        Raises:
+            SumError: a sum is none that honest clients can have added up to.
+        """
+        method, shared = self._method.at(task.round), self._shared(task, summed.exchanges[-1])
+        announced = method.announce(self._layout, server.state, summed.sums, summed.n, shared)
+        if announced is None:
+            return None
+        number, contract = shared.exchange + 1, method.contract(self._layout)
+        channel = self._channel(server, task.round, number, dense(contract.size(number)))
+        return Exchange(number, announced, channel, optional=contract.may_stop_early)
+
+    def advance(self, server: ServerState, task: RoundTask, summed: Summed) -> ServerState:
+        """Return the state after the task's round, given the sums of all its exchanges.
+
+        Raises:
+            SumError: as in `announce`.
+        """
+        method, shared = self._method.at(task.round), self._shared(task, summed.exchanges[-1])
+        state = method.combine(self._layout, server.state, summed.sums, summed.n, shared)
+        moments = server.moments
+        if self._optimizer is not None:
+            state, moments = self._optimizer.step(method, self._layout, server.state, state, moments)
+        means = {name: total / summed.n for name, total in summed.sums.items()}
+        bounds = dict(server.bounds)
+        for exchange in summed.exchanges:
+            for name, bound in exchange.channel.bounds.items():
+                bounds[name] = _next_bound(bound, means[name], summed.n)
+        scores = self._scores(server, method.contract(self._layout), means)
+        return ServerState(task.round, state, bounds, scores, moments)
+
+    def certify(
+        self, server: ServerState, task: RoundTask, summed: Summed, advanced: ServerState
+    ) -> Certificate | None:
+        """Return how far the state after the round is from the mean of the clients' products, where sums tell."""
+        method, shared = self._method.at(task.round), self._shared(task, summed.exchanges[-1])
+        return method.certify(self._layout, server.state, summed.sums, summed.n, shared, advanced.state)
 
     def skip(self, server: ServerState, task: RoundTask) -> ServerState:
         """Return the state after a round that was lost: nothing changed but its number."""
-        return ServerState(task.round, server.state, server.bounds, server.scores)
+        return replace(server, round=task.round)
 
-    def _shared(self, number: int) -> Shared:
-        """Return what everybody knows in that round."""
-        return Shared(self._experiment.experiment.seed, number)
+    def _shared(self, task: RoundTask, exchange: Exchange) -> Shared:
+        """Return what everybody knew in that exchange."""
+        seed = self._experiment.experiment.seed
+        return Shared(seed, task.round, exchange.number, exchange.announced)
 
-    def _support(self, scores: NDArray[np.float32], number: int) -> Support:
-        """Return the coordinates that travel in that round, from public things only."""
-        communication = self._experiment.communication
-        d = self.contract.dimension
+    def _channel(self, server: ServerState, round: int, number: int, support: Support) -> UploadChannel:
+        """Return the channel of an exchange, with rehearsed bounds for arrays of which nothing is known yet."""
+        method = self._method.at(round)
+        contract = method.contract(self._layout)
+        shapes = contract.exchange(number)
+        bounds = {**server.bounds, **contract.limits}
+        if not shapes.keys() <= bounds.keys():
+            bounds = self._rehearsed(server, method, round, number) | bounds
+        bits, clients = self._experiment.communication.value_bits, self._experiment.federation.clients
+        return UploadChannel(shapes, support, {name: bounds[name] for name in shapes}, bits, clients)
+
+    def _rehearsed(self, server: ServerState, method: Method, round: int, number: int) -> dict[str, float]:
+        """Return bounds of an exchange's arrays that no sum has had a part in."""
+        return rehearsed_bounds(
+            self._experiment,
+            self._layout,
+            method,
+            server.state,
+            round=round,
+            exchange=number,
+            noise_multiplier=self._noise_multiplier,
+        )
+
+    def _support(self, scores: Mapping[str, NDArray[np.float32]], number: int) -> Support:
+        """Return the coordinates that travel in a round's first exchange, from public things only."""
+        communication, contract = (
+            self._experiment.communication,
+            self._method.at(number).contract(self._layout),
+        )
+        d = contract.dimension
         k = max(1, math.ceil(communication.density * d))
         seed = f"{self._experiment.experiment.seed}/{number}".encode()
+        if contract.travels_whole or communication.support == "dense":
+            return dense(d)
         if communication.support == "seeded-random-k":
             return seeded_random_k(d, k, seed)
-        if communication.support == "server-topk":
-            return server_topk(np.abs(scores), k, communication.exploration, seed)
-        return dense(d)
+        flat = [scores.get(name, np.zeros(shape)).ravel() for name, shape in contract.uploads.items()]
+        return server_topk(
+            np.abs(np.concatenate(flat)).astype(np.float32), k, communication.exploration, seed
+        )
 
-    def _rehearsed_bounds(self, initial: State, noise_multiplier: float) -> dict[str, float]:
-        """Return the first bounds, from the upload of a made-up client.
-
-        Before the first sum nothing is known of the uploads but what the experiment file says, so a client is
-        acted out whose trained arrays move by Gaussian steps of the planned size, from the public seed.
-        """
-        spread = planned_step(self._experiment, self._layout, self.contract, noise_multiplier)
-        trained = dict(initial)
-        for name, array in initial.items():
-            if self._layout.role(name) in self.contract.trains:
-                rng = np.random.default_rng([self._experiment.experiment.seed, zlib.crc32(name.encode())])
-                trained[name] = (array + spread * rng.standard_normal(array.shape)).astype(np.float32)
-        upload = self._method.upload(self._layout, initial, trained, self._shared(0))
-        return {name: REHEARSAL_HEADROOM * float(np.abs(array).max()) for name, array in upload.items()}
-
-
-def planned_step(
-    experiment: Experiment, layout: Layout, contract: Contract, noise_multiplier: float
-) -> float:
-    """Return how far one coordinate is planned to move in a round (root mean square), from public values.
-
-    SGD adds, per step, noise of standard deviation z·C/batch and a signal of norm at most about C, spread
-    over the d trained coordinates; Adam moves every coordinate by about the learning rate.
-    """
-    training, steps = experiment.training, experiment.federation.local_steps
-    if training.optimizer == "adam":
-        return training.learning_rate * steps
-    trained = [shape for name, shape in layout.shapes().items() if layout.role(name) in contract.trains]
-    d = sum(int(np.prod(shape)) for shape in trained)
-    noise = math.sqrt(steps) * noise_multiplier / training.batch_size
-    return training.learning_rate * training.clip_norm * (noise + steps / math.sqrt(d))
+    def _scores(
+        self, server: ServerState, contract: Contract, means: Mapping[str, NDArray[np.float64]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the scores with the means added of what travels in part."""
+        scores = dict(server.scores)
+        if self._experiment.communication.support == "server-topk" and not contract.travels_whole:
+            for name in contract.uploads:
+                mean = means[name].astype(np.float32)
+                scores[name] = scores[name] + mean if name in scores else mean
+        return scores
 
 
 def _next_bound(bound: float, mean: NDArray[np.float64], n: int) -> float:

@@ -17,19 +17,26 @@ def session_parameters(
     participants: tuple[str, ...],
     *,
     round: int,
+    exchange: int = 0,
     session_id: bytes,
     context: bytes,
     vector_length: int,
     modulus_bits: int,
     bound: int,
 ) -> SessionParameters:
-    """Return the proposal of one round's session over these participants, on a complete graph."""
+    """Return the proposal of one exchange's session over these participants, on a complete graph.
+
+    The participants of a later exchange are those whose sum the first one gave, and all of them must be in the sum:
+    that of others would be no part of the same thing, and told apart from the first it would say who differs.
+    """
     secure = experiment.secure_aggregation
     quorum, threshold, min_survivors = secure.thresholds(experiment.federation.clients)
+    if exchange > 0:
+        min_survivors = len(participants)
     return SessionParameters(
         session_id=session_id,
         round=round,
-        exchange=0,
+        exchange=exchange,
         roster=participants,
         max_colluders=secure.max_colluders,
         quorum=quorum,
@@ -44,11 +51,19 @@ def session_parameters(
 
 
 def client_policy(
-    experiment: Experiment, max_vector_length: int, *, round: int, form: VectorForm | None = None
+    experiment: Experiment,
+    max_vector_length: int,
+    *,
+    round: int,
+    exchange: int = 0,
+    cohort: frozenset[str] | None = None,
+    form: VectorForm | None = None,
 ) -> ClientPolicy:
-    """Return what a client of this experiment accepts for its update of that round, whatever a server proposes.
+    """Return what a client of this experiment accepts for its upload of that exchange, whatever a server proposes.
 
-    `form` is that of the client's own upload: whether it refuses must not depend on what is in it.
+    Args:
+        cohort: who was summed in the round's first exchange; None in that one itself.
+        form: that of the client's own upload: whether it refuses must not depend on what is in it.
 
     A client may mask again in a failed round (`allow_remask`): in mode `local`, the only one there is, its
     update is private by itself.
@@ -63,7 +78,8 @@ def client_policy(
         max_clients=clients,
         max_vector_length=max_vector_length,
         max_modulus_bits=MAX_MODULUS_BITS,
-        exact_round=(round, 0),
+        exact_roster=cohort,
+        exact_round=(round, exchange),
         exact_form=form,
         allow_remask=True,
     )

@@ -31,7 +31,7 @@ from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.state_check import StateCheck
-from fedlora_priv.methods import Layout, Method, Role, State, for_experiment, phases, server_optimizer_for
+from fedlora_priv.methods import Layout, Method, Role, State, for_experiment, phases
 from fedlora_priv.modeling import add_squares, with_rank
 from fedlora_priv.precision import resolve_device
 from fedlora_priv.training import PrivateTrainer, Rehearsal, StepSettings, TokenisedExamples, rehearse
@@ -209,14 +209,10 @@ def trainers_by_client(experiment: Experiment, trainer: PrivateTrainer) -> dict[
 
 
 def _runnable(experiment: Experiment) -> Method:
-    """Return the experiment's method, if rounds of one exchange over one kind of state are all that it needs."""
-    method, asked = for_experiment(experiment), experiment.aggregation
-    plain = method.name in ("fedit", "ffa", "fra") and server_optimizer_for(experiment) is None
-    if not plain or asked.products == "two-pass" or asked.fallback != "none":
-        raise ConfigError(
-            f"federation.method = {method.name!r} with these options cannot be run yet",
-            "choose 'fedit', 'ffa', or 'fra' without fallback",
-        )
+    """Return the experiment's method, if its result is A, B and head that are the same for everybody."""
+    method = for_experiment(experiment)
+    if method.changes_base or method.name in ("fed-sb", "fedsa"):
+        raise ConfigError(f"federation.method = {method.name!r} cannot be run yet", "choose another method")
     return method
 
 

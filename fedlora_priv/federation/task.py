@@ -1,84 +1,105 @@
-"""What a round is about: the global state it starts from, and how uploads travel in it.
+"""What a round is about: the global state it starts from, and how uploads travel in its first exchange.
 
 Both sides build a `RoundTask`, the server from its own state and each client *from the bytes it loaded*; its
-`context` enters every mask. A server that gives one client another model, support or bound gets masks that
-do not cancel, never that client's update.
+`context` enters every mask. A server that gives one client another model, support, bound or announcement gets
+masks that do not cancel, never that client's update.
+
+What travels down is whatever differs from the state that the first round began with, which everybody has. Shapes
+travel along, for what a method has added to the base weights grows; each is checked against the layout before
+a byte of its array is looked at.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.channel import UploadChannel
-from fedlora_priv.methods.base import Contract, Layout, State
-from protocols.errors import ProtocolError
-from protocols.sparsify import Support
+from fedlora_priv.federation.exchange import SUPPORT_BLOB, Exchange, first_channel
+from fedlora_priv.methods import residual
+from fedlora_priv.methods.base import Layout, Method, Shapes, Shared, State
 
-SUPPORT_BLOB = "support"
 STATE_PREFIX = "state/"
 
 
 @dataclass(frozen=True)
 class RoundTask:
-    """One round: its number (1-based), the global state at its start, and its upload channel."""
+    """One round: its number (1-based), the global state at its start, and its first exchange."""
 
     round: int
     state: State
-    channel: UploadChannel
+    first: Exchange
 
+    @cached_property
     def state_digest(self) -> bytes:
-        """Return 32 bytes over the round's number and every array it starts from, frozen ones included."""
-        digest = hashlib.sha256(b"fedlora-priv round state v1" + self.round.to_bytes(4, "big"))
-        for name in sorted(self.state):
-            array = np.ascontiguousarray(self.state[name], "<f4")
-            digest.update(hashlib.sha256(f"{name} {array.shape}".encode()).digest())
-            digest.update(hashlib.sha256(array.tobytes()).digest())
-        return digest.digest()
+        """32 bytes over the round's number and every array it starts from, frozen ones included."""
+        label = b"fedlora-priv round state v1" + self.round.to_bytes(4, "big")
+        return wire.arrays_digest(label, self.state)
 
-    def context(self, experiment: bytes, run: bytes) -> bytes:
-        """Return the 32 bytes that bind masks to this model, experiment, run, support and quantiser."""
-        parts = (experiment, run, self.state_digest(), self.channel.digest())
+    def context(self, experiment: bytes, run: bytes, exchange: Exchange) -> bytes:
+        """Return the 32 bytes that bind the masks of an exchange to it, this state, this experiment and run."""
+        parts = (experiment, run, self.state_digest, exchange.digest())
         hashed = b"".join(hashlib.sha256(part).digest() for part in parts)
-        return hashlib.sha256(b"fedlora-priv context v1" + hashed).digest()
+        return hashlib.sha256(b"fedlora-priv context v2" + hashed).digest()
 
-    def to_message(self, layout: Layout) -> wire.Message:
-        """Return the message that starts this round; frozen arrays do not travel, everybody has them."""
-        moving = {n: a for n, a in self.state.items() if layout.role(n) in self.channel.contract.trains}
-        state = {STATE_PREFIX + name: blob for name, blob in wire.pack_arrays(moving).items()}
-        fields = {"round": self.round, "bounds": dict(self.channel.bounds)}
-        return wire.Message(wire.TRAIN, fields, state | {SUPPORT_BLOB: self.channel.support.to_bytes()})
+    def to_message(self, begun: State) -> wire.Message:
+        """Return the message that starts this round; what is as in `begun` does not travel, everybody has it."""
+        moved = {name: array for name, array in self.state.items() if not _same(array, begun.get(name))}
+        fields = {
+            "round": self.round,
+            "bounds": dict(self.first.channel.bounds),
+            "shapes": {name: list(array.shape) for name, array in moved.items()},
+            "state_sha256": self.state_digest.hex(),
+        }
+        state = {STATE_PREFIX + name: blob for name, blob in wire.pack_arrays(moved).items()}
+        return wire.Message(wire.TRAIN, fields, state | {SUPPORT_BLOB: self.first.channel.support.to_bytes()})
 
     @classmethod
     def from_message(
-        cls, message: wire.Message, layout: Layout, contract: Contract, initial: State, experiment: Experiment
+        cls, message: wire.Message, layout: Layout, method: Method, begun: State, experiment: Experiment
     ) -> RoundTask:
-        """Return the task of a server's message; frozen arrays come from the client's own `initial` state.
+        """Return the task of a server's message; what did not travel comes from the client's own `begun` state.
 
         Raises:
-            FederationError: the message does not fit this experiment.
+            FederationError: the message does not fit this experiment, or the client began from other arrays.
         """
-        shapes = {n: s for n, s in layout.shapes().items() if layout.role(n) in contract.trains}
-        blobs = dict(message.blobs)
-        try:
-            support = Support.from_bytes(blobs.pop(SUPPORT_BLOB), contract.dimension)
-            number = _round_number(message.fields["round"], experiment.federation.rounds)
-            bits, clients = experiment.communication.value_bits, experiment.federation.clients
-            channel = UploadChannel(
-                contract, support, _bounds(message.fields["bounds"], contract), bits, clients
+        fields, blobs = message.fields, dict(message.blobs)
+        missing = {"round", "bounds", "shapes", "state_sha256"} - set(fields)
+        if missing or SUPPORT_BLOB not in blobs:
+            raise FederationError(
+                f"the message that starts a round lacks {min(missing, default=SUPPORT_BLOB)}"
             )
-            channel.digest()  # whatever is wrong with the bounds comes out now, before anything is charged
-        except (KeyError, ProtocolError) as error:
-            raise FederationError(f"the message that starts a round lacks or garbles {error}") from None
-        state = wire.unpack_arrays({n.removeprefix(STATE_PREFIX): b for n, b in blobs.items()}, shapes)
-        return cls(number, {**initial, **state}, channel)
+        support = blobs.pop(SUPPORT_BLOB)
+        number = _round_number(fields["round"], experiment.federation.rounds)
+        contract = method.at(number).contract(layout)
+        channel = first_channel(fields["bounds"], support, contract, experiment)
+        shapes = _shapes(fields["shapes"], layout, begun, base=method.changes_base)
+        arrays = {name.removeprefix(STATE_PREFIX): blob for name, blob in blobs.items()}
+        state = wire.unpack_arrays(arrays, shapes, "the global state")
+        task = cls(number, {**begun, **state}, Exchange(0, {}, channel))
+        if task.state_digest.hex() != fields["state_sha256"]:
+            raise FederationError(
+                "server and client do not have the same arrays where none has travelled",
+                "start both from the same weights, with the same experiment file and library versions",
+            )
+        return task
+
+
+def begin(method: Method, layout: Layout, initial: State, experiment: Experiment) -> State:
+    """Return the global state before the first round: all parties compute it from the model as it was loaded."""
+    return method.begin(layout, initial, Shared(experiment.experiment.seed, 0))
+
+
+def _same(array: Any, other: Any) -> bool:
+    """Whether two arrays have the same shape and values."""
+    return other is not None and np.array_equal(array, other)
 
 
 def _round_number(value: object, rounds: int) -> int:
@@ -88,12 +109,25 @@ def _round_number(value: object, rounds: int) -> int:
     return value
 
 
-def _bounds(fields: object, contract: Contract) -> dict[str, float]:
-    """Check that there is one positive finite bound for each array that is uploaded."""
-    if not isinstance(fields, Mapping) or set(fields) != set(contract.uploads):
-        raise FederationError("the quantisation bounds of a round do not name the arrays that are uploaded")
-    bounds = {name: fields[name] for name in contract.uploads}
-    for name, bound in bounds.items():
-        if not isinstance(bound, float) or not math.isfinite(bound) or bound <= 0:
-            raise FederationError(f"the quantisation bound of {name!r} is {bound!r}, not a positive number")
-    return bounds
+def _shapes(fields: object, layout: Layout, begun: State, *, base: bool) -> Shapes:
+    """Return the shapes of what has travelled, each one that an array of the state can have.
+
+    Args:
+        base: whether the state may have gained a residual of the base weights.
+    """
+    if not isinstance(fields, Mapping):
+        raise FederationError("the message that starts a round garbles its shapes")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in fields.items():
+        if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+            raise FederationError(f"array {name!r} of the global state cannot have the shape {shape!r}")
+        shapes[name] = tuple(shape)
+    allowed: dict[str, tuple[int, ...]] = {name: array.shape for name, array in begun.items()}
+    if base:
+        allowed |= residual.shapes(layout, shapes)
+    for name, shape in shapes.items():
+        if allowed.get(name) != shape:
+            raise FederationError(
+                f"the global state has no array {name!r} of shape {shape} in this experiment"
+            )
+    return shapes

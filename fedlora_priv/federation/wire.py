@@ -10,7 +10,9 @@ secure-aggregation messages travel inside as blobs: their own codec, signatures 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,11 +28,13 @@ MAX_HEADER_BYTES = 1 << 20
 
 # server → client
 TRAIN = "train"  # a round begins: global state, support, bounds
+EXCHANGE = "exchange"  # a further exchange of the round begins: what was made of the sums so far, bounds
 PHASE = "phase"  # one phase of secure aggregation (both directions)
 UPLOAD = "upload"  # insecure mode only: send the quantised upload unmasked
 CLOSE = "close"  # the run has ended: send ledger rows and a fresh anchor
 # client → server
 TRAINED = "trained"
+READY = "ready"  # for the exchange that was announced
 REFUSED = "refused"  # with a code, never a text
 STATEMENT = "statement"
 
@@ -94,24 +98,34 @@ def pack_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, bytes]:
     return {name: np.ascontiguousarray(arrays[name], "<f4").tobytes() for name in sorted(arrays)}
 
 
+def arrays_digest(label: bytes, arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """Return 32 bytes that differ whenever a name, a shape or a value does; `label` says what they are of."""
+    digest = hashlib.sha256(label)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name], "<f4")
+        digest.update(hashlib.sha256(f"{name} {array.shape}".encode()).digest())
+        digest.update(hashlib.sha256(array.tobytes()).digest())
+    return digest.digest()
+
+
 def unpack_arrays(
-    blobs: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]
+    blobs: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]], what: str
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the arrays of exactly these names and shapes.
+    """Return the arrays of exactly these names and shapes; `what` names them all in a refusal.
 
     Raises:
         FederationError: a name is missing or too many, a size does not fit, or a value is not finite.
     """
     if set(blobs) != set(shapes):
         raise FederationError(
-            "the global state in a message has other arrays than this experiment's model; "
+            f"{what} in a message has other arrays than this experiment's model; "
             "check that server and clients run the same experiment file"
         )
     arrays = {}
     for name, shape in shapes.items():
-        if len(blobs[name]) != 4 * int(np.prod(shape)):
-            raise FederationError(f"array {name!r} in a message has the wrong size for shape {shape}")
+        if len(blobs[name]) != 4 * math.prod(shape):
+            raise FederationError(f"array {name!r} of {what} has the wrong size for shape {shape}")
         arrays[name] = np.frombuffer(blobs[name], "<f4").reshape(shape).astype(np.float32)
         if not np.isfinite(arrays[name]).all():
-            raise FederationError(f"array {name!r} of the global state is not finite; training has diverged")
+            raise FederationError(f"array {name!r} of {what} is not finite; training has diverged")
     return arrays

@@ -190,6 +190,10 @@ class Contract:
         """Return what travels in one exchange of a round, 0-based."""
         return (self.uploads, *self.later)[number]
 
+    def size(self, number: int) -> int:
+        """Return how many coordinates travel in one exchange of a round, 0-based."""
+        return _size(self.exchange(number))
+
     def announced(self, number: int) -> Shapes:
         """Return what is announced before an exchange, 0-based: nothing before the first."""
         return ({}, *self.announces)[number]

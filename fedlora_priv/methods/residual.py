@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Layout, LoraModule, State
+from fedlora_priv.methods.base import Layout, LoraModule, Shapes, State
 from fedlora_priv.methods.thin import Array, Dense, Group, Product, Thin, plus
 
 NEGLIGIBLE = 1e-7
@@ -71,6 +71,23 @@ def as_adapter(layout: Layout, state: State) -> tuple[Layout, dict[str, NDArray[
         arrays |= {module.b_name: b.astype(np.float32), module.a_name: a.astype(np.float32)}
         modules.append(replace(module, rank=rank))
     return replace(layout, modules=tuple(modules)), arrays
+
+
+def shapes(layout: Layout, held: Shapes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that residuals whose arrays claim those of `held` must have.
+
+    A module has one residual, dense or thin, and a thin one is smaller than a dense one would be; what is neither has
+    no shape here.
+    """
+    allowed: dict[str, tuple[int, ...]] = {}
+    for module in layout.modules:
+        (dense, b, a), m, n = _names(module), module.out_features, module.in_features
+        rank = held[b][-1] if b in held and a in held else 0
+        if dense in held:
+            allowed[dense] = (m, n)
+        elif 0 < rank * (m + n) < m * n:
+            allowed |= {b: (m, rank), a: (rank, n)}
+    return allowed
 
 
 def _factors(module: LoraModule, state: State) -> Thin:

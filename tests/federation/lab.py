@@ -22,8 +22,9 @@ class Lab:
         self.folder = RunFolder.open(self.experiment)
         self.clients, _ = make_clients(self.parts, self.folder)
         self.client: FederationClient = self.clients[0]
-        self.server = FederationServer(self.experiment, self.parts.layout, self.parts.method)
-        self.state: ServerState = self.server.begin(self.parts.initial, 1.0)
+        self.server = FederationServer(self.experiment, self.parts.layout, self.parts.method, 1.0)
+        self.state: ServerState = self.server.begin(self.parts.initial)
+        self.begun = self.state.state
 
     @property
     def ledger(self) -> Any:
@@ -31,7 +32,7 @@ class Lab:
 
     def train(self, state: ServerState | None = None) -> bytes:
         """Return the message that begins a round."""
-        return wire.encode(self.server.task(state or self.state).to_message(self.parts.layout))
+        return wire.encode(self.server.task(state or self.state).to_message(self.begun))
 
     def ask(self, message: bytes) -> wire.Message:
         return wire.decode(self.client.handle(message))

@@ -206,7 +206,7 @@ def test_a_stored_clip_norm_that_is_none_is_damage(lab: Lab, clip_norm: float) -
 
 def test_a_clip_norm_that_no_charge_stands_for_is_refused(lab: Lab) -> None:
     lab.ask(lab.train())
-    store, digest = lab.client._updates, lab.server.task(lab.state).state_digest()
+    store, digest = lab.client._updates, lab.server.task(lab.state).state_digest
     update = store.load(digest)
     assert update is not None
     store.save(digest, replace(update, reservation=999))

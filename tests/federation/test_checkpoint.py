@@ -28,7 +28,11 @@ RECORDS = [
 
 
 def saved(folder: Path) -> tuple[ServerState, History]:
-    state = ServerState(2, {"head": np.ones((2, 3), np.float32)}, {"head": 0.5}, np.arange(6.0))
+    scores, moments = (
+        {"head": np.arange(6, dtype=np.float32)},
+        {"head/first": np.ones((2, 3)), "head/steps": np.ones(())},
+    )
+    state = ServerState(2, {"head": np.ones((2, 3), np.float32)}, {"head": 0.5}, scores, moments)
     history = History([{"round": 1}], RECORDS, {"client-1": "ab"}, 0.5)
     checkpoint.save(folder, state, history)
     return state, history
@@ -39,7 +43,12 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     loaded = checkpoint.load(tmp_path)
     assert loaded is not None
     assert loaded[1] == history
-    np.testing.assert_array_equal(loaded[0].state["head"], state.state["head"])
+    for before, after in (
+        (state.state, loaded[0].state), (state.scores, loaded[0].scores), (state.moments, loaded[0].moments)
+    ):  # fmt: skip
+        assert before.keys() == after.keys()
+        for name in before:
+            np.testing.assert_array_equal(before[name], after[name], strict=True)
     assert (loaded[0].round, loaded[0].bounds) == (2, {"head": 0.5})
 
 

@@ -12,9 +12,11 @@ import pytest
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
+from fedlora_priv.federation.exchange import Summed
 from fedlora_priv.federation.server import FederationServer
 from fedlora_priv.federation.task import RoundTask
-from fedlora_priv.methods import Layout, LoraModule, for_experiment
+from fedlora_priv.methods import Layout, LoraModule, Shared, for_experiment, get
+from fedlora_priv.methods.errors import SumError
 from protocols.prg import SecretStream
 
 LAYOUT = Layout(
@@ -40,7 +42,7 @@ def make_server(experiment_file: Callable[..., Path]) -> Callable[..., Federatio
             federation={"method": method}, aggregation=options, communication=communication
         )
         experiment = Experiment.load(path)
-        return FederationServer(experiment, LAYOUT, for_experiment(experiment))
+        return FederationServer(experiment, LAYOUT, for_experiment(experiment), 1.0)
 
     return make
 
@@ -50,23 +52,20 @@ def test_the_sum_of_quantised_uploads_is_the_sum_within_one_step_each(
     make_server: Callable[..., FederationServer], method: str
 ) -> None:
     server = make_server(method, support="dense", density=1.0, value_bits=12)
-    begun = server.begin(start_state(), noise_multiplier=1.0)
-    task = server.task(begun)
+    begun = server.begin(start_state())
+    channel = server.task(begun).first.channel
     rng = np.random.default_rng(1)
     uploads = [
-        {
-            n: rng.uniform(-b, b, task.channel.contract.uploads[n]).astype(np.float32)
-            for n, b in begun.bounds.items()
-        }
+        {n: rng.uniform(-b, b, channel.shapes[n]).astype(np.float32) for n, b in channel.bounds.items()}
         for _ in range(5)
     ]
-    total = np.zeros(len(task.channel.support), np.uint32)
+    total = np.zeros(len(channel.support), np.uint32)
     for upload in uploads:
-        total += task.channel.ring(upload, SecretStream())
-    total &= np.uint32((1 << task.channel.quantiser.modulus_bits) - 1)
-    sums = task.channel.sums(total)
-    for name, bound in begun.bounds.items():
-        step = bound / task.channel.quantiser.levels
+        total += channel.ring(upload, SecretStream())
+    total &= np.uint32((1 << channel.quantiser.modulus_bits) - 1)
+    sums = channel.sums(total, 5)
+    for name, bound in channel.bounds.items():
+        step = bound / channel.quantiser.levels
         truth = np.sum([u[name].astype(np.float64) for u in uploads], axis=0)
         assert np.abs(sums[name] - truth).max() <= 5 * step * 1.001
 
@@ -75,17 +74,17 @@ def test_first_bounds_fit_an_upload_of_the_planned_size(make_server: Callable[..
     """The rehearsal is of the right order: a fresh random walk of that size is hardly clipped, nor drowned."""
     for method in ("ffa", "fra"):
         server = make_server(method)
-        begun = server.begin(start_state(), noise_multiplier=1.0)
+        begun = server.begin(start_state())
         rng = np.random.default_rng(9)
         spread = 0.5 * (1.0 / 20 + 1 / np.sqrt(sum(np.prod(s) for s in LAYOUT.shapes().values())))
         trained = {
             n: (a + spread * rng.normal(size=a.shape)).astype(np.float32)
-            if LAYOUT.role(n) in server.contract.trains
+            if LAYOUT.role(n) in server._method.contract(LAYOUT).trains
             else a
             for n, a in start_state().items()
         }
-        upload = server._method.upload(LAYOUT, start_state(), trained, server._shared(1))
-        for name, bound in begun.bounds.items():
+        upload = server._method.upload(LAYOUT, start_state(), trained, Shared(3, 1))
+        for name, bound in server.task(begun).first.channel.bounds.items():
             largest = np.abs(upload[name]).max()
             assert 0.1 * bound < largest < 1.5 * bound, (method, name)
 
@@ -94,24 +93,30 @@ def test_a_task_arrives_as_it_was_sent_and_its_context_binds_everything(
     make_server: Callable[..., FederationServer],
 ) -> None:
     server = make_server("ffa", density=0.3)
-    begun = server.begin(start_state(), noise_multiplier=1.0)
+    begun = server.begin(start_state())
     task = server.task(begun)
-    message = wire.decode(wire.encode(task.to_message(LAYOUT)))
+    message = wire.decode(wire.encode(task.to_message(begun.state)))
     assert not any(name.endswith("lora_A") for name in message.blobs)  # frozen: everybody has it
-    received = RoundTask.from_message(message, LAYOUT, server.contract, start_state(), server._experiment)
-    context = task.context(b"e" * 32, b"r" * 16)
-    assert received.context(b"e" * 32, b"r" * 16) == context
+    received = RoundTask.from_message(message, LAYOUT, get("ffa"), start_state(), server._experiment)
+
+    def context(task: RoundTask, experiment: bytes = b"e" * 32, run: bytes = b"r" * 16) -> bytes:
+        return task.context(experiment, run, task.first)
+
+    assert context(received) == context(task)
     other_state = {**start_state(), "classifier.bias": np.array([0, 1e-7], np.float32)}
-    bounds = {**begun.bounds, "classifier.bias": begun.bounds["classifier.bias"] * 2}
+    bounds = dict(task.first.channel.bounds)
+    bounds["classifier.bias"] *= 2
+    told = {"layer.0.query.basis": np.ones((12, 2), np.float32)}
     different = [
         replace(task, round=2),
         replace(task, state=other_state),
-        replace(task, channel=replace(task.channel, bounds=bounds)),
-        replace(task, channel=make_server("ffa", density=0.4).task(begun).channel),
+        replace(task, first=replace(task.first, channel=replace(task.first.channel, bounds=bounds))),
+        replace(task, first=make_server("ffa", density=0.4).task(begun).first),
+        replace(task, first=replace(task.first, number=1)),
+        replace(task, first=replace(task.first, announced=told)),
     ]
-    assert all(other.context(b"e" * 32, b"r" * 16) != context for other in different)
-    assert task.context(b"f" * 32, b"r" * 16) != context
-    assert task.context(b"e" * 32, b"s" * 16) != context
+    assert len({context(other) for other in (task, *different)}) == 7
+    assert context(task) not in (context(task, experiment=b"f" * 32), context(task, run=b"s" * 16))
 
 
 @pytest.mark.parametrize(
@@ -125,9 +130,9 @@ def test_a_task_arrives_as_it_was_sent_and_its_context_binds_everything(
         ),
         (
             lambda m: replace(m, blobs={k: b for k, b in m.blobs.items() if k != "support"}),
-            "lacks or garbles",
+            "lacks support",
         ),
-        (lambda m: replace(m, blobs={**m.blobs, "support": b"\x07"}), "lacks or garbles"),
+        (lambda m: replace(m, blobs={**m.blobs, "support": b"\x07"}), "support of a round is garbled"),
         (lambda m: replace(m, blobs={**m.blobs, "state/extra": b"\0" * 4}), "other arrays"),
     ],
 )
@@ -135,32 +140,40 @@ def test_a_garbled_task_is_refused(
     make_server: Callable[..., FederationServer], change: Callable, error: str
 ) -> None:
     server = make_server("ffa")
-    message = server.task(server.begin(start_state(), noise_multiplier=1.0)).to_message(LAYOUT)
+    message = server.task(server.begin(start_state())).to_message(start_state())
     with pytest.raises(FederationError, match=error):
-        RoundTask.from_message(change(message), LAYOUT, server.contract, start_state(), server._experiment)
+        RoundTask.from_message(change(message), LAYOUT, get("ffa"), start_state(), server._experiment)
 
 
 def test_support_follows_the_accumulated_sum_and_explores(
     make_server: Callable[..., FederationServer],
 ) -> None:
     server = make_server("ffa", support="server-topk", density=0.25, exploration=0.2)
-    begun = server.begin(start_state(), noise_multiplier=1.0)
-    scores = np.zeros(server.contract.dimension, np.float32)
-    scores[:10] = -5.0  # magnitude counts, not sign
-    supports = [server.task(replace(begun, scores=scores, round=r)).channel.support for r in (1, 2)]
+    begun = server.begin(start_state())
+    contract = get("ffa").contract(LAYOUT)
+    first = next(iter(contract.uploads))  # an array without scores counts as zeros
+    scores = {first: np.zeros(contract.uploads[first], np.float32)}
+    scores[first].ravel()[:10] = -5.0  # magnitude counts, not sign
+    supports = [server.task(replace(begun, scores=scores, round=r)).first.channel.support for r in (1, 2)]
     for support in supports:
         assert set(range(10)) <= set(support.indices.tolist())
-        assert len(support) == int(np.ceil(0.25 * server.contract.dimension))
+        assert len(support) == int(np.ceil(0.25 * contract.dimension))
     assert supports[0] != supports[1]  # the explored share differs from round to round
 
 
 def test_bounds_follow_the_last_sum_but_never_collapse(make_server: Callable[..., FederationServer]) -> None:
     server = make_server("ffa", support="dense", density=1.0)
-    begun = server.begin(start_state(), noise_multiplier=1.0)
+    begun = server.begin(start_state())
     task = server.task(begun)
-    quiet = server.advance(begun, task, np.zeros(len(task.channel.support), np.uint32), 5)
-    assert all(quiet.bounds[n] == pytest.approx(b / 2) for n, b in begun.bounds.items())
-    loud = np.full(len(task.channel.support), 5 * task.channel.quantiser.levels, np.uint32)
-    grown = server.advance(begun, task, loud, 5)
-    assert all(grown.bounds[n] > 2 * b for n, b in begun.bounds.items())
+    channel = task.first.channel
+    nothing = np.zeros(len(channel.support), np.uint32)
+    quiet = server.advance(begun, task, Summed((task.first,), (nothing,), 5))
+    assert all(quiet.bounds[n] == pytest.approx(b / 2) for n, b in channel.bounds.items())
+    loud = nothing + np.uint32(5 * channel.quantiser.levels)
+    grown = server.advance(begun, task, Summed((task.first,), (loud,), 5))
+    assert all(grown.bounds[n] > 2 * b for n, b in channel.bounds.items())
+    with pytest.raises(
+        SumError, match="somebody spoilt it"
+    ):  # four honest clients cannot have added up to it
+        server.advance(begun, task, Summed((task.first,), (loud,), 4))
     assert quiet.round == grown.round == server.skip(begun, task).round == 1

@@ -39,11 +39,11 @@ def test_arrays_must_be_the_expected_ones_and_finite() -> None:
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
     shapes = {"a": (2, 3), "b": (2,)}
     packed = wire.pack_arrays(arrays)
-    back = wire.unpack_arrays(packed, shapes)
+    back = wire.unpack_arrays(packed, shapes, "the state")
     assert all((back[k] == arrays[k]).all() for k in arrays)
     with pytest.raises(FederationError, match="other arrays"):
-        wire.unpack_arrays({"a": packed["a"]}, shapes)
+        wire.unpack_arrays({"a": packed["a"]}, shapes, "the state")
     with pytest.raises(FederationError, match="wrong size"):
-        wire.unpack_arrays(packed, {"a": (2, 2), "b": (2,)})
+        wire.unpack_arrays(packed, {"a": (2, 2), "b": (2,)}, "the state")
     with pytest.raises(FederationError, match="not finite"):
-        wire.unpack_arrays(packed | {"b": np.array([1, np.nan], "<f4").tobytes()}, shapes)
+        wire.unpack_arrays(packed | {"b": np.array([1, np.nan], "<f4").tobytes()}, shapes, "the state")

@@ -1,0 +1,186 @@
+"""What leaves a client in one round, once it has its finished update: exchange after exchange, each in a session.
+
+Every upload is made from the one update of the round, which is noised before it is stored, so each of them is
+post-processing of what the ledger has charged: mode `local`, and only that. The rules that hold all the same:
+
+- An exchange begins only when the one before it was confirmed, by its number, and never twice; its upload leaves
+  once. So within a round as this client has begun it, nothing is uploaded twice, nor for two announcements.
+- A round may be begun again from its first exchange (a crash loses what was only in memory, and the server may then
+  have another cohort and announce something else). The client uploads other maps of the same stored update then; the
+  ledger shows every one with its announcement. Where updates are private only together, that would be a second
+  release, so a client refuses a second exchange in any mode but `local`.
+- A later exchange is over exactly the first one's survivors, and all of them: this client's policy says so.
+- What was announced is in the context of the masks. Clients that were told different things do not sum.
+
+What leaves goes through one function, `_ring`: the method's contract says which arrays, the ledger says which
+event covers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora_priv.errors import FederationError
+from fedlora_priv.federation import wire
+from fedlora_priv.federation.exchange import Exchange
+from fedlora_priv.federation.home import FinishedUpdate
+from fedlora_priv.federation.session import client_policy
+from fedlora_priv.federation.task import RoundTask
+from fedlora_priv.methods.base import Shared
+from protocols.packing import pack
+from protocols.secagg.client import SecAggClient
+from protocols.secagg.session import VectorForm
+
+if TYPE_CHECKING:
+    from fedlora_priv.federation.client import ClientSetup
+
+
+class RoundRelease:
+    """One round of a client that has its finished update.
+
+    Args:
+        setup: what the client knew before the first message.
+        task: the round.
+        update: what it has trained from the task's state.
+        anchor: the bytes of a fresh signed anchor of its ledger.
+    """
+
+    def __init__(
+        self, setup: ClientSetup, task: RoundTask, update: FinishedUpdate, anchor: Callable[[], bytes]
+    ) -> None:
+        self._setup = setup
+        self._task = task
+        self._update = update
+        self._anchor = anchor
+        self._method = setup.method.at(task.round)
+        self._contract = self._method.contract(setup.layout)
+        self._exchange = task.first
+        self._session: SecAggClient | None = None
+        self._cohort: frozenset[str] | None = None
+        self._left = False
+
+    @property
+    def update(self) -> FinishedUpdate:
+        """What everything that leaves in this round is made of."""
+        return self._update
+
+    def exchange(self, message: wire.Message) -> wire.Message:
+        """Begin the round's next exchange, with what the server has announced.
+
+        Raises:
+            FederationError: it is not the next one, the one before is not confirmed, or the message does not fit.
+        """
+        experiment = self._setup.experiment
+        if experiment.privacy.mode != "local":
+            raise FederationError(
+                f"in mode {experiment.privacy.mode!r} a second exchange would be a second release",
+                "use a method of one exchange",
+            )
+        number = self._exchange.number + 1
+        begun = Exchange.from_message(message, number, self._contract, experiment)
+        self._cohort = self._summed()
+        self._exchange, self._session, self._left = begun, None, False
+        return wire.Message(wire.READY)
+
+    def _summed(self) -> frozenset[str] | None:
+        """Return whose sum the exchange that has just ended was; nobody knows without masks, so None.
+
+        Raises:
+            FederationError: it has not ended.
+        """
+        if self._setup.experiment.secure_aggregation.mode == "insecure":
+            if not self._left:
+                raise FederationError("an exchange began before this client's upload for the last one")
+            return None
+        survivors = self._session.survivors if self._session is not None else ()
+        if not survivors:
+            raise FederationError("an exchange began before this client has confirmed the last one")
+        return frozenset(survivors)
+
+    def phase(self, message: wire.Message) -> wire.Message:
+        """Answer one phase of secure aggregation."""
+        phase, body = message.fields.get("phase"), message.blobs.get("body", b"")
+        if phase == "advertise":
+            self._session = self._new_session()
+        session = self._session
+        if session is None:
+            raise FederationError("a phase of secure aggregation came before its proposal")
+        if phase != session.phase:
+            raise FederationError(f"it is the turn of {session.phase!r}, not of {phase!r}")
+        answers: dict[str, Callable[[], bytes]] = {
+            "advertise": lambda: session.advertise(body),
+            "share": lambda: session.share(body),
+            "mask": lambda: session.mask(body, self._ring(_hex(session.session_id))),
+            "confirm": lambda: session.confirm(body, attachment=self._anchored(session)),
+            "reveal": lambda: session.reveal(body),
+        }
+        return wire.Message(wire.PHASE, {"phase": phase}, {"body": answers[session.phase]()})
+
+    def upload(self) -> wire.Message:
+        """Send the quantised upload unmasked: only where the experiment itself asks for `insecure`."""
+        if self._setup.experiment.secure_aggregation.mode != "insecure":
+            raise FederationError("the server asked for an unmasked upload; this experiment is secure")
+        body = pack(self._ring(session_id=None), self._exchange.channel.quantiser.modulus_bits)
+        return wire.Message(wire.UPLOAD, {}, {"body": body})
+
+    def _anchored(self, session: SecAggClient) -> bytes:
+        """Record the session's transcript, and return the ledger's signed anchor to ride on Confirm."""
+        self._record(_hex(session.session_id), _hex(session.transcript))
+        return self._anchor()
+
+    def _ring(self, session_id: str | None) -> NDArray[np.uint32]:
+        """Return what leaves, as ring elements, after the ledger has recorded that it does."""
+        setup, task, exchange = self._setup, self._task, self._exchange
+        if self._left:
+            raise FederationError(
+                "this exchange's upload has left: only the round can begin again, as a whole"
+            )
+        shared = Shared(setup.experiment.experiment.seed, task.round, exchange.number, exchange.announced)
+        upload = self._method.upload(setup.layout, task.state, self._update.state, shared)
+        self._record(session_id)
+        self._left = True
+        return exchange.channel.ring(upload, setup.stream(f"exchange-{exchange.number}", task.round))
+
+    def _record(self, session: str | None, transcript: str | None = None) -> None:
+        """Have the ledger record that the update goes into a session of this exchange."""
+        exchange = self._exchange
+        announced = exchange.announced_digest.hex() if exchange.number else None
+        self._setup.ledger.release(
+            self._update.reservation,
+            session=session,
+            transcript=transcript,
+            exchange=exchange.number,
+            announced=announced,
+        )
+
+    def _new_session(self) -> SecAggClient:
+        """Return the client side of a session, bound to what this client itself has loaded."""
+        setup, exchange = self._setup, self._exchange
+        quantiser = exchange.channel.quantiser
+        policy = client_policy(
+            setup.experiment,
+            self._contract.size(exchange.number),
+            round=self._task.round,
+            exchange=exchange.number,
+            cohort=self._cohort,
+            form=VectorForm(len(exchange.channel.support), quantiser.modulus_bits, quantiser.levels),
+        )
+        return SecAggClient(
+            client_id=setup.client_id,
+            identity=setup.identity,
+            roster=setup.roster,
+            policy=policy,
+            guard=setup.guard,
+            context=self._task.context(bytes.fromhex(setup.experiment.digest()), setup.run, exchange),
+        )
+
+
+def _hex(value: bytes | None) -> str:
+    """Return an id of the running session as hex."""
+    if value is None:
+        raise FederationError("a phase of secure aggregation came out of turn")
+    return value.hex()
