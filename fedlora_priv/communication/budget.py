@@ -7,8 +7,8 @@ and clipping,
 
     kept = k/d · (1 - relative_error(b)).
 
-The ring's head room ⌈log2 n⌉ is paid per value, whatever the value's bits; so few bits are poor value, and the best
-choice of coarse ones is 3 to 5 bits until everything travels, and more only then. A support that finds the large
+The ring's head room ⌈log2 n⌉ is paid per value, whatever the value's bits; so very few bits are poor value: for
+three clients or more it is 3 or 4 until everything travels, and more only then. A support that finds the large
 coordinates keeps more than the model says, at every number of bits alike.
 """
 
