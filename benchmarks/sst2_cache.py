@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ class Lowered:
     examples: tuple[TokenisedExamples, ...]
     cpu_minutes: float
 
-    def base(self, dtype: BaseDtype = "float32") -> MeanPoolingClassifier:
+    def base(self, dtype: BaseDtype = "float32", num_labels: int = 2) -> MeanPoolingClassifier:
         """Return a fresh classifier of the upper layers, in `dtype`, that takes rows of `states` for token ids."""
-        base = MeanPoolingClassifier.from_pretrained(str(self.encoder), 2)
+        base = MeanPoolingClassifier.from_pretrained(str(self.encoder), num_labels)
         encoder: Any = base.encoder
         encoder.encoder.layer = encoder.encoder.layer[-self.layers :]
         encoder.config.num_hidden_layers = self.layers
@@ -77,16 +78,23 @@ def lowered(encoder: Path, examples: tuple[TokenisedExamples, ...], layers: int)
     model: Any = MeanPoolingClassifier.from_pretrained(str(encoder), 2).encoder
     model.eval()
     model.encoder.layer = model.encoder.layer[:-layers]
-    ends = np.cumsum([1, *(length for part in examples for length in part.lengths())])
-    states = torch.zeros(int(ends[-1]), int(model.config.hidden_size), dtype=torch.bfloat16)
-    replaced, first = [], 0
+    replaced = rows_of_states(examples)
+    tokens = sum(int(part.lengths().sum()) for part in examples)
+    states = torch.zeros(1 + tokens, int(model.config.hidden_size), dtype=torch.bfloat16)
+    for part, rows in zip(examples, replaced, strict=True):
+        _fill(states, model, part, [own[0] for own in rows.input_ids])
+    return Lowered(encoder, layers, states, replaced, (time.process_time() - began) / 60)
+
+
+def rows_of_states(examples: tuple[TokenisedExamples, ...]) -> tuple[TokenisedExamples, ...]:
+    """Return the examples with their token ids replaced by where `lowered` puts each token's state."""
+    replaced, end = [], PAD + 1
     for part in examples:
-        starts = ends[first : first + len(part)]
-        first += len(part)
-        _fill(states, model, part, starts)
-        rows = tuple(np.arange(s, s + n) for s, n in zip(starts, part.lengths(), strict=True))
+        ends = end + np.cumsum([0, *part.lengths()])
+        rows = tuple(np.arange(a, b) for a, b in pairwise(ends))
         replaced.append(TokenisedExamples(rows, part.labels, PAD))
-    return Lowered(encoder, layers, states, tuple(replaced), (time.process_time() - began) / 60)
+        end = int(ends[-1])
+    return tuple(replaced)
 
 
 def _fill(states: Tensor, model: Any, examples: TokenisedExamples, starts: Any) -> None:

@@ -90,11 +90,15 @@ class Setting:
         """
         if name not in {entry.name for entry in fields(self)}:
             raise DataError(f"a setting has no {name!r}", f"name one of {', '.join(asdict(self))}")
-        return replace(self, **{name: _parsed(getattr(self, name), text, name)})
+        return replace(self, **{name: parsed(getattr(self, name), text, name)})
 
 
-def _parsed(present: Any, text: str, name: str) -> Any:
-    """Return a text as a value of the kind that is there at present."""
+def parsed(present: Any, text: str, name: str) -> Any:
+    """Return a text as a value of the kind that is there at present.
+
+    Raises:
+        DataError: it is not of that kind.
+    """
     try:
         if name == "epsilon":
             return None if text == "none" else float(text)

@@ -1,0 +1,157 @@
+"""All aggregation methods on SST-2 and TREC: five clients, i.i.d. and skewed, without DP, ε = 8 and ε = 3.
+
+::
+
+    python benchmarks/methods_study.py run --data DIR      what is not there yet: rates first, then the compared runs
+    python benchmarks/methods_study.py page                the tables and plots of what is there
+
+DIR has the folders sst2_glue (GLUE's train.tsv, dev.tsv) and trec (TREC.train, TREC.test). Every finished run is a line
+of RESULTS/methods.jsonl and is not run again. Stop the command at any time and start it again; start it twice for two
+cores: a process takes what no other one is at (a locked file in RESULTS/methods.locks), with one thread each.
+
+The order is: a grid of learning rates for each main method, data set and ε, on held-out training rows, one seed; the
+main methods at their best rates, three seeds, both partitions; one of them again with sums as they travel masked; the
+other methods, one seed. A grid whose best rate is at its edge is extended there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.methods_runs import Setting
+    from benchmarks.methods_task import StudyTask
+    from benchmarks.sst2_study import Lines
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+
+FOLDERS = {"sst2": "sst2_glue", "trec": "trec"}
+"""Where each data set is under --data."""
+
+WAIT_S = 5.0
+"""How long a process waits while all that can be run is being run by others."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is not there yet, or write the page."""
+    options = _parser().parse_args(arguments)
+    from benchmarks.sst2_study import Lines
+
+    lines = Lines(options.results / "methods.jsonl")
+    if options.action == "run":
+        _work(options, lines)
+    _write_page(options.results, lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("run", "page"))
+    parser.add_argument("--data", type=Path, help="a folder with sst2_glue and trec")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--cache", type=Path, help="where lower layers' outputs are kept; RESULTS/methods.cache"
+    )
+    parser.add_argument("--datasets", nargs="*", choices=FOLDERS, default=list(FOLDERS))
+    parser.add_argument(
+        "--methods", nargs="*", help="these only; a main method's rates are found all the same"
+    )
+    parser.add_argument("--encoder", type=Path, help="a local folder instead of MiniLM, to try the command")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="change every run, to try")
+    parser.add_argument("--most", type=int, help="stop after so many runs")
+    return parser
+
+
+def _work(options: argparse.Namespace, lines: Lines) -> None:
+    """Run settings until none is left that the options ask for, or as many as they allow."""
+    import torch
+
+    from benchmarks.methods_order import wanted
+    from benchmarks.methods_task import load
+
+    torch.set_num_threads(1)
+    changes = dict(change.split("=", 1) for change in options.set)
+    tasks: dict[str, StudyTask] = {}
+    done = 0
+    while options.most is None or done < options.most:
+        todo = wanted(list(lines), options.datasets, options.methods, changes)
+        if not todo:
+            return
+        for study, setting in todo:
+            with _claimed(options.results / "methods.locks", study, setting) as mine:
+                if not mine or lines.have(_key(study, setting)):
+                    continue
+                if setting.dataset not in tasks:
+                    folder = options.data / FOLDERS[setting.dataset]
+                    cache = options.cache or options.results / "methods.cache"
+                    tasks[setting.dataset] = load(
+                        setting.dataset, folder, setting.upper_layers, encoder=options.encoder, cache=cache
+                    )
+                _run(study, setting, tasks[setting.dataset], lines)
+                done += 1
+                break
+        else:
+            time.sleep(WAIT_S)
+
+
+@contextmanager
+def _claimed(folder: Path, study: str, setting: Setting) -> Iterator[bool]:
+    """Yield whether no other process is at this run; the claim ends with the block, or with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(json.dumps(_key(study, setting), sort_keys=True).encode()).hexdigest()[:24]
+    with (folder / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _key(study: str, setting: Setting) -> dict[str, Any]:
+    """Return what a run's line is found by."""
+    from dataclasses import asdict
+
+    return {"study": study, "setting": asdict(setting)}
+
+
+def _run(study: str, setting: Setting, task: StudyTask, lines: Lines) -> None:
+    """Run one setting and keep its line; one that diverges is kept as such."""
+    from benchmarks.methods_runs import JUDGED, run
+
+    outcome = run(setting, task, JUDGED if study == "final" else ())
+    lines.add(_key(study, setting), outcome)
+    shown = f"{setting.dataset} {setting.method} ε={setting.epsilon} {setting.partition} seed {setting.seed}"
+    rate, minutes = setting.learning_rate, outcome["cpu_minutes"]
+    print(f"{study} {shown} rate {rate:g}: {outcome['validation']} in {60 * minutes:.0f} s", flush=True)
+
+
+def _write_page(results: Path, lines: Lines) -> None:
+    """Write tables and plots of all runs there are."""
+    from benchmarks.methods_plots import plots
+    from benchmarks.methods_tables import page
+
+    kept = list(lines)
+    (results / "methods").mkdir(parents=True, exist_ok=True)
+    for name, text in (("methods.md", page(kept)), *((f"methods/{n}", svg) for n, svg in plots(kept))):
+        fresh = results / f".methods.{os.getpid()}"
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(results / name)
+
+
+if __name__ == "__main__":
+    # As a script, this file's folder comes first: the study is a package of the project.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    main()
