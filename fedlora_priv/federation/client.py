@@ -25,6 +25,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError, RunFolderError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.home import ClientHome, FinishedUpdate, UpdateStore
+from fedlora_priv.federation.personal import OwnModel, Personal
 from fedlora_priv.federation.release import RoundRelease
 from fedlora_priv.federation.task import RoundTask, begin
 from fedlora_priv.methods.base import Layout, Method, Role, Shared, State
@@ -80,6 +81,7 @@ class ClientSetup:
         accept: raises FederationError unless training from a state can be private; sees no data.
         stream: (purpose, round) → fresh secret randomness.
         train: private training on its own rows.
+        own_model: the client's own model, where arrays stay at home; else None.
     """
 
     client_id: str
@@ -98,6 +100,7 @@ class ClientSetup:
     accept: Callable[[State], None]
     stream: Callable[[str, int], SecretStream]
     train: LocalTraining
+    own_model: OwnModel | None = None
 
 
 class FederationClient:
@@ -110,6 +113,7 @@ class FederationClient:
         self._run_budget = Budget(privacy.epsilon, setup.plan.delta)
         self._lifetime_budget = Budget(privacy.ledger_limit, setup.plan.delta)
         self._updates = UpdateStore(setup.home.path, setup.run.hex())
+        self._personal = Personal(setup, self._begun, self._updates)
         self._round: RoundRelease | None = None
 
     @property
@@ -134,6 +138,7 @@ class FederationClient:
             wire.EXCHANGE: lambda message: self._current().exchange(message),
             wire.PHASE: lambda message: self._current().phase(message),
             wire.UPLOAD: lambda message: self._current().upload(),
+            wire.PERSONAL: self._personal.answer,
             wire.CLOSE: self._close,
         }
         if message.kind not in handlers:
@@ -185,11 +190,11 @@ class FederationClient:
             raise FederationError("a stored update names a charge that the ledger does not have")
 
     def _start(self, task: RoundTask) -> State:
-        """Return what this client trains from: its part of the global state, and what the base has gained."""
+        """Return what this client trains from: its part of the global state, what the base has gained, and its own."""
         layout, method = self._setup.layout, self._setup.method.at(task.round)
         shared = Shared(self._setup.experiment.experiment.seed, task.round)
         gained = {name: array for name, array in task.state.items() if layout.role(name) == "base"}
-        return {**method.start(layout, task.state, shared), **gained}
+        return self._personal.own({**method.start(layout, task.state, shared), **gained})
 
     def _trained(self, task: RoundTask) -> FinishedUpdate:
         """Reserve, train, store. A crash in between leaves the reservation, which stays charged."""

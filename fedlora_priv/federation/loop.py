@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 from accounting.planning import Plan
@@ -57,6 +58,7 @@ class Loop:
         folder: the run folder.
         evaluate: accuracy or perplexity of a state on public data, or None where none may be reported.
         progress: told of every round.
+        personal: the same by client, where each has a model of its own; the mean is then what rounds are measured by.
     """
 
     experiment: Experiment
@@ -67,6 +69,7 @@ class Loop:
     folder: Path
     evaluate: Callable[[State], float] | None
     progress: Progress
+    personal: Callable[[ServerState], dict[str, float]] | None = None
 
     def run(self, initial: State) -> tuple[ServerState, History]:
         """Return the final state and what happened, from wherever an earlier process had got to."""
@@ -103,7 +106,7 @@ class Loop:
         }
         due = state.round % self.experiment.federation.evaluate_every == 0
         due = due or state.round == rounds or ended_early(history.records) is not None
-        quality = self.evaluate(state.state) if self.evaluate and due else None
+        quality = self._quality(state) if due else {}
         row = self._row(result.record, quality, self.engine.take())
         history.metrics.append(row)
         self.progress.round_finished(row)
@@ -122,14 +125,23 @@ class Loop:
         result.record.certificate = None if certificate is None else certificate.to_json()
         return advanced
 
-    def _row(self, record: RoundRecord, quality: float | None, traffic: Traffic) -> dict[str, Any]:
+    def _quality(self, state: ServerState) -> dict[str, Any]:
+        """Return how good a state is, under the names that metrics have: one figure, and each client's own."""
+        metric = self.experiment.model.metric
+        if self.personal is None:
+            return {metric: self.evaluate(state.state) if self.evaluate else None}
+        each = self.personal(state)
+        return {metric: fmean(each.values()) if each else None, f"personal_{metric}": each}
+
+    def _row(self, record: RoundRecord, quality: Mapping[str, Any], traffic: Traffic) -> dict[str, Any]:
         """Return a round's line of metrics; ε bounds what the rounds so far cost, planned retries included.
 
         Public values only: no loss, and no time either, which would tell how many rows the batches held.
         """
         return {
             "round": record.round,
-            self.experiment.model.metric: quality,
+            self.experiment.model.metric: None,
+            **quality,
             "survivors": list(record.survivors),
             **record.losses(),
             "aborted": record.aborted,

@@ -174,6 +174,14 @@ def _outputs(parts: Parts, history: History) -> list[dict[str, str]]:
     ]
     if exchanges > 1:
         outputs.append(("what the server announces between exchanges, which follows from the sums", charged))
+    if parts.home_roles:
+        kept = ", ".join(sorted(parts.home_roles))
+        measured = (
+            f"its {parts.experiment.model.metric} on the public rows"
+            if parts.evaluation is not None
+            else "nothing else"
+        )
+        outputs.append((f"of what stays at each client ({kept}), saved in its own home: {measured}", charged))
     if any(entry.certificate for entry in history.records):
         outputs.append(("each round's certificate, which follows from the sums", charged))
     if any(plan.adaptive_clip for plan in plans):

@@ -15,12 +15,13 @@ from typing import Any, Protocol
 from fedlora_priv.adapter_folder import save_adapter
 from fedlora_priv.adapters import write_state
 from fedlora_priv.config import Experiment
-from fedlora_priv.engines.base import Metered, Step
+from fedlora_priv.engines.base import Engine, Metered, Step
 from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.errors import FederationError, FedloraError
-from fedlora_priv.federation import record
+from fedlora_priv.federation import personal, record
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.loop import Loop, Progress, ended_early
+from fedlora_priv.federation.own_model import missing
 from fedlora_priv.federation.rounds import RoundConductor
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.server import FederationServer, ServerState
@@ -104,8 +105,11 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress, amend
             folder=folder.path,
             evaluate=parts.evaluator(),
             progress=progress,
+            personal=_personal(parts, engine),
         )
         state, history = loop.run(parts.initial)
+        if parts.home_roles:
+            personal.ask(engine, parts.layout, parts.home_roles, state.state, state.round, keep=True)
         progress.say("collecting the clients' ledgers and writing the report")
         statements = record.collect(engine, roster, state.round)
     finally:
@@ -119,6 +123,13 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress, amend
     )
 
 
+def _personal(parts: Parts, engine: Engine) -> Callable[[ServerState], dict[str, float]] | None:
+    """Return what asks the clients how good their own models are, where they have any that may be measured."""
+    if not parts.home_roles or parts.evaluation is None:
+        return None
+    return lambda state: personal.ask(engine, parts.layout, parts.home_roles, state.state, state.round)
+
+
 def _save_adapter(parts: Parts, state: ServerState, folder: RunFolder, report: dict[str, Any]) -> None:
     """Write the PEFT folder of the final state."""
     write_state(parts.trainer.model, state.state)
@@ -126,7 +137,7 @@ def _save_adapter(parts: Parts, state: ServerState, folder: RunFolder, report: d
         parts.trainer.model,
         folder.path / "adapter",
         base_model=parts.model_reference,
-        notes=record.adapter_notes(report, parts.label_names),
+        notes=record.adapter_notes(report, parts.label_names) + missing(parts.home_roles),
     )
 
 

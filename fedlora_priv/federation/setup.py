@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from accounting.contract import RECORDED_AS as METHOD_RECORDED_AS
@@ -27,6 +28,8 @@ from fedlora_priv.federation import contracts
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.learner import Say, load_learner
+from fedlora_priv.federation.own_model import TrainedModel, personal_folder
+from fedlora_priv.federation.personal import home_roles
 from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
@@ -81,6 +84,11 @@ class Parts:
     def dataset_id(self) -> str:
         """The name that the clients' ledgers know the data by."""
         return self.experiment.data.dataset_id or public_name(self.experiment.data.source)
+
+    @property
+    def home_roles(self) -> frozenset[Role]:
+        """The roles of arrays that stay at each client."""
+        return home_roles(self.method, self.layout)
 
     def method_of(self, client_id: str) -> Method:
         """Return the method as a client has it, which knows of its own rank.
@@ -152,7 +160,7 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
     sizes = {client_id: declared or len(held) for client_id, held in rows.items()}
     say("calibrating the noise")
     plans = plan_clients(experiment, sizes)
-    method = _runnable(experiment)
+    method = for_experiment(experiment)
     learner = load_learner(experiment, source.train.label_names, say)
     trainer = make_trainer(experiment, method, learner.model)
     return Parts(
@@ -206,14 +214,6 @@ def trainers_by_client(experiment: Experiment, trainer: PrivateTrainer) -> dict[
         if rank not in made:
             made[rank] = PrivateTrainer(with_rank(trainer.model, rank), device=trainer.device)
     return {client_id: made[rank] for client_id, rank in zip(experiment.client_ids, ranks, strict=True)}
-
-
-def _runnable(experiment: Experiment) -> Method:
-    """Return the experiment's method, if its result is A, B and head that are the same for everybody."""
-    method = for_experiment(experiment)
-    if method.changes_base or method.name in ("fed-sb", "fedsa"):
-        raise ConfigError(f"federation.method = {method.name!r} cannot be run yet", "choose another method")
-    return method
 
 
 def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient], Roster]:
@@ -270,6 +270,7 @@ def _client(
             accept=accept,
             stream=stream_factory(experiment, client_id),
             train=_training(parts, client_id),
+            own_model=_own_model(parts, client_id, personal_folder(home, folder.run)),
         )
         opened.pop_all()
     return FederationClient(setup)
@@ -326,6 +327,14 @@ def stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
         return SecretStream(hashlib.sha256(f"{seed}/{client_id}/{purpose}/{number}".encode()).digest())
 
     return known
+
+
+def _own_model(parts: Parts, client_id: str, folder: Path) -> TrainedModel | None:
+    """Return the client's own model, where arrays stay at home."""
+    if not parts.home_roles:
+        return None
+    trainer = parts.trainers[client_id]
+    return TrainedModel(client_id, trainer, parts.evaluation, folder, parts.model_reference)
 
 
 def _training(parts: Parts, client_id: str) -> LocalTraining:

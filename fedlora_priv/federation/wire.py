@@ -31,6 +31,9 @@ TRAIN = "train"  # a round begins: global state, support, bounds
 EXCHANGE = "exchange"  # a further exchange of the round begins: what was made of the sums so far, bounds
 PHASE = "phase"  # one phase of secure aggregation (both directions)
 UPLOAD = "upload"  # insecure mode only: send the quantised upload unmasked
+PERSONAL = (
+    "personal"  # how good is what this client makes of a global state (both directions): see `personal`
+)
 CLOSE = "close"  # the run has ended: send ledger rows and a fresh anchor
 # client → server
 TRAINED = "trained"

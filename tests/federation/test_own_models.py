@@ -14,7 +14,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.errors import ConfigError, FederationError
 from fedlora_priv.federation import setup
 from fedlora_priv.federation.setup import Parts, assemble
-from fedlora_priv.methods import Shared, for_experiment
+from fedlora_priv.methods import Shared
 from fedlora_priv.modeling import LoraSettings, load_model, with_rank
 from fedlora_priv.training import StepSettings
 from protocols.prg import SecretStream
@@ -24,9 +24,8 @@ RANKS = [4, 2, 1, 2, 4]
 
 
 @pytest.fixture
-def parts_of(experiment_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Parts]:
+def parts_of(experiment_file: Callable[..., Path]) -> Callable[..., Parts]:
     """Assembles an experiment with that method: ``parts_of("flora", lora={...})``."""
-    monkeypatch.setattr(setup, "_runnable", for_experiment, raising=False)
 
     def make(method: str, **sections: Any) -> Parts:
         federation = {"method": method, "rounds": 2}

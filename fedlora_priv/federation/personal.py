@@ -1,0 +1,130 @@
+"""What stays at each client (FedSA-LoRA: B and head): the model it makes of a global state, and how good that is.
+
+Where arrays stay at home there is no one model to evaluate: client k's is the global state with its own arrays, those
+of its last finished update. The server sends a state, never asks for an array, and gets one number back:
+
+    PERSONAL(round, keep, global arrays) → PERSONAL(quality)
+
+The number is measured on public held-out rows, so it is post-processing of updates that the ledger has charged. A
+client measures one state a round and no other: a server that could choose states freely would learn, answer by
+answer, what stays at home. Where no row may be evaluated there is no number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from fedlora_priv.engines.base import Engine, Step
+from fedlora_priv.errors import FederationError
+from fedlora_priv.federation import wire
+from fedlora_priv.federation.home import UpdateStore
+from fedlora_priv.methods.base import Layout, Method, Role, Shapes, State
+
+if TYPE_CHECKING:
+    from fedlora_priv.federation.client import ClientSetup
+
+LABEL = b"fedlora-priv personal state v1"
+
+
+class OwnModel(Protocol):
+    """A client's model as it is at one state; what needs torch."""
+
+    def quality(self, state: State) -> float | None:
+        """Return accuracy or perplexity on public rows; None where none may be evaluated."""
+        ...
+
+    def keep(self, state: State) -> None:
+        """Save the adapter in the client's home."""
+        ...
+
+
+class Personal:
+    """One client's own arrays, and its answers about the model that they make.
+
+    Args:
+        setup: what the client knew before the first message.
+        begun: the global state before the first round.
+        updates: its finished updates.
+    """
+
+    def __init__(self, setup: ClientSetup, begun: State, updates: UpdateStore) -> None:
+        self._setup = setup
+        self._begun = begun
+        self._updates = updates
+        self._method = setup.method.at(1)
+        self._home = home_roles(setup.method, setup.layout)
+        self._asked: dict[int, bytes] = {}
+
+    def own(self, state: State) -> State:
+        """Return a state with this client's own arrays where they stay at home; as they are before its first update."""
+        last = self._updates.last() if self._home else None
+        return state if last is None else self._method.personal(self._setup.layout, state, last.state)
+
+    def answer(self, message: wire.Message) -> wire.Message:
+        """Measure the model that a global state makes here, and keep it if it is the last.
+
+        Raises:
+            FederationError: nothing stays at home, there is no such round, or another state was measured in it.
+        """
+        if self._setup.own_model is None or not self._home:
+            raise FederationError("nothing stays at this client, so its model is the global one")
+        number, keep = message.fields.get("round"), message.fields.get("keep")
+        shapes = travelling(self._setup.layout, self._home, self._begun)
+        state = {**self._begun, **wire.unpack_arrays(message.blobs, shapes, "the global state")}
+        self._require_once(number, wire.arrays_digest(LABEL, state))
+        mine = self.own(state)
+        if keep is True:
+            self._setup.own_model.keep(mine)
+        return wire.Message(wire.PERSONAL, {"quality": self._setup.own_model.quality(mine)})
+
+    def _require_once(self, number: object, digest: bytes) -> None:
+        """Raise unless a state may be measured in that round, and remember it."""
+        federation = self._setup.experiment.federation
+        if type(number) is not int or not 1 <= number <= federation.rounds:
+            raise FederationError(f"there is no round {number!r} to measure")
+        if self._asked.setdefault(number, digest) != digest:
+            raise FederationError("another state was measured in this round")
+
+
+def home_roles(method: Method, layout: Layout) -> frozenset[Role]:
+    """Return the roles that stay at each client; a schedule's phases all have the same."""
+    return method.at(1).contract(layout).stays_home
+
+
+def travelling(layout: Layout, home: frozenset[Role], state: State) -> Shapes:
+    """Return the shapes of the arrays of a state that do not stay at home."""
+    return {name: array.shape for name, array in state.items() if layout.role(name) not in home}
+
+
+def ask(
+    engine: Engine, layout: Layout, home: frozenset[Role], state: State, number: int, *, keep: bool = False
+) -> dict[str, float]:
+    """Return how good each client's own model is at a global state, by client; whoever does not say is left out.
+
+    Args:
+        engine: delivers the question.
+        layout, home: which arrays there are, and the roles that stay at home.
+        state: the global state.
+        number: the round that gave it.
+        keep: whether clients are to save their models: the run has ended.
+    """
+    arrays = wire.pack_arrays({name: state[name] for name in travelling(layout, home, state)})
+    message = wire.encode(wire.Message(wire.PERSONAL, {"round": number, "keep": keep}, arrays))
+    step = Step(number + 1, "keep") if keep else Step(number, "personal")  # who was lost is back afterwards
+    answers = engine.exchange(dict.fromkeys(engine.client_ids, message), step)
+    return dict(sorted(_numbers(answers).items()))
+
+
+def _numbers(answers: Mapping[str, bytes]) -> dict[str, float]:
+    """Return the answers that are finite numbers."""
+    numbers = {}
+    for client_id, data in answers.items():
+        with contextlib.suppress(FederationError):
+            message = wire.decode(data)
+            quality = message.fields.get("quality")
+            if message.kind == wire.PERSONAL and isinstance(quality, float) and math.isfinite(quality):
+                numbers[client_id] = quality
+    return numbers
