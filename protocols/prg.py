@@ -25,26 +25,29 @@ class SecretStream(Redacted):
 
     Requests consume the stream in order: ``bytes(3)`` then ``bytes(5)`` equal ``bytes(8)`` of the same key.
     The stream can be neither copied nor pickled, because two copies would repeat each other's output. After
-    ``os.fork`` make a new stream in the child, for the same reason.
+    ``os.fork`` it serves the parent only, for the same reason: make a new stream in the child.
 
     Raises:
-        LocalProtocolError: the key is not 32 bytes, or a negative count is asked for.
+        LocalProtocolError: the key is not 32 bytes, a negative count is asked for, or a forked process asks.
 
     Example:
         >>> SecretStream(bytes(32)).bytes(4).hex()
         'dc95c078'
     """
 
-    __slots__ = ("_encryptor",)
+    __slots__ = ("_encryptor", "_process")
 
     def __init__(self, key: bytes | None = None) -> None:
         key = os.urandom(KEY_BYTES) if key is None else key
         if not isinstance(key, bytes) or len(key) != KEY_BYTES:
             raise LocalProtocolError(f"a stream key is {KEY_BYTES} bytes; derive one with HKDF or os.urandom")
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._process = os.getpid()
 
     def fill(self, out: memoryview) -> None:
         """Overwrite the writable byte buffer `out` with the next ``len(out)`` bytes of the stream."""
+        if os.getpid() != self._process:
+            raise LocalProtocolError("a secret stream was carried over by fork; make a new one in the child")
         for start in range(0, len(out), CHUNK_BYTES):
             part = out[start : start + CHUNK_BYTES]
             self._encryptor.update_into(memoryview(_ZEROS)[: len(part)], part)

@@ -6,5 +6,5 @@
     trials      many single steps of a trainer with and without one row: what one run cannot show
     membership  how well rows of a finished run are told from others by its released adapter
 
-The statistics are `accounting.empirical`'s, which need no torch.
+The statistics are `accounting.one_run`'s and `accounting.many_runs`', which need no torch.
 """

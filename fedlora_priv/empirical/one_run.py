@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accounting.empirical import ASSUMPTIONS, EMPIRICAL_FILE, EmpiricalResult, best_one_run
+from accounting.empirical import ASSUMPTIONS, EMPIRICAL_FILE, EmpiricalResult
+from accounting.one_run import best_one_run
 from fedlora_priv.config import Experiment
 from fedlora_priv.empirical.attacks import ATTACKERS, UpdateAttack, loss_drop
 from fedlora_priv.empirical.canaries import Canaries, random_rows

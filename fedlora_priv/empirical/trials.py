@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from accounting.empirical import TrialCounts, clopper_pearson_epsilon, split_trials
+from accounting.many_runs import TrialCounts, clopper_pearson_epsilon, split_trials
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.methods.base import State
 from fedlora_priv.training.examples import TokenisedExamples

@@ -26,6 +26,7 @@ from fedlora_priv.training.engine import ClipCounts, Clipping, ClippingEngine, L
 from fedlora_priv.training.ghost import ghost_clipping
 from fedlora_priv.training.hooks import hooks_clipping, refuse_checkpointing
 from fedlora_priv.training.recompute import recomputed_layers
+from fedlora_priv.training.refusals import refuse_context, refuse_gradient_hooks
 
 __all__ = [
     "ClipCounts", "Clipping", "ClippingEngine", "EngineChoice", "Losses", "Mode", "choose_engine",
@@ -93,8 +94,11 @@ def per_example_clipping(
         gradient_checkpointing: recompute each layer's activations in the backward pass, to save memory.
 
     Raises:
-        ConfigError: the mode does not fit the model, or nothing in it can be recomputed.
+        ConfigError: the mode does not fit the model, nothing in it can be recomputed, or something around it would
+            round or see gradients; see `refusals`.
     """
+    refuse_context()
+    refuse_gradient_hooks(model, trained)
     refuse_checkpointing(model)
     choice = choose_engine(model, trained, mode)
     if gradient_checkpointing and choice.name == "ghost":

@@ -43,9 +43,13 @@ def refuse_unfit(model: Any, examples: Examples) -> None:
         examples: of any kind; a kind that is not of this package is taken on trust.
 
     Raises:
-        DataError: a label, a token, a length or a shape out of range, or images for a model of texts.
+        DataError: a label, a token, a length or a shape out of range, images for a model of texts, or no examples
+            but a list.
         ConfigError: the model takes another token for padding.
     """
+    if not callable(getattr(examples, "collate", None)):
+        kind = type(examples).__name__
+        raise DataError(f"the examples are a {kind}, not tokenised", "use fedlora_priv.training.tokenise")
     base = model.get_base_model()
     config = base.config
     if not isinstance(examples, TokenisedExamples | ImageExamples):

@@ -58,6 +58,7 @@ from fedlora_priv.training.sampling import poisson_draw
 from fedlora_priv.training.spending import PrivacySpent, Spending
 from fedlora_priv.training.trainer import step_record
 from protocols.prg import SecretStream
+from protocols.redaction import Redacted
 
 ExampleLosses = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 """Given the model to call and a collated microbatch, returns one loss per example, (n,)."""
@@ -79,8 +80,8 @@ class _Run:
     verified: bool = False
 
 
-class PrivacyCallback(TrainerCallback, ExportableState):
-    """Makes a `Trainer` train with DP-SGD: call `attach` before ``trainer.train()``.
+class PrivacyCallback(Redacted, TrainerCallback, ExportableState):
+    """Makes a `Trainer` train with DP-SGD: call `attach` before ``trainer.train()``; never copied or pickled.
 
     The `TrainingArguments` mean what they say, with these readings. ``per_device_train_batch_size`` is the
     *expected* size of a Poisson batch: each row is drawn with probability that size / `declared_examples`, and
@@ -162,9 +163,8 @@ class PrivacyCallback(TrainerCallback, ExportableState):
         self._refuse()
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
-        trainer.get_train_dataloader = self._turns
-        trainer.training_step = self._training_step
-        trainer.log = self._log
+        for name, method in self._own_methods().items():
+            setattr(trainer, name, method)
         return self
 
     def spent(self) -> PrivacySpent:
@@ -181,11 +181,12 @@ class PrivacyCallback(TrainerCallback, ExportableState):
             DataError: a row does not fit the model; it is not said which.
             BudgetError: it is not affordable, or the checkpoint's steps are not in this ledger.
         """
-        if self._trainer is None or self._trainer.training_step != self._training_step:
+        if self._trainer is None:
             raise ConfigError(
                 "this trainer has a PrivacyCallback that is not attached, so it would train without privacy",
                 "call callback.attach(trainer) instead of trainer.add_callback(callback)",
             )
+        self._require_in_place()
         trained, model = self._refuse(), self._trainer.model
         preflight(
             model, trained=trained, device=args.device, examples=rows_like(self._private_rows(), model),
@@ -211,6 +212,7 @@ class PrivacyCallback(TrainerCallback, ExportableState):
 
     def on_pre_optimizer_step(self, *_args: Any, **kwargs: Any) -> None:
         """Before the first step that is to change anything, remember what there is."""
+        self._require_in_place()
         run = self._running()
         # At the beginning of a warm-up the learning rate is 0, and nothing should change.
         if not run.verified and all(group["lr"] > 0 for group in kwargs["optimizer"].param_groups):
@@ -288,6 +290,24 @@ class PrivacyCallback(TrainerCallback, ExportableState):
     def _sample_rate(self) -> float:
         """The probability with which each row joins a step."""
         return float(self._trainer.args.per_device_train_batch_size / self._declared)
+
+    def _own_methods(self) -> dict[str, Callable[..., Any]]:
+        """Return what takes the place of the trainer's methods, by their names."""
+        return {
+            "get_train_dataloader": self._turns,
+            "training_step": self._training_step,
+            "log": self._log,
+        }
+
+    def _require_in_place(self) -> None:
+        """Raise ConfigError if somebody has replaced a method of the trainer once more."""
+        for name, method in self._own_methods().items():
+            if getattr(self._trainer, name) != method:
+                raise ConfigError(
+                    f"trainer.{name} was replaced after the PrivacyCallback was attached: private rows or raw "
+                    "gradients would go past it",
+                    "attach the callback last",
+                )
 
     def _refuse(self) -> dict[str, nn.Parameter]:
         """Return what is trained. Raises ConfigError if settings or model would break the guarantee."""

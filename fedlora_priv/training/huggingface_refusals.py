@@ -14,11 +14,10 @@ from torch.utils.data import IterableDataset
 from fedlora_priv.adapters import trainable_parameters
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.modeling import refuse_batch_norm
+from fedlora_priv.training.refusals import refuse_gradient_hooks, require_peft
 
 # A subclass that overrides one of these does something in a step that is replaced here, or sees private rows.
 _REPLACED = ("training_step", "get_train_dataloader", "get_batch_samples", "_inner_training_loop")
-
-_GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")  # of a tensor, in torch's own names
 
 _Rule = tuple[Callable[[Any], object], str, str]
 
@@ -158,8 +157,7 @@ def refuse_model(model: Any) -> dict[str, nn.Parameter]:
         ConfigError: the model is no PEFT model with LoRA in float32, mixes examples, uses LoRA dropout, or hands
             raw gradients to a hook.
     """
-    if not hasattr(model, "peft_config"):
-        raise ConfigError("the trainer's model has no LoRA", "wrap it by peft.get_peft_model")
+    require_peft(model)
     refuse_batch_norm(model)
     trained = {name: p for name, p in trainable_parameters(model).items() if p.requires_grad}
     if not trained:
@@ -170,10 +168,7 @@ def refuse_model(model: Any) -> dict[str, nn.Parameter]:
     for name, parameter in trained.items():
         if str(parameter.dtype) != "torch.float32":
             raise ConfigError(f"{name} is {parameter.dtype}, too coarse for noise", "keep adapters float32")
-        if any(getattr(parameter, hooks, None) for hooks in _GRADIENT_HOOKS):
-            raise ConfigError(
-                f"a hook on {name} would see its gradient before it is clipped and noised", "remove the hook"
-            )
+    refuse_gradient_hooks(model, trained)
     return trained
 
 

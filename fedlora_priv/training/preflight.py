@@ -30,6 +30,7 @@ from fedlora_priv.training.exactness import (
 from fedlora_priv.training.examples import Batch, Examples
 from fedlora_priv.training.losses import BatchLosses, model_losses
 from fedlora_priv.training.made_up import made_up_examples, made_up_state
+from fedlora_priv.training.refusals import refuse_context, require_peft
 
 _APART = (5, 29, 11)  # padding to very different widths brings rounding out
 LENGTHS = (3, 14, 5)  # of two padded widths, so that padding that counts shows
@@ -119,6 +120,8 @@ def preflight(
             on this model would not do what is claimed.
     """
     device = torch.device(device)
+    require_peft(model)
+    refuse_context()
     require_in_place(model, device)
     trained = trainable_parameters(model) if trained is None else trained
     examples = made_up_examples(model, LENGTHS) if examples is None else examples
@@ -177,6 +180,12 @@ def require_numbers(model: nn.Module, batch: Batch, losses: BatchLosses = model_
 
     With such a model every gradient would become zero, and what is trained would be noise alone.
     """
+    base: Any = model.get_base_model()  # type: ignore[operator]
+    if hasattr(base, "score") and base.config.pad_token_id is None:
+        raise ConfigError(
+            f"{type(base).__name__} has no padding token, by which it finds a text's end",
+            "set pad_token_id of its configuration to the tokenizer's",
+        )
     try:
         with torch.no_grad():
             each = losses(model, batch)

@@ -60,6 +60,8 @@ class StepSettings:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must be positive, not {value}")
+        if not isinstance(self.steps, int):
+            raise ConfigError(f"steps must be a whole number, not {self.steps}")
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
             raise ConfigError(f"noise_multiplier must be zero or more, not {self.noise_multiplier}")
         require_known(clipping=self.clipping, mode=self.mode)

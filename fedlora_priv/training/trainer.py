@@ -36,6 +36,7 @@ from fedlora_priv.training.fitting import refuse_unfit
 from fedlora_priv.training.losses import model_losses
 from fedlora_priv.training.made_up import made_up_examples
 from fedlora_priv.training.preflight import LENGTHS, require_numbers
+from fedlora_priv.training.refusals import refuse_training_mode, require_peft
 from fedlora_priv.training.sampling import poisson_draw
 from fedlora_priv.training.settings import StepSettings
 from protocols.prg import SecretStream
@@ -76,6 +77,7 @@ class PrivateTrainer:
     """
 
     def __init__(self, model: Any, *, device: str | torch.device = "cpu") -> None:
+        require_peft(model)
         refuse_batch_norm(model)
         self.device = resolve_device(device) if isinstance(device, str) else device
         refuse_emulated_bfloat16(model, self.device)
@@ -142,6 +144,7 @@ class PrivateTrainer:
                     self._verified.add(trainable)
                 if on_step is not None:
                     on_step(step)
+                    refuse_training_mode(self.model, trained)
         dimension = sum(parameter.numel() for parameter in trained.values())
         return TrainResult(
             read_trained(self.model), settings.steps, dimension, clip_norm.value, tuple(records)

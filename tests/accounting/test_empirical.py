@@ -15,23 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from accounting.empirical import (
-    ASSUMPTIONS,
-    EmpiricalResult,
-    GuessRule,
+from accounting.empirical import ASSUMPTIONS, EmpiricalResult, load
+from accounting.errors import EmpiricalError
+from accounting.many_runs import (
     TrialCounts,
-    best_one_run,
     clopper_pearson_epsilon,
-    default_rules,
     epsilon_of_mu,
     gdp_epsilon,
     gdp_mu,
-    load,
-    one_run_epsilon,
-    one_run_p_value,
     split_trials,
 )
-from accounting.errors import EmpiricalError
+from accounting.one_run import GuessRule, best_one_run, default_rules, one_run_epsilon, one_run_p_value
 
 GOLDEN = [
     ((1000, 100, 100, 0.0), 3.492965),

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from accounting.empirical import clopper_pearson_epsilon
 from accounting.events import Gaussian
+from accounting.many_runs import clopper_pearson_epsilon
 from accounting.pricing import epsilon
 from fedlora_priv.adapters import read_state
 from fedlora_priv.empirical.trials import StepTrials, repeat_step

@@ -128,7 +128,9 @@ def test_no_file_of_a_run_holds_a_key_or_what_comes_out_of_it(
         return keys[-1]
 
     witness = Witness(monkeypatch)
-    monkeypatch.setattr(prg, "os", SimpleNamespace(urandom=noted))  # of streams alone, not of identities
+    monkeypatch.setattr(
+        prg, "os", SimpleNamespace(urandom=noted, getpid=os.getpid)
+    )  # of streams alone, not of identities
     outcome = run(Experiment.load(experiment_file(federation={"rounds": 2})), progress=silent)
     monkeypatch.undo()
     assert len(set(keys)) == len(keys) >= 2 * 5 * 2  # rounds x clients x (training, rounding)

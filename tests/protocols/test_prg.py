@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
 
 import numpy as np
@@ -75,6 +76,26 @@ def test_a_wrong_key_is_refused(key: object) -> None:
 def test_a_negative_count_is_refused() -> None:
     with pytest.raises(LocalProtocolError):
         SecretStream(KEY).bytes(-1)
+
+
+def _ask(stream: SecretStream, answers: multiprocessing.Queue[object]) -> None:
+    """Ask a stream that a fork has carried into this process, and one of its own."""
+    try:
+        answers.put(stream.bytes(8))
+    except LocalProtocolError as error:
+        answers.put(str(error))
+    answers.put(len(SecretStream(KEY).bytes(8)))
+
+
+def test_a_forked_child_gets_nothing_of_the_stream() -> None:
+    stream, context = SecretStream(), multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_ask, args=(stream, answers))
+    child.start()
+    found = [answers.get(timeout=30) for _ in range(2)]
+    child.join()
+    assert "carried over by fork" in str(found[0])
+    assert found[1] == len(stream.bytes(8)) == 8
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])

@@ -10,6 +10,7 @@ import torch
 
 from fedlora_priv.adapters import read_state
 from fedlora_priv.errors import ConfigError, DataError
+from fedlora_priv.modeling import LoraSettings, attach_lora
 from fedlora_priv.training import PrivateTrainer, TokenisedExamples, preflight
 from fedlora_priv.training.fitting import longest_input, refuse_unfit
 from fedlora_priv.training.settings import StepSettings
@@ -72,6 +73,24 @@ def test_another_padding_than_the_model_looks_for(tiny_model):
     with pytest.raises(ConfigError, match="padded with token 5, the model expects 0"):
         refuse_unfit(tiny_model("llama"), texts(pad=5))
     refuse_unfit(tiny_model("bert-mean"), texts(pad=5))  # masked, whatever it is
+
+
+def test_a_model_without_a_padding_token(tiny_base):
+    base = tiny_base("gpt2")
+    base.config.pad_token_id = None
+    model = attach_lora(base, LoraSettings(("c_attn",), rank=2), seed=0)
+    with pytest.raises(
+        ConfigError, match=r"GPT2ForSequenceClassification has no padding token.*pad_token_id"
+    ):
+        PrivateTrainer(model)
+
+
+@pytest.mark.parametrize("rows", [["good film"], [{"input_ids": [5, 6]}], None])
+def test_rows_that_are_not_tokenised(rows, tiny_model):
+    with pytest.raises(
+        DataError, match=r"examples are a .*, not tokenised; use fedlora_priv\.training\.tokenise"
+    ):
+        refuse_unfit(tiny_model(), rows)
 
 
 def test_no_examples_fit(tiny_model):

@@ -139,7 +139,7 @@ def test_evaluation_counts_correct_labels(tiny_model, make_examples):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("steps", 0), ("sample_rate", 0.0), ("sample_rate", 1.5), ("planned_batch_size", 0),
+        ("steps", 0), ("steps", 2.5), ("sample_rate", 0.0), ("sample_rate", 1.5), ("planned_batch_size", 0),
         ("clip_norm", -1), ("clip_norm", float("nan")), ("learning_rate", 0), ("noise_multiplier", -0.1),
         ("noise_multiplier", float("inf")), ("max_tokens_per_microbatch", 0),
         ("clipping", "ghost"), ("mode", "flat"),
