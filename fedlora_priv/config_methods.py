@@ -90,6 +90,26 @@ def _ranks(experiment: Experiment) -> None:
             f"the largest of lora.ranks is {max(ranks)}, but lora.rank = {rank}",
             "set lora.rank to the largest",
         )
+    if ranks and min(ranks) < rank:
+        _require_company(experiment, ranks.count(rank))
+
+
+def _require_company(experiment: Experiment, holders: int) -> None:
+    """Refuse components of factors that so few clients hold that masks may not hide one behind another's.
+
+    A sum of zero-padded factors is, on those components, a sum over their holders only.
+    """
+    secure, clients = experiment.secure_aggregation, experiment.federation.clients
+    if secure.mode == "insecure" or experiment.aggregation.products == "exact":
+        return
+    lost = clients - secure.thresholds(clients)[2]
+    needed = lost + secure.max_colluders + 2
+    if holders < needed:
+        raise ConfigError(
+            f"{holders} of {clients} clients have the largest of lora.ranks, and sums over them alone must hide one: "
+            f"{needed} are needed, as {lost} may be lost and {secure.max_colluders} collude",
+            "give it to more clients, raise secure_aggregation.min_survivors, or set aggregation.products = 'exact'",
+        )
 
 
 def _contracts(experiment: Experiment) -> list[Contract]:

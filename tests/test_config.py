@@ -169,6 +169,8 @@ def test_combinations_that_cannot_be_honoured(overrides: list[str], words: str) 
         ("flexlora", ["lora.ranks=[8, 4]"], "2 ranks for 5 clients"),
         ("flexlora", ["lora.ranks=[8, 4, 4, 4, 16]"], "the largest of lora.ranks is 16, but lora.rank = 8"),
         ("flora", ["lora.ranks=[2, 4, 4, 4, 4]"], "the largest of lora.ranks is 4, but lora.rank = 8"),
+        ("flexlora", ["lora.ranks=[8, 8, 8, 4, 4]"], "3 of 5 clients have the largest of lora.ranks"),
+        ("flora", ["lora.ranks=[2, 1, 8, 1, 2]", "secure_aggregation.max_colluders=0"], "4 are needed, as 2 may"),
         ("hybrid", ["aggregation.switch_round=13"], "a hybrid of 12 rounds cannot change to FFA-LoRA in round 13"),
         ("hybrid", ["federation.rounds=1"], "a hybrid of 1 rounds cannot change to FFA-LoRA in round 1"),
         ("rac-lora", ["aggregation.block_rounds=13"], "nothing would be merged"),
@@ -180,6 +182,19 @@ def test_combinations_that_cannot_be_honoured(overrides: list[str], words: str) 
 )  # fmt: skip
 def test_what_a_method_cannot_honour(method: str, overrides: list[str], words: str) -> None:
     assert words in refusal(f"federation.method={method}", *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["lora.ranks=[8, 8, 8, 8, 4]"],
+        ["lora.ranks=[8, 8, 8, 1, 2]", "secure_aggregation.min_survivors=5"],
+        ["lora.ranks=[8, 4, 4, 4, 4]", "aggregation.products=exact"],
+        ["lora.ranks=[8, 4, 4, 4, 4]", "secure_aggregation.mode=insecure"],
+    ],
+)
+def test_ranks_that_leave_nobody_alone_in_a_sum(overrides: list[str]) -> None:
+    assert load("federation.method=flexlora", *overrides).lora.ranks
 
 
 def test_a_method_gets_its_options() -> None:

@@ -37,7 +37,9 @@ def parts_of(experiment_file: Callable[..., Path]) -> Callable[..., Parts]:
 
 @pytest.fixture
 def unequal(parts_of: Callable[..., Parts]) -> Parts:
-    return parts_of("flexlora", lora={"rank": 4, "alpha": 4.0, "ranks": RANKS})
+    return parts_of(
+        "flexlora", lora={"rank": 4, "alpha": 4.0, "ranks": RANKS}, secure_aggregation={"mode": "insecure"}
+    )
 
 
 def frozen(model: Any) -> dict[str, int]:
