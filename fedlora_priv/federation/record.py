@@ -116,15 +116,24 @@ def _metrics(parts: Parts, history: History) -> dict[str, Any]:
     """Return accuracy or perplexity before and after, if it may be reported."""
     metric = parts.experiment.model.metric
     measured = [row[metric] for row in history.metrics if row[metric] is not None]
-    rows = parts.evaluation
     return {
         f"{metric}_before": history.quality_before,
         f"{metric}_after": measured[-1] if measured else None,
-        "evaluated_on": f"{len(rows)} held-out public examples"
-        if rows
-        else "no data, as none is declared public",
+        "evaluated_on": _evaluated_on(parts),
         "credit": parts.credit,
     }
+
+
+def _evaluated_on(parts: Parts) -> str:
+    """Return what the figures were measured on, and where clients have models of their own, on whose."""
+    if not parts.evaluation:
+        return "no data, as none is declared public"
+    rows = f"{len(parts.evaluation)} held-out public examples"
+    return (
+        f"{rows}, by each client with its own model: the mean of those that answered"
+        if parts.home_roles
+        else rows
+    )
 
 
 def _bytes(parts: Parts, history: History) -> dict[str, Any]:

@@ -96,6 +96,9 @@ def metrics_report_and_card_say_what_is_personal(seen: Seen) -> None:
     means = [row["accuracy"] for row in seen.outcome.metrics]
     assert means[0] is None
     assert means[1:] == [pytest.approx(np.mean(list(each.values()))) for each in measured]
+    said = "100 held-out public examples, by each client with its own model: the mean of those that answered"
+    assert seen.outcome.report["metrics"]["evaluated_on"] == said
+    assert seen.outcome.report["metrics"]["accuracy_after"] == means[-1]
     outputs = json.dumps(seen.outcome.report["outputs"])
     assert "of what stays at each client (B, head), saved in its own home: its accuracy" in outputs
     card = (seen.outcome.folder / "adapter" / "README.md").read_text()
