@@ -39,7 +39,7 @@ def recomputed_layers(model: nn.Module, *, reentrant: bool) -> Iterator[None]:
     own = [layer.__dict__.get("forward") for layer in layers]
     try:
         for layer in layers:
-            layer.forward = partial(_recomputed, layer.forward, reentrant)
+            layer.forward = partial(_recomputed, layer, layer.forward, reentrant)
         yield
     finally:
         for layer, forward in zip(layers, own, strict=True):
@@ -53,9 +53,14 @@ def _is_layer(module: nn.Module) -> bool:
     return any(kind.__name__ == "GradientCheckpointingLayer" for kind in type(module).__mro__)
 
 
-def _recomputed(forward: Callable[..., Any], reentrant: bool, *args: Any, **kwargs: Any) -> Any:
+def _recomputed(
+    layer: nn.Module, forward: Callable[..., Any], reentrant: bool, *args: Any, **kwargs: Any
+) -> Any:
     """Return what `forward` does, to be run again in the backward pass; no random state, as dropout is off."""
     args, kwargs = tuple(map(_no_cache, args)), {name: _no_cache(value) for name, value in kwargs.items()}
+    tensors = [value for value in (*args, *kwargs.values(), *layer.parameters()) if isinstance(value, Tensor)]
+    if not any(tensor.requires_grad for tensor in tensors):  # below the lowest trained layer nothing is kept
+        return forward(*args, **kwargs)
     if not reentrant:
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
     if any(isinstance(value, Tensor) and value.requires_grad for value in kwargs.values()):
@@ -63,7 +68,7 @@ def _recomputed(forward: Callable[..., Any], reentrant: bool, *args: Any, **kwar
             "a layer takes a tensor with gradient by name, which cannot be recomputed in this mode",
             'use training mode "direct"',
         )
-    # Something among the inputs must need a gradient, or none is computed: below the first LoRA layer nothing does.
+    # Something among the inputs must need a gradient, or none is computed: in the lowest trained layer nothing does.
     needed = torch.ones((), requires_grad=True)
     return checkpoint(
         lambda _, *rest: forward(*rest, **kwargs), needed, *args, use_reentrant=True, preserve_rng_state=False
