@@ -19,7 +19,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
-SECTIONS = ("masks", "encoding", "sharing", "sessions", "accounting", "training", "aggregation", "scaling")
+SECTIONS = (
+    "masks", "encoding", "sharing", "sessions", "accounting", "training", "partial_layers", "aggregation", "scaling",
+)  # fmt: skip
 """The modules of this package that have ``rows()``, in the order in which they run; the longest is last."""
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.common import Row
@@ -41,7 +41,7 @@ _FORGET_PEAK = "5"  # proc(5): sets the peak resident set size back to the prese
 
 def rows() -> Iterator[Row]:
     """Yield each way's peak against the plain step's; nothing where there is no /proc."""
-    if not _REFERENCES.exists():
+    if not can_measure():
         return
     reference = in_a_process(PLAIN, "float32")
     for way, dtype in CASES:
@@ -49,11 +49,21 @@ def rows() -> Iterator[Row]:
         yield Row(f"peak memory: {way}, {dtype} base", peak, f"{PLAIN}, float32", reference, unit="bytes")
 
 
+def can_measure() -> bool:
+    """Whether this machine tells what a process has resident."""
+    return _REFERENCES.exists()
+
+
 def in_a_process(way: str, dtype: BaseDtype, batch: int = BATCH) -> int:
     """Run `growth` in a fresh process."""
+    return printed_by("benchmarks.training_memory", way, dtype, str(batch))
+
+
+def printed_by(module: str, *arguments: str) -> int:
+    """Return the number that a module prints last in a fresh process, which gives freed memory back at once."""
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, **_GIVE_BACK}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.training_memory", way, dtype, str(batch)]
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root, env=environment)
     return int(json.loads(done.stdout.splitlines()[-1]))
 
@@ -63,7 +73,11 @@ def growth(way: str, dtype: BaseDtype, batch: int) -> int:
 
     The first one brings in kernels and what they keep for every shape, the same tens of megabytes for all ways.
     """
-    step = WAYS[way](minilm(batch), dtype)
+    return growth_of(WAYS[way](minilm(batch), dtype))
+
+
+def growth_of(step: Callable[[], object]) -> int:
+    """Return the bytes by which the resident set grows at the most while `step` runs for the second time."""
     step()
     _REFERENCES.write_text(_FORGET_PEAK)
     before = _resident("VmRSS")
