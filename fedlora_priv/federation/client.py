@@ -113,7 +113,7 @@ class FederationClient:
         self._run_budget = Budget(privacy.epsilon, setup.plan.delta)
         self._lifetime_budget = Budget(privacy.ledger_limit, setup.plan.delta)
         self._updates = UpdateStore(setup.home.path, setup.run.hex())
-        self._personal = Personal(setup, self._begun, self._updates)
+        self._personal = Personal(setup, self._begun, self._updates, self._require_charged)
         self._round: RoundRelease | None = None
 
     @property

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.home import UpdateStore
+from fedlora_priv.federation.home import FinishedUpdate, UpdateStore
 from fedlora_priv.methods.base import Layout, Method, Role, Shapes, State
 
 if TYPE_CHECKING:
@@ -48,12 +48,20 @@ class Personal:
         setup: what the client knew before the first message.
         begun: the global state before the first round.
         updates: its finished updates.
+        require_charged: raises FederationError unless the ledger has charged an update.
     """
 
-    def __init__(self, setup: ClientSetup, begun: State, updates: UpdateStore) -> None:
+    def __init__(
+        self,
+        setup: ClientSetup,
+        begun: State,
+        updates: UpdateStore,
+        require_charged: Callable[[FinishedUpdate], None],
+    ) -> None:
         self._setup = setup
         self._begun = begun
         self._updates = updates
+        self._require_charged = require_charged
         self._method = setup.method.at(1)
         self._home = home_roles(setup.method, setup.layout)
         self._asked: dict[int, bytes] = {}
@@ -61,7 +69,10 @@ class Personal:
     def own(self, state: State) -> State:
         """Return a state with this client's own arrays where they stay at home; as they are before its first update."""
         last = self._updates.last() if self._home else None
-        return state if last is None else self._method.personal(self._setup.layout, state, last.state)
+        if last is None:
+            return state
+        self._require_charged(last)
+        return self._method.personal(self._setup.layout, state, last.state)
 
     def answer(self, message: wire.Message) -> wire.Message:
         """Measure the model that a global state makes here, and keep it if it is the last.

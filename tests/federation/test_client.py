@@ -177,3 +177,20 @@ def test_wire_bombs_are_refused(lab: Lab) -> None:
         with pytest.raises(FederationError):
             wire.decode(struct.pack("<I", len(header)) + header)
         assert lab.ask(struct.pack("<I", len(header)) + header).kind == wire.REFUSED
+
+
+def test_an_update_that_no_charge_covers_is_not_answered_for(
+    experiment_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number about what stays at home is post-processing of what the ledger has charged, or is not sent."""
+    whole = {"support": "dense", "density": 1.0, "value_bits": 16}
+    lab = Lab(experiment_file(federation={"method": "fedsa", "rounds": 2}, communication=whole))
+    assert lab.ask(lab.train()).kind == wire.TRAINED
+    a = wire.pack_arrays({name: array for name, array in lab.begun.items() if name.endswith(".lora_A")})
+    question = wire.encode(wire.Message(wire.PERSONAL, {"round": 1, "keep": False}, a))
+    assert lab.ask(question).kind == wire.PERSONAL
+    monkeypatch.setattr(lab.ledger, "charges", lambda **_: ())
+    assert lab.ask(question) == wire.Message(wire.REFUSED, {"code": "FederationError"})
+    for client in lab.clients:
+        client.close()
+    lab.folder.close()
