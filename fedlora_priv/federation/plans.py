@@ -33,6 +33,13 @@ def plan_clients(experiment: Experiment, sizes: Mapping[str, int]) -> dict[str, 
     """
     experiment.require_delta_below(sum(sizes.values()))
     training, privacy, federation = experiment.training, experiment.privacy, experiment.federation
+    for client_id, examples in sizes.items():
+        if training.batch_size > examples:
+            raise ConfigError(
+                f"training.batch_size = {training.batch_size} is above the {examples} examples of {client_id}: a "
+                "sampling rate cannot exceed 1",
+                "lower it, or take fewer clients",
+            )
     try:
         return {
             client_id: plan(

@@ -88,7 +88,9 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "LoRA on embeddings": (overrides('lora.target_modules=["word_embeddings"]'), 2, "word_embeddings"),
     "DoRA": (overrides("lora.use_dora=true"), 2, "DP-SGD"),
     "mode not built": (overrides('privacy.mode="distributed"'), 2, "not built yet"),
-    "batch larger than the data": (overrides("training.batch_size=200"), 2, "batch"),
+    "batch larger than the data": (
+        overrides("training.batch_size=200"), 2, "training.batch_size = 200 is above the 80 examples of client-1",
+    ),
     "empty client": (overrides("federation.clients=450", "training.batch_size=1"), 3, "client"),
     "no such label column": (overrides('data.label_column="stars"'), 3, "stars"),
     "not UTF-8": (one_file(b"sentence\tlabel\nna\xefve\t1\nbad\t0\n"), 3, "UTF-8"),
