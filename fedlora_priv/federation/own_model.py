@@ -21,9 +21,9 @@ was trained together is the rest. Each client has kept its own, whole adapter in
 _NOTES = """
 ## Whose it is
 
-This is the model of one client, {client_id}: the A that all clients share, with a B and a head that are this client's
-alone and were trained on its rows. They were clipped and noised with the rest, so its ε holds for them too; nobody else
-has seen them. See `report.json` of the run for that ε.
+This is the model of one client, {client_id}: what all clients share, and its own {own}, trained on its rows. They were
+clipped and noised with the rest, so its ε holds for them too; nobody else has seen them. See `report.json` of the run
+for that ε.
 """
 
 
@@ -33,6 +33,7 @@ class TrainedModel:
 
     Args:
         client_id: whose it is.
+        home: the roles of arrays that are its own.
         trainer: of the client's own rank.
         rows: public held-out rows, or None where nothing may be evaluated.
         folder: where the adapter is kept.
@@ -40,6 +41,7 @@ class TrainedModel:
     """
 
     client_id: str
+    home: frozenset[Role]
     trainer: PrivateTrainer
     rows: TokenisedExamples | None
     folder: Path
@@ -52,7 +54,7 @@ class TrainedModel:
     def keep(self, state: State) -> None:
         """Save the adapter in the client's home."""
         write_state(self.trainer.model, state)
-        notes = _NOTES.format(client_id=self.client_id)
+        notes = _NOTES.format(client_id=self.client_id, own=_named(self.home))
         save_adapter(self.trainer.model, self.folder, base_model=self.base_model, notes=notes)
 
 
@@ -63,6 +65,9 @@ def personal_folder(home: ClientHome, run: bytes) -> Path:
 
 def missing(home: frozenset[Role]) -> str:
     """Return what the card of the global adapter says of arrays that stay at home; nothing where there are none."""
-    named = {"A": "A", "B": "B", "R": "R", "head": "the head"}
-    what = " and ".join(named[role] for role in sorted(home))
-    return _MISSING.format(what=what[:1].upper() + what[1:]) if home else ""
+    return _MISSING.format(what=_named(home)) if home else ""
+
+
+def _named(home: frozenset[Role]) -> str:
+    """Return roles in words: "B and head"."""
+    return " and ".join(sorted(home))

@@ -101,8 +101,8 @@ class Personal:
 
 
 def home_roles(method: Method, layout: Layout) -> frozenset[Role]:
-    """Return the roles that stay at each client; a schedule's phases all have the same."""
-    return method.at(1).contract(layout).stays_home
+    """Return the roles of arrays that stay at each client; a schedule's phases all have the same."""
+    return method.at(1).contract(layout).stays_home & {layout.role(name) for name in layout.shapes()}
 
 
 def travelling(layout: Layout, home: frozenset[Role], state: State) -> Shapes:

@@ -334,7 +334,7 @@ def _own_model(parts: Parts, client_id: str, folder: Path) -> TrainedModel | Non
     if not parts.home_roles:
         return None
     trainer = parts.trainers[client_id]
-    return TrainedModel(client_id, trainer, parts.evaluation, folder, parts.model_reference)
+    return TrainedModel(client_id, parts.home_roles, trainer, parts.evaluation, folder, parts.model_reference)
 
 
 def _training(parts: Parts, client_id: str) -> LocalTraining:

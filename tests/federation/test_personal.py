@@ -16,9 +16,12 @@ from peft import PeftModel
 from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import checkpoint, wire
+from fedlora_priv.federation.personal import home_roles
 from fedlora_priv.federation.run import Outcome, run
 from fedlora_priv.federation.setup import Parts, assemble
-from fedlora_priv.methods.base import State
+from fedlora_priv.methods.base import Layout, LoraModule, State
+from fedlora_priv.methods.fedit import FedIT
+from fedlora_priv.methods.fedsa import FedSALoRA
 from fedlora_priv.pooling import MeanPoolingClassifier
 from fedlora_priv.training import PrivateTrainer
 
@@ -80,7 +83,7 @@ def clients_start_from_their_own_and_keep_and_measure_it(seen: Seen, tiny_model:
         loaded = PrivateTrainer(PeftModel.from_pretrained(base, str(seen.home(client_id))))
         assert all(np.array_equal(array, own[name]) for name, array in read_state(loaded.model).items())
         assert (
-            f"This is the model of one client, {client_id}"
+            f"one client, {client_id}: what all clients share, and its own B and head"
             in (seen.home(client_id) / "README.md").read_text()
         )
     starts = [seen.of(client_id)[-1][0] for client_id in seen.parts.plans]
@@ -102,7 +105,7 @@ def metrics_report_and_card_say_what_is_personal(seen: Seen) -> None:
     outputs = json.dumps(seen.outcome.report["outputs"])
     assert "of what stays at each client (B, head), saved in its own home: its accuracy" in outputs
     card = (seen.outcome.folder / "adapter" / "README.md").read_text()
-    assert "## What is missing\n\nB and the head stayed at each client" in card
+    assert "## What is missing\n\nB and head stayed at each client" in card
     assert "\n\n\n" not in card
 
 
@@ -160,3 +163,10 @@ def test_where_nothing_stays_at_home_there_is_nothing_to_ask(experiment_file: Ca
     for client in made.clients:
         client.close()
     made.folder.close()
+
+
+def test_what_stays_at_home_is_what_the_model_has() -> None:
+    module = LoraModule("query", 8, 8, 2, 1.0)
+    assert home_roles(FedSALoRA(), Layout((module,), {"classifier.weight": (2, 8)})) == {"B", "head"}
+    assert home_roles(FedSALoRA(), Layout((module,), {})) == {"B"}  # a language model has no head
+    assert home_roles(FedIT(), Layout((module,), {})) == frozenset()
