@@ -1,6 +1,6 @@
 """A client that trains some of the layers beside one that trains all: time and peak memory of a private step.
 
-A 12-layer encoder of random weights (MiniLM's shape: width 384), LoRA r = 8 on query and value and a head, 64 texts
+A 12-layer encoder of random weights (MiniLM's shape: width 384), LoRA r = 8 on query and value and a head, 24 texts
 of 16 to 64 tokens, microbatches of 1024 tokens, clipped by the direct engine. Every part runs by turns in one
 process, the least CPU time of several rounds; memory is the growth of a fresh process's resident set. "Forward"
 trains the head alone: no backward pass through any layer. A third of the layers takes the forward pass and as much

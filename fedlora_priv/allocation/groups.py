@@ -6,9 +6,9 @@ clients are one group. B has its components in columns, which would make as many
 is all who train the module; that no component of it is summed over too few is seen to by the counts, whose groups
 *are* those of the components and travel in the same session: if one of them is short the whole session is refused.
 
-*Nobody takes these groups from the server.* Each client makes the form from the public allocation and sets it as
-its policy's `exact_form`. Otherwise a server could list clients as contributors who train something else: the group
-would look large, and its sum be one client's.
+*Nobody takes these groups from the server.* Each client makes the form from the public allocation (`vector_form`)
+and sets it as its policy's `exact_form`. Otherwise a server could list clients as contributors who train something
+else: the group would look large, and its sum be one client's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedlora_priv.allocation.base import Allocation
 from fedlora_priv.allocation.errors import AllocationError, ThinLayer
 from fedlora_priv.methods.base import Layout, Shapes
 from fedlora_priv.methods.partial import holders_name
-from protocols.secagg.session import CoordinateGroup
+from protocols.secagg.session import CoordinateGroup, VectorForm
 
 
 def coordinate_groups(
@@ -48,6 +48,15 @@ def coordinate_groups(
             groups.append(CoordinateGroup(start, start + size, members))
         start += size
     return tuple(groups)
+
+
+def vector_form(groups: Sequence[CoordinateGroup], n: int, modulus_bits: int, bound: int) -> VectorForm:
+    """Return the form of a vector with these groups, for the `exact_form` of a policy of a session of `n` clients.
+
+    Where everybody contributes everywhere it has no groups, as `SessionParameters.form` has none.
+    """
+    everywhere = len(groups) == 1 and len(groups[0].contributors) == n
+    return VectorForm(groups[-1].stop, modulus_bits, bound, () if everywhere else tuple(groups))
 
 
 def require_contributors(groups: Sequence[CoordinateGroup], min_contributors: int) -> None:

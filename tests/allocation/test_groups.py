@@ -23,6 +23,7 @@ from fedlora_priv.allocation import (
     ThinLayer,
     coordinate_groups,
     require_contributors,
+    vector_form,
 )
 from fedlora_priv.allocation.layers import layers_of
 from fedlora_priv.methods.base import Layout, Method, Shared
@@ -192,6 +193,14 @@ def test_groups_say_who_contributes_to_every_coordinate() -> None:
     assert all(a.stop == b.start and a.contributors != b.contributors for a, b in itertools.pairwise(groups))
 
 
+def test_a_form_is_that_of_the_session_whether_everybody_contributes_or_not() -> None:
+    for budgets in ((4, 4, 4, 4, 4, 4), (3, 3, 3, 4, 4, 4)):
+        lab = Lab(layout(4), FedRA(3).allocate(1, tiers(*budgets), public(4)), FedIT(), 3)
+        form = vector_form(lab.groups, N, lab.quantiser.modulus_bits, lab.quantiser.levels)
+        assert form == lab.federation.parameters.form
+        assert (form.groups == ()) == (min(budgets) == 4)
+
+
 def test_groups_that_cannot_be_are_refused() -> None:
     shapes = SMALL.method(FedIT(), layout(2)).contract(layout(2)).uploads
     with pytest.raises(AllocationError, match="client-9 has no part"):
@@ -213,9 +222,8 @@ def lab() -> Lab:
     allocation = Geometric("triangle", 3).allocate(1, tiers(1, 2, 2, 3, 3, 3), public(3))
     assert allocation.holders(2) == ("client-4", "client-5", "client-6")
     lab = Lab(layout(3), allocation, FedIT(), 3)
-    lab.federation.policy = replace(
-        lab.federation.policy, min_contributors=3, exact_form=lab.federation.parameters.form
-    )
+    form = vector_form(lab.groups, N, lab.quantiser.modulus_bits, lab.quantiser.levels)
+    lab.federation.policy = replace(lab.federation.policy, min_contributors=3, exact_form=form)
     lab.federation.clients = {name: lab.federation.client(name) for name in NAMES}
     return lab
 
