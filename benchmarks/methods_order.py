@@ -80,9 +80,10 @@ class _Order:
         others = [m for m in KIN if m in self._methods]
         yield from self._grid(main)
         compared = [m for m in main if m in self._methods]
-        for seed in SEEDS:
-            yield from self._finals(compared, seed)
+        yield from self._finals(compared, SEEDS[0])
         yield from self._wire(compared)
+        for seed in SEEDS[1:]:
+            yield from self._finals(compared, seed)
         yield from self._grid([m for m in others if m in OWN_GRID])
         yield from self._finals(others, SEEDS[0])
 

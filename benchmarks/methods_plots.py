@@ -22,7 +22,7 @@ text { fill: #5a6675; } .end { text-anchor: end; } .middle { text-anchor: middle
 .grid { stroke: #e9edf2; } .line { fill: none; stroke-width: 2; stroke-linejoin: round; } .span { stroke-width: 1.2; }
 .fedit { stroke: #5a6675; } .ffa { stroke: #2459c9; } .fra { stroke: #c0261b; } .hybrid { stroke: #7a3fb5; }
 .fedsvd { stroke: #2f8a5b; } .hybrid.line { stroke-dasharray: 6 3; } .fedsvd.line { stroke-dasharray: 2 3; }
-circle { stroke: none; } circle.fedit { fill: #5a6675; } circle.ffa { fill: #2459c9; } circle.fra { fill: #c0261b; }
+circle.fedit { fill: #5a6675; } circle.ffa { fill: #2459c9; } circle.fra { fill: #c0261b; }
 circle.hybrid { fill: #7a3fb5; } circle.fedsvd { fill: #2f8a5b; }
 """
 """Light on purpose: an image cannot ask the page around it."""

@@ -10,8 +10,8 @@ of RESULTS/methods.jsonl and is not run again. Stop the command at any time and 
 cores: a process takes what no other one is at (a locked file in RESULTS/methods.locks), with one thread each.
 
 The order is: a grid of learning rates for each main method, data set and ε, on held-out training rows, one seed; the
-main methods at their best rates, three seeds, both partitions; one of them again with sums as they travel masked; the
-other methods, one seed. A grid whose best rate is at its edge is extended there.
+main methods at their best rates, three seeds, both partitions (after the first seed some again with sums as they travel
+masked); the other methods, one seed. A grid whose best rate is at its edge is extended there.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
-FOLDERS = {"sst2": "sst2_glue", "trec": "trec"}
-"""Where each data set is under --data."""
+FOLDERS = {"trec": "trec", "sst2": "sst2_glue"}
+"""Where each data set is under --data; the cheaper one first."""
 
 WAIT_S = 5.0
 """How long a process waits while all that can be run is being run by others."""
