@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -26,6 +26,8 @@ from fedlora_priv.pooling import MeanPoolingClassifier
 
 MERGED_BASE = "base"
 """The subfolder of a base that a method has changed."""
+_CHANGED = f", changed: see the folder {MERGED_BASE!r}"
+"""What such an adapter's configuration adds to the base's name, so that nobody loads the original by it."""
 
 
 def save_adapter(model: Any, folder: str | Path, *, base_model: str, notes: str = "") -> Path:
@@ -43,7 +45,7 @@ def save_adapter(model: Any, folder: str | Path, *, base_model: str, notes: str 
     if merged:
         _save_base(plain, folder / MERGED_BASE)
     config = plain.peft_config[ADAPTER]
-    name = f"{base_model}, changed: see the folder {MERGED_BASE!r}" if merged else base_model
+    name = base_model + _CHANGED if merged else base_model
     own_name, config.base_model_name_or_path = config.base_model_name_or_path, name
     try:
         # Never "auto": that asks the hub for the base model's vocabulary, and hangs without a network.
@@ -62,10 +64,10 @@ def load_adapter(model: Any, folder: str | Path) -> Any:
         model: a PEFT model on the base that the folder was saved for; used up.
         folder: the folder.
     """
-    base, changed = model.unload(), Path(folder) / MERGED_BASE
-    if changed.exists():
+    base = model.unload()
+    if str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path).endswith(_CHANGED):
         labels = {"num_labels": base.config.num_labels} if isinstance(base, MeanPoolingClassifier) else {}
-        base = type(base).from_pretrained(str(changed), **labels)
+        base = type(base).from_pretrained(str(Path(folder) / MERGED_BASE), **labels)
     return PeftModel.from_pretrained(base, str(folder)).eval()
 
 
@@ -113,10 +115,7 @@ def _is_smaller_merged(model: Any) -> bool:
     """Return whether a dense residual would make a plain adapter larger than the base itself."""
     layers, size, dense = adapted_layers(model), 0, False
     for module in layout(model).modules:
-        parts, (m, n) = (
-            read_residual(layers[module.name].base_layer),
-            (module.out_features, module.in_features),
-        )
+        parts, m, n = read_residual(layers[module.name].base_layer), module.out_features, module.in_features
         dense = dense or "base" in parts
         extra = len(parts["base_A"]) if "base_A" in parts else min(m, n) if parts else 0
         size += (module.rank + extra) * (m + n)
@@ -131,9 +130,8 @@ def _with_merged_base(model: Any) -> Any:
         parts = {name: torch.from_numpy(part).double() for name, part in read_residual(base).items()}
         if parts:
             residual = parts["base"] if "base" in parts else parts["base_B"] @ parts["base_A"]
-            residual = (
-                residual.T if isinstance(base, Conv1D) else residual
-            )  # which keeps its weights transposed
+            if isinstance(base, Conv1D):  # keeps its weights transposed
+                residual = residual.T
             base.weight.data = (base.weight.double().cpu() + residual).to(base.weight)
             write_residual(base, {})
     return other

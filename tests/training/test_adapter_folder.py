@@ -89,6 +89,12 @@ def test_a_changed_base_is_loaded_as_the_card_says(
     require_same(names["model"], model, kind, make_examples, tiny_model)
     require_same(load_adapter(tiny_model(kind), folder), model, kind, make_examples, tiny_model)
     capsys.readouterr()  # transformers says that the pooler, which has no part in the mean, is new
+    write_state(model, before)
+    monkeypatch.undo()  # the same folder once more: the base in it is now nobody's
+    save_adapter(model, folder, base_model="acme/base")
+    require_same(load_adapter(tiny_model(kind), folder), model, kind, make_examples, tiny_model)
+    monkeypatch.setattr(adapter_folder, "_is_smaller_merged", lambda model: True)
+    save_adapter(model, folder, base_model="acme/base")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "acme/base, changed: see the folder 'base'"
     assert config["rank_pattern"] == {}
