@@ -168,7 +168,7 @@ def _outputs(parts: Parts, history: History) -> list[dict[str, str]]:
     plans, contracts = parts.plans.values(), parts.stated_method()["contracts"]
     charged = next(plan.round_event().kind for plan in plans)
     exchanges = max(len(contract["exchanges"]) for contract in contracts)
-    maps = "updates" if exchanges == 1 else f"updates, or of up to {exchanges} linear maps of each,"
+    maps = "updates" if exchanges == 1 else f"updates, or of up to {exchanges} maps of each,"
     adapter = "the global adapter after each round, checkpoints and the adapter folder"
     if any(contract["changes_base"] for contract in contracts):
         adapter += ", with what the method has added to the base weights"
