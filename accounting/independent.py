@@ -107,7 +107,7 @@ def step_of(event: _Gaussians) -> Step:
         rate = event.sample_rate
     if isinstance(event, AdaptiveClipPoissonGaussian):
         # Vector and count are one vector: the example moves it by 1/z and by 1/2 over the count's deviation.
-        noise = (noise**-2 + (2 * event.count_noise_stddev) ** -2) ** -0.5
+        noise = 1 / math.hypot(1 / noise, 0.5 / event.count_noise_stddev)
     return Step(noise, rate, event.adjacency == "replace-one")
 
 
