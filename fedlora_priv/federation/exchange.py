@@ -83,6 +83,14 @@ class Exchange:
         )
 
 
+def travelling(experiment: Experiment, contract: Contract, number: int) -> int:
+    """Return how many coordinates travel in an exchange: all but in a first one that may leave some out."""
+    communication, size = experiment.communication, contract.size(number)
+    if number or contract.travels_whole or communication.support == "dense":
+        return size
+    return max(1, math.ceil(communication.density * size))
+
+
 def first_channel(
     bounds: object, support: bytes, contract: Contract, experiment: Experiment
 ) -> UploadChannel:

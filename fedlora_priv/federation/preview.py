@@ -9,11 +9,14 @@ from accounting.gdp import gaussian_mu, tpr_at_fpr
 from accounting.planning import Plan
 from accounting.pricing import epsilon
 from fedlora_priv.config import Experiment
+from fedlora_priv.federation.exchange import travelling
 from fedlora_priv.federation.learner import Say
 from fedlora_priv.federation.plans import whole_run
-from fedlora_priv.federation.server import FederationServer
 from fedlora_priv.federation.setup import Parts, assemble
 from fedlora_priv.federation.standings import refusals
+from fedlora_priv.methods import Contract, phases
+from protocols.packing import packed_size
+from protocols.quantise import Quantiser
 
 SHOWN_FPRS = (0.001, 0.01)
 
@@ -40,7 +43,8 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
     dearest = max(costs, key=lambda event: costs[event])
     return {
         "experiment": experiment.experiment.name,
-        "method": parts.method.name,
+        "method": parts.stated_method(),
+        "ranks": {client_id: trainer.layout.modules[0].rank for client_id, trainer in parts.trainers.items()},
         "rounds": experiment.federation.rounds,
         "guarantee": {
             "unit": privacy.unit,
@@ -72,21 +76,33 @@ def _rows(parts: Parts) -> dict[str, int]:
 
 
 def planned_bytes(parts: Parts) -> dict[str, Any]:
-    """Return one client's bytes a round: packed values, and plain float32 LoRA for comparison.
+    """Return one client's bytes, by contract and exchange: packed values, beside plain float32 LoRA.
 
     Keys, shares and framing come on top; the report counts them on the wire.
     """
-    noise = max(plan.noise_multiplier for plan in parts.plans.values())
-    server = FederationServer(parts.experiment, parts.layout, parts.method, noise)
-    channel = server.task(server.begin(parts.initial)).first.channel
-    bits = channel.quantiser.modulus_bits
+    experiment, dense = parts.experiment, parts.layout.dense_fp32_bytes
+    bits = Quantiser(1.0, experiment.communication.value_bits, experiment.federation.clients).modulus_bits
+    contracts: list[dict[str, Any]] = [
+        {"rounds": numbers, "exchanges": _exchanges(parts, phase.contract(parts.layout), bits)}
+        for phase, numbers in phases(parts.method, experiment.federation.rounds)
+    ]
+    run = sum(len(c["rounds"]) * sum(e["bytes"] for e in c["exchanges"]) for c in contracts)
     return {
-        "coordinates": channel.dimension,
-        "coordinates_that_travel": len(channel.support),
         "modulus_bits": bits,
-        "values_per_client_and_round": -(-len(channel.support) * bits // 8),
-        "dense_lora_fp32_per_client_and_round": parts.layout.dense_fp32_bytes,
+        "dense_lora_fp32_per_client_and_round": dense,
+        "contracts": contracts,
+        "values_per_client": run,
+        "values_over_dense_lora": run / (dense * experiment.federation.rounds),
     }
+
+
+def _exchanges(parts: Parts, contract: Contract, bits: int) -> list[dict[str, int]]:
+    """Return what travels in each exchange of a round, the last one even where it is only asked for by need."""
+    found = []
+    for number in range(contract.exchanges):
+        size, k = contract.size(number), travelling(parts.experiment, contract, number)
+        found.append({"coordinates": size, "coordinates_that_travel": k, "bytes": packed_size(k, bits)})
+    return found
 
 
 def noisiest(experiment: Experiment, say: Say = lambda line: None) -> Plan:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.channel import UploadChannel
-from fedlora_priv.federation.exchange import Exchange, Summed
+from fedlora_priv.federation.exchange import Exchange, Summed, travelling
 from fedlora_priv.federation.rehearsal import rehearsed_bounds
 from fedlora_priv.federation.task import RoundTask, begin
 from fedlora_priv.methods.base import Certificate, Contract, Layout, Method, Shared, State
@@ -165,14 +165,11 @@ class FederationServer:
 
     def _support(self, scores: Mapping[str, NDArray[np.float32]], number: int) -> Support:
         """Return the coordinates that travel in a round's first exchange, from public things only."""
-        communication, contract = (
-            self._experiment.communication,
-            self._method.at(number).contract(self._layout),
-        )
-        d = contract.dimension
-        k = max(1, math.ceil(communication.density * d))
+        communication = self._experiment.communication
+        contract = self._method.at(number).contract(self._layout)
+        d, k = contract.dimension, travelling(self._experiment, contract, 0)
         seed = f"{self._experiment.experiment.seed}/{number}".encode()
-        if contract.travels_whole or communication.support == "dense":
+        if k == d:
             return dense(d)
         if communication.support == "seeded-random-k":
             return seeded_random_k(d, k, seed)

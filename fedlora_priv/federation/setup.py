@@ -193,6 +193,7 @@ def make_trainer(experiment: Experiment, method: Method, model: Any) -> PrivateT
 
     Raises:
         ConfigError: the frozen weights are too coarse for a method that changes them.
+        AssumptionError: the method does not work with this model's shapes and ranks.
     """
     if method.changes_base and experiment.model.base_dtype != "float32":
         raise ConfigError(
@@ -201,6 +202,8 @@ def make_trainer(experiment: Experiment, method: Method, model: Any) -> PrivateT
             'set model.base_dtype = "float32"',
         )
     trainer = PrivateTrainer(model, device=resolve_device(experiment.training.device))
+    for phase in _phases(experiment, method):
+        phase.require(trainer.layout)
     if any("R" in phase.contract(trainer.layout).trains for phase in _phases(experiment, method)):
         add_squares(model)
     return trainer

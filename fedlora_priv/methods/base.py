@@ -264,6 +264,15 @@ class Method(ABC):
         """Return the shape of every array that a client has trained or held frozen."""
         return layout.shapes()
 
+    @final
+    def require(self, layout: Layout) -> None:
+        """Return if the method works with this layout; asked before anything is trained.
+
+        Raises:
+            AssumptionError: it does not, as where a rank is above its matrix.
+        """
+        self._require(layout)
+
     def accept(self, layout: Layout, own: Layout) -> None:
         """Return if a client whose own model has the layout `own` can take part.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from accounting.case import Verdict
 from fedlora_priv.doctor import Finding
+from fedlora_priv.reports.contracts import consequences, contracts, rounds_text
 from fedlora_priv.reports.summary import environment_text
 
 COLOURS = {"PASS": "green", "OK": "green", "FAIL": "bold red", "WARN": "yellow", "UNVERIFIABLE": "yellow"}
@@ -43,7 +44,7 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
             f"begins at {planned['clients'][0]['clip_norm']:g} and follows counts of the gradients within it, noised "
             f"by {adaptive['count_noise_stddev']:g}; the noise multipliers are the gradients', and ε covers both",
         )
-    guarantee, sizes, secure = planned["guarantee"], planned["bytes"], planned["secure_aggregation"]
+    guarantee, secure = planned["guarantee"], planned["secure_aggregation"]
     kind = (
         "a simulation: the data is declared public"
         if guarantee["simulation"]
@@ -62,23 +63,50 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
     print_fact(
         console, "", f"that is μ-GDP with μ = {guarantee['mu_gdp']:.3f}; no attack finds more than {found}"
     )
-    values, dense = sizes["values_per_client_and_round"], sizes["dense_lora_fp32_per_client_and_round"]
-    print_fact(
-        console,
-        "upload",
-        f"{sizes['coordinates_that_travel']:,} of {sizes['coordinates']:,} coordinates at "
-        f"{sizes['modulus_bits']} bits: {values / 1000:,.1f} kB a round and client, "
-        f"{values / dense:.3f} of dense float32 LoRA ({dense / 1000:,.1f} kB); keys and shares come on top",
-    )
+    _print_method(console, planned)
     print_fact(console, "rows", _rows_text(planned["rows"]))
     print_fact(console, "training", environment_text(planned["environment"]))
-    rounds = f"{planned['rounds']} of {planned['method']}, {secure['mode']} aggregation"
+    rounds = f"{planned['rounds']}, {secure['mode']} aggregation"
     if secure["mode"] == "secure":
         rounds += (
             f" of {secure['clients']} clients: quorum {secure['quorum']}, threshold {secure['threshold']}, "
             f"at least {secure['min_survivors']} in a sum, up to {secure['max_colluders']} colluding"
         )
     print_fact(console, "rounds", rounds)
+
+
+def _print_method(console: Console, planned: dict[str, Any]) -> None:
+    """Print what the method does and sends in its rounds, exchange by exchange, beside plain LoRA."""
+    sizes, stated = planned["bytes"], contracts(planned)
+    dense = sizes["dense_lora_fp32_per_client_and_round"]
+    print_fact(console, "method", f"{planned['method']['name']}: {planned['method']['title']}")
+    for contract, planned_sizes in zip(stated, sizes["contracts"], strict=True):
+        which = f"in rounds {rounds_text(contract['rounds'])} " if len(stated) > 1 else ""
+        print_fact(console, "", f"{which}{'; '.join(consequences(contract))}")
+        for number, exchange in enumerate(planned_sizes["exchanges"], 1):
+            of = f"exchange {number}: " if len(planned_sizes["exchanges"]) > 1 else ""
+            print_fact(
+                console, "upload", f"{which}{of}{_exchange_text(exchange, sizes['modulus_bits'], dense)}"
+            )
+    whole = f"{sizes['values_over_dense_lora']:.3f} of dense float32 LoRA ({dense / 1000:,.1f} kB a round)"
+    print_fact(
+        console,
+        "",
+        f"{sizes['values_per_client'] / 1000:,.1f} kB a client in the whole run, {whole}; keys and "
+        "shares come on top",
+    )
+    if len(set(planned["ranks"].values())) > 1:
+        print_fact(
+            console, "ranks", ", ".join(f"{client_id} {rank}" for client_id, rank in planned["ranks"].items())
+        )
+
+
+def _exchange_text(exchange: Mapping[str, int], bits: int, dense: int) -> str:
+    """Return what one client sends in an exchange."""
+    return (
+        f"{exchange['coordinates_that_travel']:,} of {exchange['coordinates']:,} coordinates at {bits} bits, "
+        f"{exchange['bytes'] / 1000:,.1f} kB a client and round, {exchange['bytes'] / dense:.3f} of dense float32 LoRA"
+    )
 
 
 def _rows_text(rows: dict[str, int]) -> str:

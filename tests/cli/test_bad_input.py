@@ -72,6 +72,7 @@ def undeclared_label(scratch: Path, model: Path) -> list[str]:
     ]
 
 
+WHOLE = ("communication.support=dense", "communication.density=1.0")
 MODELLING = ("model.task=language-modelling", 'lora.target_modules="all-linear"')
 
 BAD: dict[str, tuple[Prepare, int, str]] = {
@@ -111,6 +112,18 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "ghost clipping of recomputed layers": (
         overrides("training.per_example=ghost", "training.gradient_checkpointing=true"), 2, "recomputed activations",
     ),
+    "ranks for other clients than there are": (
+        overrides("federation.method=flexlora", "lora.ranks=[2, 1]"), 2, "2 ranks for 5 clients",
+    ),
+    "a rank above the matrix": (overrides(*WHOLE, "federation.method=fra", "lora.rank=33"), 5, "33"),
+    "a rank above the matrix, without training A": (
+        overrides("federation.method=fedsvd", "lora.rank=33"), 5, "33",
+    ),
+    "a hybrid without its second phase": (
+        overrides(*WHOLE, "federation.method=hybrid", "aggregation.switch_round=9"), 2, "one of its phases has none",
+    ),
+    "sketches in part": (overrides("federation.method=fra"), 2, "means nothing in part"),
+    "an option of another method": (overrides("aggregation.products=exact"), 2, "no effect with federation.method"),
     "a folder of somebody else's files": (strange_folder, 6, "no run folder"),
     "output under a file": (output_is_a_file, 6, "cannot write"),
 }  # fmt: skip

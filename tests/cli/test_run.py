@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sqlite3
@@ -223,7 +224,12 @@ def test_a_plan_says_what_a_run_would_be(
 ) -> None:
     planned = json.loads(fedlora("plan", experiment_file(), "--json").out)
     assert planned["clients"][0]["epsilon_with_retries"] <= 8.0
-    assert planned["bytes"]["coordinates_that_travel"] < planned["bytes"]["coordinates"]
+    (contract,) = planned["bytes"]["contracts"]
+    (exchange,) = contract["exchanges"]
+    assert exchange["coordinates_that_travel"] == math.ceil(exchange["coordinates"] / 2)
+    assert planned["bytes"]["values_per_client"] == 3 * math.ceil(
+        exchange["coordinates_that_travel"] * 11 / 8
+    )
     rates = planned["guarantee"]["tpr_at_fpr"]
     assert 0.001 < rates["0.001"] < rates["0.01"] < 1
     assert 0 < planned["guarantee"]["mu_gdp"] < 8
