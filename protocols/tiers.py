@@ -105,9 +105,7 @@ class Tiers:
         Raises:
             SupportError: the client has no tier.
         """
-        if client_id not in self.tier_of:
-            raise SupportError(f"{client_id!r} has no tier")
-        return self.supports[self.tier_of[client_id]]
+        return self.supports[self._tier(client_id)]
 
     def require_hidden(self, min_contributors: int) -> None:
         """Return if every ring has that many clients.
@@ -126,8 +124,7 @@ class Tiers:
 
     def parts(self, client_id: str, vector: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Return what a client sends in each of its rings' sessions, from its vector of shape (dimension,)."""
-        own = self.tier_of.get(client_id, -1)
-        return tuple(ring.support.take(vector) for ring in self.rings[: own + 1])
+        return tuple(ring.support.take(vector) for ring in self.rings[: self._tier(client_id) + 1])
 
     def join(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Return the vector of shape (dimension,) of the rings' sums; zero where nothing travelled."""
@@ -192,6 +189,12 @@ class Tiers:
         if lined_up.shape != (int(ends[-1]),):
             raise SupportError(f"the sum of all rings has {int(ends[-1])} entries, not {lined_up.shape}")
         return tuple(np.split(lined_up, ends[:-1]))
+
+    def _tier(self, client_id: str) -> int:
+        """Return the index of a client's support."""
+        if client_id not in self.tier_of:
+            raise SupportError(f"{client_id!r} has no tier")
+        return self.tier_of[client_id]
 
 
 def nested_topk(

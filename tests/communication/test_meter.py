@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,28 +63,37 @@ def test_a_real_round_takes_what_it_is_said_to_take(
     folder = RunFolder.open(experiment)
     clients, roster = make_clients(parts, folder)
     engine = Metered(LocalEngine(clients, experiment.simulate.dropouts))
-    server = FederationServer(experiment, parts.layout, parts.method)
-    task = server.task(server.begin(parts.initial, 1.0))
-    result = RoundConductor(experiment, parts.layout, roster, folder.run, engine).conduct(task)
-    counted = engine.take()
-
-    everybody, quantiser = experiment.client_ids, task.channel.quantiser
-    left = {phase: {c for c in everybody if lost is None or c != "client-2" or PHASES.index(lost) > at}
-            for at, phase in enumerate(PHASES)}  # fmt: skip
-    parameters = session_parameters(
-        experiment, everybody, round=1, session_id=bytes(32), context=bytes(32),
-        vector_length=len(task.channel.support), modulus_bits=quantiser.modulus_bits, bound=quantiser.levels,
-    )  # fmt: skip
-    (attachment_bytes,) = {len(anchor.to_bytes()) for anchor in result.anchors.values()}
-    begin = Told(task.to_message(parts.layout), wire.Message(wire.TRAINED), everybody, set(everybody))
-    table = wire_bytes([begin, Summed(parameters, answered=left, attachment_bytes=attachment_bytes)])
-    for client_id in everybody:
-        assert sum(by_direction(table, client_id)["up"].values()) == counted.uploaded[client_id]
-        assert sum(by_direction(table, client_id)["down"].values()) == counted.downloaded[client_id]
-    values, d = by_direction(table, "client-1"), task.channel.contract.dimension
-    assert values["up"]["values"] == packed_size(len(task.channel.support), quantiser.modulus_bits)
-    assert values["down"]["support"] == support_bytes(d, len(task.channel.support))
-    assert values["down"]["values"] == 4 * d  # every trained array of this method travels, in float32
+    server = FederationServer(experiment, parts.layout, parts.method, 1.0)
+    begun = state = server.begin(parts.initial)
+    conductor = RoundConductor(experiment, begun.state, roster, folder.run, engine)
+    everybody = set(experiment.client_ids)
+    for number in (1, 2):  # in the first nothing has moved yet, and nobody is lost in the second
+        task = server.task(state)
+        result = conductor.conduct(task, partial(server.announce, state, task))
+        assert result.summed is not None
+        counted = engine.take()
+        there = {phase: everybody - {"client-2"} if number == 1 and lost is not None and PHASES.index(lost) <= at
+                 else everybody for at, phase in enumerate(PHASES)}  # fmt: skip
+        channel = task.first.channel
+        parameters = session_parameters(
+            experiment, experiment.client_ids, round=number, session_id=bytes(32), context=bytes(32),
+            vector_length=len(channel.support), modulus_bits=channel.quantiser.modulus_bits,
+            bound=channel.quantiser.levels,
+        )  # fmt: skip
+        (attachment_bytes,) = {len(anchor.to_bytes()) for anchor in result.anchors.values()}
+        message = task.to_message(begun.state)
+        begin = Told(message, wire.Message(wire.TRAINED), experiment.client_ids, everybody)
+        table = wire_bytes([begin, Summed(parameters, answered=there, attachment_bytes=attachment_bytes)])
+        for client_id in everybody:
+            assert sum(by_direction(table, client_id)["up"].values()) == counted.uploaded[client_id]
+            assert sum(by_direction(table, client_id)["down"].values()) == counted.downloaded[client_id]
+        one, d = by_direction(table, "client-1"), channel.support.dimension
+        assert one["up"]["values"] == packed_size(len(channel.support), parameters.modulus_bits)
+        assert one["down"]["support"] == support_bytes(d, len(channel.support))
+        moved = sum(array.size for name, array in state.state.items() if (array != begun.state[name]).any())
+        assert one["down"]["values"] == 4 * moved
+        assert (moved > 0) == (number > 1)
+        state = server.advance(state, task, result.summed)
     for client in clients:
         client.close()
     folder.close()

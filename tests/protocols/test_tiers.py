@@ -167,6 +167,8 @@ def test_what_does_not_fit_the_tiers_is_refused() -> None:
     tiers = Tiers((support(4, 1), support(4, 1, 3)), {"ada": 0, "bob": 1, "eve": 1})
     for misuse in (
         lambda: tiers.support_of("mallory"),
+        lambda: tiers.parts("mallory", np.zeros(4)),
+        lambda: tiers.line_up("mallory", np.zeros(4)),
         lambda: tiers.join([np.zeros(1)]),
         lambda: tiers.join([np.zeros(1), np.zeros(2)]),
         lambda: tiers.counts([("ada",)]),
