@@ -17,6 +17,7 @@ from fedlora_priv.reports.terminal import print_summary
 from tests.test_html import Page, metrics_of, report_of
 
 LAYOUT = Layout((LoraModule("layer.0.query", 12, 10, 2, 2.0),), {"head.weight": (2, 12)})
+OWN = {f"client-{i}": LAYOUT for i in range(1, 6)}
 
 
 def hybrid_report() -> dict[str, Any]:
@@ -33,7 +34,7 @@ def hybrid_report() -> dict[str, Any]:
             else []
         )
         rounds.append({"round": number, "survivors": ids, "exchanges": sums, "certificate": certificate})
-    method = stated(hybrid(5, CrossTerm(fallback="exact")), LAYOUT, 12)
+    method = stated(hybrid(5, CrossTerm(fallback="exact")), LAYOUT, 12, OWN)
     return {**report, "method": method, "rounds": rounds}
 
 
@@ -62,5 +63,15 @@ def test_the_closing_table_states_method_exchanges_and_certificate() -> None:
 
 def test_every_method_can_be_shown() -> None:
     for method in METHODS.values():
-        page = Page(render({**report_of(), "method": stated(method, LAYOUT, 12)}, metrics_of()))
+        page = Page(render({**report_of(), "method": stated(method, LAYOUT, 12, OWN)}, metrics_of()))
         assert method.title in page.text
+
+
+def test_each_clients_own_model_is_shown_where_it_has_one() -> None:
+    rows = metrics_of()
+    assert "own model" not in render(hybrid_report(), rows)
+    rows[-1]["personal_accuracy"] = {f"client-{i}": 0.5 + i / 100 for i in range(1, 6)}
+    assert "53.00 %" in Page(render(hybrid_report(), rows)).text
+    console = Console(file=io.StringIO(), width=220)
+    print_summary(console, hybrid_report(), rows)
+    assert "0.510 to 0.550" in console.file.getvalue()  # type: ignore[attr-defined]

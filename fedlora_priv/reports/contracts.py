@@ -64,3 +64,9 @@ def consequences(contract: Contract) -> list[str]:
 def certified_errors(rounds: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """Return ‖ΔW − what the state holds‖/‖ΔW‖ by round, of a report's ``rounds`` that have a certificate."""
     return {int(r["round"]): float(r["certificate"]["error"]) for r in rounds if r.get("certificate")}
+
+
+def personal_quality(metrics: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
+    """Return, by client, the last measured quality of its own model; nothing where all have one model."""
+    measured = [row[f"personal_{key}"] for row in metrics if row.get(f"personal_{key}")]
+    return dict(measured[-1]) if measured else {}

@@ -13,7 +13,7 @@ from fedlora_priv.reports import charts
 from fedlora_priv.reports.contracts import (
     certified_errors,
 )
-from fedlora_priv.reports.html_rounds import method_section, rounds_section
+from fedlora_priv.reports.html_rounds import method_section, personal_section, rounds_section
 from fedlora_priv.reports.markup import Markup, element, join, table
 from fedlora_priv.reports.style import STYLE
 from fedlora_priv.reports.summary import (
@@ -60,6 +60,7 @@ def render(report: Report, metrics: Sequence[Row]) -> str:
         _banners(summary),
         _headline(summary),
         _plots(report, summary, metrics),
+        personal_section(summary, metrics),
         _claims(report),
         _outputs(report),
         method_section(report),

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedlora_priv.reports.contracts import by_round, consequences, contracts, rounds_text, travels_text
+from fedlora_priv.reports.contracts import (
+    by_round,
+    consequences,
+    contracts,
+    personal_quality,
+    rounds_text,
+    travels_text,
+)
 from fedlora_priv.reports.markup import Markup, element, join, table
 from fedlora_priv.reports.quality import Metric
 from fedlora_priv.reports.summary import Report, Row, Summary, up_text
@@ -91,3 +98,11 @@ def _error(record: Row) -> str:
 def _transcripts(record: Row) -> list[str]:
     """Return the beginning of every transcript of a round that was signed."""
     return [one["transcript"][:16] for one in record.get("exchanges") or () if one["transcript"]]
+
+
+def personal_section(summary: Summary, metrics: Sequence[Row]) -> Markup:
+    """Return the quality of each client's own model, where clients have one."""
+    each = personal_quality(metrics, summary.metric.key)
+    rows = [(client_id, summary.metric.shown(value, more=1)) for client_id, value in each.items()]
+    heads = ("client", f"#{summary.metric.key}")
+    return join(element("h2", "Each client's own model"), table(heads, rows)) if rows else Markup("")

@@ -9,7 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedlora_priv.reports.contracts import by_round, certified_errors, contracts, rounds_text
+from fedlora_priv.reports.contracts import (
+    by_round,
+    certified_errors,
+    contracts,
+    personal_quality,
+    rounds_text,
+)
 from fedlora_priv.reports.summary import Report, Row, Summary, bytes_text, power_text, summarise, up_text
 
 Line = tuple[str, str, str]
@@ -24,7 +30,13 @@ def print_summary(console: Console, report: Report, metrics: Sequence[Row]) -> N
     table.add_column(style="dim", no_wrap=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(style="dim")
-    lines = [_quality(summary), *_privacy(summary), _upload(summary), _survivors(summary)]
+    lines = [
+        _quality(summary),
+        *_personal(summary, metrics),
+        *_privacy(summary),
+        _upload(summary),
+        _survivors(summary),
+    ]
     for line in (*lines, *_method(report), *_certificate(report)):
         table.add_row(*(Text(cell) for cell in line))  # Text: a report's words are no console markup
     console.print(table)
@@ -110,3 +122,14 @@ def _certificate(report: Report) -> list[Line]:
     last, (least, most) = max(errors), (min(errors.values()), max(errors.values()))
     meaning = f"of the mean product missed in round {last}; {least:.2%} to {most:.2%} in {len(errors)} rounds"
     return [("certificate", f"{errors[last]:.2%}", meaning)]
+
+
+def _personal(summary: Summary, metrics: Sequence[Row]) -> list[Line]:
+    """Return the range over clients, where each has a model of its own."""
+    metric = summary.metric
+    each = personal_quality(metrics, metric.key)
+    if not each:
+        return []
+    least, most = min(each.values()), max(each.values())
+    meaning = f"own models of {len(each)} clients, on the same public examples; above is their mean"
+    return [("", f"{metric.plain(least)} to {metric.plain(most)}", meaning)]
