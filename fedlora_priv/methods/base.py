@@ -317,8 +317,7 @@ class Method(ABC):
                 raise UploadError(
                     f"{name} is frozen in {self.name!r} but was trained", "train what it trains"
                 )
-        arrays = self._upload(layout, start, trained, shared)
-        arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+        arrays = _float32(self._upload(layout, start, trained, shared))
         _require_arrays(arrays, contract.exchange(shared.exchange), UploadError, "the upload")
         return arrays
 
@@ -326,13 +325,16 @@ class Method(ABC):
     def announce(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State | None:
         """Return what everybody is told before the exchange after `shared.exchange`, or None if there is none.
 
+        It is float32, as it travels: the server goes on with the very values that its clients have.
+
         Raises:
             AssumptionError, SumError: as in `combine`.
         """
         self._require_sums(layout, sums, n, shared)
         if shared.exchange + 1 >= self.contract(layout).exchanges:
             return None
-        return self._announce(layout, state, sums, n, shared)
+        announced = self._announce(layout, state, sums, n, shared)
+        return None if announced is None else _float32(announced)
 
     @final
     def combine(
@@ -345,8 +347,7 @@ class Method(ABC):
             SumError: a sum is missing, has the wrong shape or is not finite, or is over no client.
         """
         self._require_sums(layout, sums, n, shared)
-        combined = self._combine(layout, state, sums, n, shared)
-        return {name: np.asarray(array, dtype=np.float32) for name, array in combined.items()}
+        return _float32(self._combine(layout, state, sums, n, shared))
 
     def certify(
         self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared, combined: State
@@ -402,6 +403,11 @@ class Method(ABC):
         for number in range(shared.exchange + 1):
             shapes |= contract.exchange(number)
         _require_arrays(sums, shapes, SumError, "the sum")
+
+
+def _float32(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """Return the arrays as float32."""
+    return {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
 
 
 def _size(shapes: Shapes) -> int:

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from accounting.audit import audit_files
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import Dropout
 from fedlora_priv.engines.base import Step
 from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.checkpoint import History
+from fedlora_priv.federation.run import run
 from fedlora_priv.methods import Layout, Method, State, residual
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.errors import AssumptionError
@@ -291,3 +293,47 @@ def test_every_byte_of_every_exchange_is_counted(paper: Callable[..., Paper]) ->
     small.use(Meddling(small.clients, count))
     small.round()
     assert small.engine.take().downloaded == sent
+
+
+# --- a whole run ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_run_that_dies_in_a_second_exchange_ends_as_if_it_had_not(
+    experiment_file: Callable[..., Path], silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a real model, through `run`, its checkpoints and its report; an audit finds nothing wrong with either."""
+
+    def outcome(name: str) -> Any:
+        path = experiment_file(
+            experiment={"output": str(tmp_path / name)},
+            federation={"method": "fedask", "rounds": 2},
+            training={"deterministic_noise": True},
+            communication={"support": "dense", "density": 1.0, "value_bits": 12},
+        )
+        return run(Experiment.load(path), progress=silent)
+
+    whole, real = outcome("whole"), LocalEngine.exchange
+
+    def dying(engine: LocalEngine, messages: Any, step: Step) -> Any:
+        if step == Step(2, "confirm", 1):
+            raise Killed
+        return real(engine, messages, step)
+
+    with monkeypatch.context() as crash:
+        crash.setattr(LocalEngine, "exchange", dying)
+        with pytest.raises(Killed):
+            outcome("broken")
+    broken = outcome("broken")
+    states = []
+    for one in (whole, broken):
+        assert one.problem is None
+        stored = checkpoint.load(one.folder / "checkpoints")
+        assert stored is not None
+        states.append(stored[0].state)
+        verdicts = audit_files(one.folder / "report.json", one.folder / "ledger.jsonl")
+        # But that noise which anybody can repeat protects nobody, and says so.
+        assert [verdict.check for verdict in verdicts if verdict.status == "FAIL"] == [13]
+    for name, array in states[0].items():
+        assert_array_equal(array, states[1][name])
+    assert [len(entry["remasked"]) for entry in broken.report["rounds"]] == [0, 5]
