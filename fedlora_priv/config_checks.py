@@ -186,9 +186,15 @@ def _secure_aggregation(experiment: Experiment) -> None:
 
 
 def _adaptive_clipping(experiment: Experiment) -> None:
-    """Refuse constants of adaptive clipping where the clip norm is a constant itself."""
+    """Refuse adaptive clipping over a coarse base, and its constants where the clip norm is a constant itself."""
     training = experiment.training
     if training.clipping == "adaptive":
+        if experiment.model.base_dtype != "float32":
+            raise ConfigError(
+                "training.clipping = 'adaptive' needs model.base_dtype = 'float32': bfloat16 rounds so coarsely that "
+                "one example could move what is counted of another",
+                "choose 'float32', or 'flat' clipping",
+            )
         return
     for name in ("target_quantile", "clip_learning_rate", "count_noise_stddev"):
         if getattr(training, name) != type(training).model_fields[name].default:

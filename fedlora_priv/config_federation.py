@@ -207,9 +207,10 @@ class CommunicationSection(Section):
     )
     value_bits: int = Field(
         default=16,
-        ge=2,
+        ge=4,
         le=24,
-        description="Bits per travelling value before the head room for summing clients is added.",
+        description="Bits per travelling value before the head room for summing clients is added. With fewer than 4, "
+        "rounding noise would widen the next round's bounds for ever.",
     )
 
 

@@ -95,7 +95,7 @@ def test_unknown_key_names_the_nearest(override: str, words: list[str]) -> None:
         ("communication.density=0", "communication.density should be greater than 0"),
         ("communication.density=1.01", "communication.density should be less than or equal to 1"),
         ("communication.value_bits=25", "communication.value_bits should be less than or equal to 24"),
-        ("communication.value_bits=1", "communication.value_bits should be greater than or equal to 2"),
+        ("communication.value_bits=3", "communication.value_bits should be greater than or equal to 4"),
         ("federation.clients=5.0", "federation.clients should be a valid integer, but is 5.0"),
         ("federation.clients=0", "federation.clients should be greater than or equal to 1"),
         ("federation.method=fedavg", "'fed-sb' or 'rac-lora', but is 'fedavg'"),
@@ -120,6 +120,7 @@ def test_wrong_types_and_ranges(override: str, words: str) -> None:
     ("overrides", "words"),
     [
         (["lora.use_dora=true"], "per-example gradients"),
+        (["training.clipping=adaptive", "model.base_dtype=bfloat16"], "what is counted of another"),
         (["privacy.mode=distributed"], "not built yet"),
         (["privacy.mode=client"], "not built yet"),
         (["privacy.lifetime_epsilon=7.9"], "no client could finish the run"),

@@ -83,6 +83,20 @@ def require_unfrozen(trainables: Iterable[Tensor]) -> None:
         raise ConfigError("nothing in the model requires a gradient", "unfreeze the adapter")
 
 
+def require_exact_counts(model: nn.Module) -> None:
+    """Refuse adaptive clipping over a base that rounds so coarsely that one example could move another's count.
+
+    Raises:
+        ConfigError: the base is in bfloat16.
+    """
+    if base_dtype(model) != "float32":
+        raise ConfigError(
+            "adaptive clipping counts gradients within the clip norm, and over a bfloat16 base an example's "
+            "companions can carry it across that norm, which the noise on counts is not charged for",
+            "load the frozen weights in float32, or keep the clip norm constant",
+        )
+
+
 def base_dtype(model: nn.Module) -> str:
     """Return the precision that most of the frozen weights are in, such as "float32"."""
     trained = {id(parameter) for parameter in trainable_parameters(model).values()}

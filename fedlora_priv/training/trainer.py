@@ -21,7 +21,7 @@ from fedlora_priv.modeling import refuse_batch_norm
 from fedlora_priv.precision import refuse_emulated_bfloat16, resolve_device
 from fedlora_priv.training.adaptive import ClipNorm
 from fedlora_priv.training.batching import microbatches
-from fedlora_priv.training.checks import StepCheck, require_in_place, require_unfrozen
+from fedlora_priv.training.checks import StepCheck, require_exact_counts, require_in_place, require_unfrozen
 from fedlora_priv.training.clipping import (
     ClipCounts,
     ClippingEngine,
@@ -117,6 +117,8 @@ class PrivateTrainer:
             DataError: a label, token or length that the model has no place for.
             FedloraError: something is not trained that should be, or the other way round.
         """
+        if settings.adaptive is not None:
+            require_exact_counts(self.model)
         trained = self._trained(trainable)
         refuse_unfit(self.model, examples)
         write_state(self.model, start_state)

@@ -19,7 +19,10 @@ from scipy.stats import chi2
 from accounting.adaptive_clip import AdaptiveClip
 from fedlora_priv.adapters import read_state
 from fedlora_priv.errors import ConfigError
+from fedlora_priv.modeling import LoraSettings, attach_lora
+from fedlora_priv.precision import cast_base
 from fedlora_priv.training import PrivateTrainer, StepSettings
+from fedlora_priv.training import trainer as trainer_module
 from fedlora_priv.training.adaptive import ClipNorm
 from fedlora_priv.training.engine import ClipCounts
 from fedlora_priv.training.noise import gaussian_noise
@@ -170,6 +173,18 @@ def test_a_constant_clip_norm_counts_nothing_and_draws_nothing(tiny_model, make_
     standing = SecretStream(KEY)
     standing.uniform(24 + 4 * without.dimension)
     assert standing.bytes(8) == fixed.bytes(8)
+
+
+def test_counts_over_a_base_in_bfloat16_are_refused(tiny_base, make_examples, monkeypatch):
+    monkeypatch.setattr(
+        trainer_module, "refuse_emulated_bfloat16", lambda *_: None
+    )  # it comes first elsewhere
+    base = tiny_base("bert-mean")
+    cast_base(base, "bfloat16")
+    trainer = PrivateTrainer(attach_lora(base, LoraSettings(("query", "value"), rank=2), seed=7))
+    start = read_state(trainer.model)
+    with pytest.raises(ConfigError, match="companions can carry it across"):
+        trainer.train(make_examples(8), start, SETTINGS, stream=SecretStream(KEY))
 
 
 def test_a_batch_of_nobody_counts_noise_alone(tiny_model, make_examples):
