@@ -36,7 +36,7 @@ def check(experiment: Experiment) -> None:
 
 def _idle_options(experiment: Experiment) -> None:
     """Refuse options that the method, or another option, leaves without effect."""
-    from fedlora_priv.methods.registry import reads  # here and below: reading a file loads no arrays
+    from fedlora_priv.methods.registry import reads  # here and below: importing this loads no numpy
 
     asked, name = experiment.aggregation, experiment.federation.method
     why = {key: f"federation.method = {name!r}" for key in _set_options(experiment) if key not in reads(name)}

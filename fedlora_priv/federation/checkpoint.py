@@ -60,7 +60,7 @@ def load(folder: Path) -> tuple[ServerState, History] | None:
     """Return the newest checkpoint, or None before the first round.
 
     Raises:
-        RunFolderError: it is damaged.
+        RunFolderError: it is damaged, or of another version of this package.
     """
     stored = _stored(folder)
     if not stored:
@@ -68,7 +68,10 @@ def load(folder: Path) -> tuple[ServerState, History] | None:
     try:
         header, arrays = read_arrays(stored[-1])
         if header["version"] != VERSION:
-            raise ValueError("version")
+            raise RunFolderError(
+                f"the checkpoint {stored[-1]} has format {header['version']}, and this version reads {VERSION}",
+                "finish the run with the version that began it, or choose another experiment.output",
+            )
         parts: dict[str, dict[str, Any]] = {of: {} for of in _STORED}
         for path, array in arrays.items():
             of, _, name = path.partition("/")

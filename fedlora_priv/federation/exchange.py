@@ -26,6 +26,7 @@ from protocols.sparsify import Support, dense
 
 SUPPORT_BLOB = "support"
 ANNOUNCED_PREFIX = "announced/"
+LARGEST_BOUND = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Exchange:
     def announced_digest(self) -> bytes:
         """32 bytes over every array that was announced."""
         return wire.arrays_digest(b"fedlora-priv announcement v1", self.announced)
+
+    @property
+    def recorded(self) -> str | None:
+        """That digest as ledger and report have it, hex; None in the first exchange, before which nothing is told."""
+        return self.announced_digest.hex() if self.number else None
 
     def digest(self) -> bytes:
         """Return 32 bytes that differ whenever anything that both sides must agree on differs."""
@@ -135,14 +141,14 @@ def _channel(
 
 
 def _bounds(fields: object, number: int, contract: Contract) -> dict[str, float]:
-    """Check that there is one positive finite bound for each array that is uploaded."""
+    """Check that there is one positive bound, finite in float32, for each array that is uploaded."""
     shapes = contract.exchange(number)
     if not isinstance(fields, Mapping) or set(fields) != set(shapes):
         raise FederationError("the quantisation bounds of a round do not name the arrays that are uploaded")
     bounds = {name: fields[name] for name in shapes}
     for name, bound in bounds.items():
-        if not isinstance(bound, float) or not math.isfinite(bound) or bound <= 0:
-            raise FederationError(f"the quantisation bound of {name!r} is {bound!r}, not a positive number")
+        if not isinstance(bound, float) or not 0 < bound <= LARGEST_BOUND:
+            raise FederationError(f"the quantisation bound of {name!r} is {bound!r}, not a positive float32")
         if bound != contract.limits.get(name, bound):
             raise FederationError(f"the quantisation bound of {name!r} is not the one that the method states")
     return bounds

@@ -17,6 +17,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
@@ -67,12 +69,19 @@ class Personal:
         self._asked: dict[int, bytes] = {}
 
     def own(self, state: State) -> State:
-        """Return a state with this client's own arrays where they stay at home; as they are before its first update."""
+        """Return a state with this client's own arrays where they stay at home; as they are before its first update.
+
+        Raises:
+            FederationError: they are not finite, or the ledger has not charged them.
+        """
         last = self._updates.last() if self._home else None
         if last is None:
             return state
         self._require_charged(last)
-        return self._method.personal(self._setup.layout, state, last.state)
+        mine = self._method.personal(self._setup.layout, state, last.state)
+        if not all(np.isfinite(array).all() for array in mine.values()):
+            raise FederationError("what stays at this client is not finite: its training has diverged")
+        return mine
 
     def answer(self, message: wire.Message) -> wire.Message:
         """Measure the model that a global state makes here, and keep it if it is the last.

@@ -43,7 +43,7 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
     dearest = max(costs, key=lambda event: costs[event])
     return {
         "experiment": experiment.experiment.name,
-        "method": parts.stated_method(),
+        "method": parts.stated_method,
         "ranks": {client_id: trainer.layout.modules[0].rank for client_id, trainer in parts.trainers.items()},
         "rounds": experiment.federation.rounds,
         "guarantee": {

@@ -73,7 +73,7 @@ def build(
             "config_sha256": experiment.digest(),
             "start_weights": {"base": parts.model_reference, "from_run": None},
         },
-        method=parts.stated_method(),
+        method=parts.stated_method,
         plans=parts.plans.values(),
         rows=[row for statement in statements.values() for row in statement.ledger.splitlines()],
         anchors=_anchors(history, statements),
@@ -165,7 +165,7 @@ def _randomness(experiment: Experiment) -> dict[str, Any]:
 def _outputs(parts: Parts, history: History) -> list[dict[str, str]]:
     """Return everything that leaves a client or the server, and what covers it."""
     secure = parts.experiment.secure_aggregation.mode == "secure"
-    plans, contracts = parts.plans.values(), parts.stated_method()["contracts"]
+    plans, contracts = parts.plans.values(), parts.stated_method["contracts"]
     charged = next(plan.round_event().kind for plan in plans)
     exchanges = max(len(contract["exchanges"]) for contract in contracts)
     maps = "updates" if exchanges == 1 else f"updates, or of up to {exchanges} maps of each,"

@@ -148,13 +148,12 @@ class RoundRelease:
     def _record(self, session: str | None, transcript: str | None = None) -> None:
         """Have the ledger record that the update goes into a session of this exchange."""
         exchange = self._exchange
-        announced = exchange.announced_digest.hex() if exchange.number else None
         self._setup.ledger.release(
             self._update.reservation,
             session=session,
             transcript=transcript,
             exchange=exchange.number,
-            announced=announced,
+            announced=exchange.recorded,
         )
 
     def _new_session(self) -> SecAggClient:

@@ -175,17 +175,10 @@ class RoundConductor:
         answers, record = self._engine.exchange(messages, step), running.record
         good = {}
         for client_id in messages:
-            if client_id not in answers:
-                record.lost.append((client_id, step.name))
-                continue
-            try:
-                answer = wire.decode(answers[client_id])
-            except FederationError:
-                record.lost.append((client_id, step.name))
-                continue
-            if answer.kind == kind:
+            answer = _decoded(answers.get(client_id))
+            if answer is not None and answer.kind == kind:
                 good[client_id] = answer
-            elif answer.kind == wire.REFUSED:
+            elif answer is not None and answer.kind == wire.REFUSED:
                 record.refused.append((client_id, str(answer.fields.get("code"))))
             else:
                 record.lost.append((client_id, step.name))
@@ -228,8 +221,7 @@ class RoundConductor:
         try:
             parameters = self._parameters(running, exchange)
             server = SecAggServer(parameters=parameters, roster=self._roster)
-            told = exchange.announced_digest.hex() if exchange.number else None
-            entry = ExchangeRecord(parameters.session_id.hex(), announced=told)
+            entry = ExchangeRecord(parameters.session_id.hex(), announced=exchange.recorded)
             running.record.exchanges.append(entry)
             outgoing = server.start()
             for phase in PHASES:
@@ -301,9 +293,15 @@ class RoundConductor:
             raise _NoSumError("no client sent an upload")
         if exchange.number and len(survivors) < len(running.participants):
             raise _NoSumError(f"exchange {exchange.number} lost a client of the first one")
-        told = exchange.announced_digest.hex() if exchange.number else None
-        running.record.exchanges.append(ExchangeRecord(announced=told))
+        running.record.exchanges.append(ExchangeRecord(announced=exchange.recorded))
         return tuple(survivors), total
+
+
+def _decoded(data: bytes | None) -> wire.Message | None:
+    """Return the message of an answer; None where there is no answer, or nobody can read it."""
+    with contextlib.suppress(FederationError):
+        return None if data is None else wire.decode(data)
+    return None
 
 
 def _anchors(attachments: Mapping[str, bytes], roster: Roster) -> dict[str, Anchor]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from fedlora_priv.adapters import read_state, write_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
-from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation import contracts
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
@@ -100,8 +100,9 @@ class Parts:
         self.method.accept(self.layout, own)
         return self.method.at_client(own)
 
+    @cached_property
     def stated_method(self) -> dict[str, Any]:
-        """Return what the method lets leave in every round, as the report states it."""
+        """What the method lets leave in every round, as the report states it; every client's ledger names it."""
         own = {client_id: trainer.layout for client_id, trainer in self.trainers.items()}
         return contracts.stated(self.method, self.layout, self.experiment.federation.rounds, own)
 
@@ -192,15 +193,8 @@ def make_trainer(experiment: Experiment, method: Method, model: Any) -> PrivateT
     """Return the trainer of the federation's model, which gets what the method needs beside A and B.
 
     Raises:
-        ConfigError: the frozen weights are too coarse for a method that changes them.
         AssumptionError: the method does not work with this model's shapes and ranks.
     """
-    if method.changes_base and experiment.model.base_dtype != "float32":
-        raise ConfigError(
-            f"federation.method = {method.name!r} changes the base weights, for which {experiment.model.base_dtype} "
-            "is too coarse",
-            'set model.base_dtype = "float32"',
-        )
     trainer = PrivateTrainer(model, device=resolve_device(experiment.training.device))
     for phase in _phases(experiment, method):
         phase.require(trainer.layout)
@@ -301,7 +295,7 @@ def open_ledger(parts: Parts, folder: RunFolder, client_id: str) -> Ledger:
             **versions(),
             "noise_source": noise_source(experiment),
             "plan_sha256": parts.plans[client_id].digest(),
-            METHOD_RECORDED_AS: method_digest(parts.stated_method()),
+            METHOD_RECORDED_AS: method_digest(parts.stated_method),
             **_recorded_rows(parts, client_id),
         },
     )

@@ -31,6 +31,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, final
 
 import numpy as np
@@ -106,9 +107,14 @@ class Layout:
         if name in self.heads:
             return "head"
         stem, dot, suffix = name.rpartition(".")
-        if dot + suffix not in _SUFFIXES or stem not in {module.name for module in self.modules}:
+        if dot + suffix not in _SUFFIXES or stem not in self._adapted:
             raise KeyError(name)
         return _SUFFIXES[dot + suffix]
+
+    @cached_property
+    def _adapted(self) -> frozenset[str]:
+        """The names of the adapted modules; kept, for roles are asked of every array of every upload."""
+        return frozenset(module.name for module in self.modules)
 
     @property
     def dense_fp32_bytes(self) -> int:
@@ -121,7 +127,7 @@ class Shared:
     """What every party knows in a round besides the global state.
 
     Args:
-        seed, round: the public seed, and the number of the round (1-based; 0 rehearses).
+        seed, round: the public seed, and the number of the round (1-based; 0 is before the first).
         exchange: which exchange of the round this is, 0-based.
         announced: what the server has told everybody since the last exchange; empty in the first.
         rehearsal: made-up clients act this round out, and every exchange that it may have.
@@ -244,7 +250,7 @@ class Method(ABC):
         """Return what is uploaded and trained, and what leaks."""
 
     def at(self, round: int) -> Method:  # noqa: ARG002 - most need none of it
-        """Return the method of that round (1-based; 0 rehearses round 1): itself, unless it is a schedule."""
+        """Return the method of that round (1-based): itself, unless it is a schedule."""
         return self
 
     def begin(self, layout: Layout, initial: State, shared: Shared) -> State:  # noqa: ARG002 - most need none of it

@@ -99,6 +99,7 @@ def value(number: float) -> bytes:
         fields(bounds={}),
         fields(bounds={"layer.0.query.projected": -1.0, "layer.1.value.projected": 1.0}),
         fields(bounds={"layer.0.query.projected": 1e-300, "layer.1.value.projected": 1.0}),
+        fields(bounds={"layer.0.query.projected": 1e300, "layer.1.value.projected": 1.0}),
         blobs(lambda b: b | {BASIS: value(np.nan)}),
         blobs(lambda b: b | {BASIS: value(np.inf)}),
         blobs(lambda b: b | {BASIS: b[BASIS][:-4]}),

@@ -16,6 +16,7 @@ from peft import PeftModel
 from fedlora_priv.adapters import read_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import checkpoint, wire
+from fedlora_priv.federation.client import LocalResult
 from fedlora_priv.federation.personal import home_roles
 from fedlora_priv.federation.run import Outcome, run
 from fedlora_priv.federation.setup import Parts, assemble
@@ -155,6 +156,22 @@ def test_a_client_answers_with_one_number_about_one_state_a_round(lab: Lab) -> N
     name = next(name for name in lab.begun if name.endswith(".lora_B"))
     assert question(lab, 1, **{name: lab.begun[name]}) == refused  # nobody's B but its own
     assert len(lab.ledger.rows()) == 1  # opened, and nothing charged
+
+
+def test_a_client_whose_own_arrays_are_no_numbers_has_no_model_to_measure(lab: Lab) -> None:
+    """Its training diverged. It neither answers about that model nor trains on from it, and the run goes on."""
+    train = lab.client._setup.train
+
+    def diverged(*arguments: Any) -> LocalResult:
+        result = train(*arguments)
+        return replace(result, state={name: array * np.nan for name, array in result.state.items()})
+
+    object.__setattr__(lab.client._setup, "train", diverged)
+    assert lab.ask(lab.train()).kind == wire.TRAINED
+    refused = wire.Message(wire.REFUSED, {"code": "FederationError"})
+    assert question(lab) == refused
+    assert lab.ask(lab.train(replace(lab.state, round=1))) == refused
+    assert len(lab.ledger.charges()) == 1
 
 
 def test_where_nothing_stays_at_home_there_is_nothing_to_ask(experiment_file: Callable[..., Path]) -> None:
