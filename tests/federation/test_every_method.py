@@ -124,6 +124,7 @@ def test_the_page_shows_every_method() -> None:
     assert {choice["federation"]["method"] for choice in CHOICES} == set(METHODS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("choice", CHOICES, ids=named)
 def test_a_federation_does_what_the_method_says(
     choice: dict[str, Any], watched: Callable[..., Watched]

@@ -55,6 +55,7 @@ class Seen:
         return folder
 
 
+@pytest.mark.long
 def test_b_and_head_stay_at_home_in_a_whole_run(
     experiment_file: Callable[..., Path], silent: Any, tiny_model: Path
 ) -> None:
@@ -110,6 +111,7 @@ def metrics_report_and_card_say_what_is_personal(seen: Seen) -> None:
     assert "\n\n\n" not in card
 
 
+@pytest.mark.long
 def test_where_no_row_is_public_nothing_is_measured_and_everything_kept(
     experiment_file: Callable[..., Path], silent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
