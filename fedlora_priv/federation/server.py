@@ -19,7 +19,8 @@ from fedlora_priv.federation.channel import UploadChannel
 from fedlora_priv.federation.exchange import Exchange, Summed, travelling
 from fedlora_priv.federation.rehearsal import rehearsed_bounds
 from fedlora_priv.federation.task import RoundTask, begin
-from fedlora_priv.methods.base import Certificate, Contract, Layout, Method, Shared, State
+from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
+from fedlora_priv.methods.certificate import Certificate
 from fedlora_priv.methods.optimizers import Moments, ServerOptimizer, require_mean_moves
 from protocols.sparsify import Support, dense, seeded_random_k, server_topk
 

@@ -34,7 +34,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.methods.base import (
-    Certificate,
     Contract,
     Layout,
     LoraModule,
@@ -44,6 +43,7 @@ from fedlora_priv.methods.base import (
     State,
     Sums,
 )
+from fedlora_priv.methods.certificate import Certificate
 from fedlora_priv.methods.errors import AssumptionError, UploadError
 from fedlora_priv.methods.ranks import Ragged, as_if_equal, first_components, pairs, read_counts
 

@@ -12,7 +12,7 @@ from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.server import ServerState
-from fedlora_priv.methods.base import Certificate
+from fedlora_priv.methods.certificate import Certificate
 
 RECORDS = [
     RoundRecord(
