@@ -22,6 +22,9 @@ Location = tuple[str | int, ...]
 
 _OVERRIDE_TYPES = (str, int, float, bool, list, dict)  # a TOML date in an override is meant as text
 
+_SAME_WORD = 0.88
+"""How alike two words are that differ by a letter; 'fra-lora' and 'rac-lora', two methods, are less."""
+
 
 def read(path: Path) -> dict[str, Any]:
     """Return the tables of a TOML file.
@@ -138,7 +141,17 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     message = re.sub(r" after validation, not \d+$", "", message)
     if kind == "value_error":
         return f"{dotted(location)}: {message}"
-    return f"{dotted(location)} {message}, but is {_shown(detail['input'])}"
+    shown = f"{dotted(location)} {message}, but is {_shown(detail['input'])}"
+    near = _nearest_choice(detail) if kind == "literal_error" else None
+    return f"{shown}; did you mean {near}?" if near else shown
+
+
+def _nearest_choice(detail: ErrorDetails) -> str | None:
+    """Return, in its quotes, the allowed word that a wrong one differs from by a letter, case or underscores."""
+    allowed = re.findall("'([^']*)'", detail["ctx"]["expected"])
+    word = str(detail["input"]).lower().replace("_", "-")
+    near = difflib.get_close_matches(word, allowed, n=1, cutoff=_SAME_WORD)
+    return repr(near[0]) if near else None
 
 
 def _unknown_key(model: type[BaseModel], location: Location) -> str:

@@ -148,8 +148,9 @@ def _lost_exchanges(experiment: Experiment) -> None:
         exchanges = method.at(dropout.round).contract(Layout((), {})).exchanges
         if dropout.exchange >= exchanges:
             raise ConfigError(
-                f"simulate.dropouts names exchange {dropout.exchange} of round {dropout.round}, which has {exchanges}",
-                "exchanges count from 0; see 'fedlora methods'",
+                f"simulate.dropouts names exchange {dropout.exchange} of round {dropout.round}, whose last is exchange "
+                f"{exchanges - 1} with federation.method = {experiment.federation.method!r}",
+                "exchanges count from 0; 'fedlora plan' lists them",
             )
 
 

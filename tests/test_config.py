@@ -93,6 +93,9 @@ def test_unknown_key_names_the_nearest(override: str, words: list[str]) -> None:
         ("privacy.delta=0", "privacy.delta should be greater than or equal to 0.000000001"),
         ("privacy.delta=1", "privacy.delta should be less than 1"),
         ("communication.density=0", "communication.density should be greater than 0"),
+        ("federation.method=FRA", "but is 'FRA'; did you mean 'fra'?"),
+        ("federation.method=fedsb", "but is 'fedsb'; did you mean 'fed-sb'?"),
+        ("aggregation.products=two_pass", "but is 'two_pass'; did you mean 'two-pass'?"),
         ("communication.density=1.01", "communication.density should be less than or equal to 1"),
         ("communication.value_bits=25", "communication.value_bits should be less than or equal to 24"),
         ("communication.value_bits=3", "communication.value_bits should be greater than or equal to 4"),
@@ -138,7 +141,7 @@ def test_wrong_types_and_ranges(override: str, words: str) -> None:
         (['simulate.dropouts=[{round=1, client_id="client-6", phase="mask"}]'], "client-1 to client-5"),
         (
             ['simulate.dropouts=[{round=1, client_id="client-1", phase="mask", exchange=1}]'],
-            "exchange 1 of round 1",
+            "exchange 1 of round 1, whose last is exchange 0 with federation.method = 'ffa'",
         ),
         (['simulate.dropouts=[{round=13, client_id="client-1", phase="mask"}]'], "round 13 of 12"),
         (['simulate.dropouts=[{round=0, client_id="client-1", phase="mask"}]'], "greater than or equal to 1"),

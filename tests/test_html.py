@@ -151,7 +151,7 @@ def test_headline() -> None:
     text = " ".join(Page(render(report_of(), metrics_of())).text.split())
     for words in ("quickstart", "50.2 → 75.8 %", "ε ≤ 7.999", "at δ = 1e-5", "one example added or removed",
                   "server, released model, colluding clients", "0.262 × dense LoRA", "78.0 kB on the wire",
-                  "53 of 60", "1 lost on the way", "rounds without a sum: 1"):  # fmt: skip
+                  "53 of 60", "1 lost on the way", "rounds without a result: 1"):  # fmt: skip
         assert words in text
 
 

@@ -7,8 +7,8 @@ from sums (`fedlora_priv.methods.crossterm`) are ours.
     ΔW = mean of s·BₖAₖ,   ΔW ≈ U_r Σ_r V_rᵀ,   B = U_r √(Σ_r/s),   A = √(Σ_r/s) V_rᵀ
 
 The SVD is post-processing of sums, so it costs no privacy. Dense products take m·n coordinates per module instead of
-LoRA's r·(m + n); factors and a sketch, about 2.6 times LoRA's, and no m × n matrix is formed; two passes the same in
-two exchanges. All leave the best rank r of what they know of ΔW.
+LoRA's r·(m + n); factors and a sketch, about three times LoRA's, and no m × n matrix is formed; two passes a little
+less, in two exchanges. All leave the best rank r of what they know of ΔW.
 """
 
 from __future__ import annotations

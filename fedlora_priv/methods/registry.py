@@ -109,7 +109,7 @@ def get(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    near = get_close_matches(name, METHODS, n=1)
+    near = get_close_matches(name.lower(), METHODS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise KeyError(f"no method {name!r}{hint}; there are: {', '.join(METHODS)}")
 

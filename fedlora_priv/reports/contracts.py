@@ -51,7 +51,9 @@ def travels_text(exchange: Contract) -> str:
 def consequences(contract: Contract) -> list[str]:
     """Return what a reader should know of a contract besides what travels."""
     facts = [f"trains {', '.join(contract['trains'])}", f"DP noise {contract['noise']}"]
-    facts.append("exact: the mean of the clients' products" if contract["exact"] else "not exact")
+    # Without a common B there is no mean product that the result could equal.
+    whose = "shared arrays" if contract["stays_home"] else "products"
+    facts.append(f"exact: the mean of the clients' {whose}" if contract["exact"] else "not exact")
     if contract["stays_home"]:
         facts.append(f"{', '.join(contract['stays_home'])} noised with the rest, but kept by each client")
     if contract["changes_base"]:

@@ -191,7 +191,7 @@ def _survivors_card(summary: Summary) -> Markup:
     total = summary.clients * summary.rounds
     value = join(f"{summary.survivals}", element("small", f" of {total}"))
     lost = "nobody was lost" if not summary.losses else f"{summary.losses} lost on the way"
-    failed = f"rounds without a sum: {summary.rounds_without_sum}" if summary.rounds_without_sum else ""
+    failed = f"rounds without a result: {summary.rounds_without_sum}" if summary.rounds_without_sum else ""
     return _card("Survivors, clients × rounds", value, lost, failed)
 
 

@@ -103,8 +103,9 @@ def print_methods(console: Console, rows: list[Row]) -> None:
     _print_facts(console, "Options", {key: ", ".join(names) for key, names in readers.items()})
     console.print(
         f"\nupload: times LoRA's coordinates ({EXAMPLE}), '+' between the exchanges of a round. exact: a round gives "
-        "the mean of the clients' products. noise: how DP noise enters W. base: whether base weights change. "
-        "'fedlora methods NAME' shows equations, what leaks and what options mean.",
+        "the mean of the clients' products, or of what they share where arrays stay at home. noise: how DP noise "
+        "enters W. base: whether base weights change. 'fedlora methods NAME' shows equations, what leaks and what "
+        "options mean.",
         style="dim",
         highlight=False,
     )

@@ -83,7 +83,7 @@ def _print_method(console: Console, planned: dict[str, Any]) -> None:
     for contract, planned_sizes in zip(stated, sizes["contracts"], strict=True):
         which = f"in rounds {rounds_text(contract['rounds'])} " if len(stated) > 1 else ""
         print_fact(console, "", f"{which}{'; '.join(consequences(contract))}")
-        for number, exchange in enumerate(planned_sizes["exchanges"], 1):
+        for number, exchange in enumerate(planned_sizes["exchanges"]):
             of = f"exchange {number}: " if len(planned_sizes["exchanges"]) > 1 else ""
             print_fact(
                 console, "upload", f"{which}{of}{_exchange_text(exchange, sizes['modulus_bits'], dense)}"

@@ -95,7 +95,7 @@ def _upload(summary: Summary) -> Line:
 def _survivors(summary: Summary) -> Line:
     """Return how many clients reached the sums."""
     lost = "nobody lost" if not summary.losses else f"{summary.losses} lost on the way"
-    failed = f", rounds without a sum: {summary.rounds_without_sum}" if summary.rounds_without_sum else ""
+    failed = f", rounds without a result: {summary.rounds_without_sum}" if summary.rounds_without_sum else ""
     total = summary.clients * summary.rounds
     scale = f"{summary.clients} clients × {summary.rounds} rounds"
     return "survivors", f"{summary.survivals} of {total}", f"{scale}, {lost}{failed}"
@@ -120,7 +120,9 @@ def _certificate(report: Report) -> list[Line]:
     if not errors:
         return []
     last, (least, most) = max(errors), (min(errors.values()), max(errors.values()))
-    meaning = f"of the mean product missed in round {last}; {least:.2%} to {most:.2%} in {len(errors)} rounds"
+    meaning = f"of the mean product missed in round {last}"
+    if len(errors) > 1:
+        meaning += f"; {least:.2%} to {most:.2%} in {len(errors)} rounds"
     return [("certificate", f"{errors[last]:.2%}", meaning)]
 
 
