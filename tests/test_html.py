@@ -373,10 +373,18 @@ def test_elements_escape_children_and_attributes() -> None:
 def test_a_round_lost_after_its_first_sum_says_who_was_in_it_and_why_it_is_lost() -> None:
     metrics = metrics_of(rounds=2)
     metrics[0]["aborted"] = "exchange 1 needs all 5 clients of the first one"
+    metrics[0]["lost"] = [{"client_id": "client-4", "phase": "mask of exchange 1"}]
     report = report_of()
     report["rounds"][0]["announced_again"] = [{"client_id": "client-1", "times": 1}]
     validate(report)
     text = Page(render(report, metrics)).text
     assert "client-5; exchange 1 needs all 5 clients of the first one" in text
     assert "client-1 told another basis" in text
-    assert summarise(report, metrics).rounds_without_sum == 1
+    for client_id, fate in (
+        ("client-4, round 1", "lost before mask of exchange 1"),
+        ("client-5, round 1", "in a sum, but the round had no result"),
+        ("client-5, round 2", "in the sum"),
+    ):
+        assert f"{client_id}: {fate}" in text
+    summary = summarise(report, metrics)
+    assert (summary.survivals, summary.rounds_without_sum) == (len(metrics[1]["survivors"]), 1)

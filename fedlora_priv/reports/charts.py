@@ -120,7 +120,7 @@ def survivors(metrics: Sequence[Row], clients: Sequence[str]) -> Markup | None:
 
 
 def _matrix(metrics: Sequence[Row], clients: Sequence[str]) -> Markup:
-    """Return one cell per client and round: in the sum, lost (crossed), refused, or no sum at all."""
+    """Return one cell per client and round: in the sum, lost (crossed), refused, or no sum or no use of it."""
     row_height = max(9.0, min(40.0, (HEIGHT - TOP - BOTTOM) / len(clients)))
     height = round(TOP + row_height * len(clients) + BOTTOM)
     left = LEFT + 12
@@ -153,7 +153,7 @@ def _mark(x: float, y: float, width: float, height: float, strokes: str) -> Mark
 
 def _fate(row: Row, client_id: str) -> tuple[str, str]:
     """Return the class and the words for what became of a client in a round."""
-    if client_id in row["survivors"]:
+    if client_id in row["survivors"] and not row.get("aborted"):
         return "cell-in", "in the sum"
     for loss in row.get("lost") or ():
         if loss["client_id"] == client_id:
@@ -161,6 +161,8 @@ def _fate(row: Row, client_id: str) -> tuple[str, str]:
     for refusal in row.get("refused") or ():
         if refusal["client_id"] == client_id:
             return "cell-refused", f"refused ({refusal.get('code', 'no code')})"
+    if client_id in row["survivors"]:
+        return "cell-out", "in a sum, but the round had no result"
     return "cell-out", "the round had no sum" if not row["survivors"] else "did not take part"
 
 
@@ -171,7 +173,7 @@ def _counts(metrics: Sequence[Row], clients: int) -> Markup:
     width = min(22.0, 0.7 * (x(2) - x(1)))
     parts = svg.y_axis(marks, [f"{mark:g}" for mark in marks], y) + svg.x_axis(len(metrics), x, _FLOOR)
     for row in metrics:
-        count, number = len(row["survivors"]), int(row["round"])
+        count, number = 0 if row.get("aborted") else len(row["survivors"]), int(row["round"])
         tip = f"round {number}: {count} of {clients}"
         parts.append(svg.box(x(number) - width / 2, y(count), width, _FLOOR - y(count), "cell-in", tip))
     parts += svg.level(y(clients), "quiet", f"all {clients}")

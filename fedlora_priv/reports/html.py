@@ -219,7 +219,7 @@ def _plots(report: Report, summary: Summary, metrics: Sequence[Row]) -> Markup:
                 _key("in", "in the sum"),
                 _key("lost", "lost"),
                 _key("refused", "refused"),
-                _key("out", "no sum"),
+                _key("out", "no result"),
             ),
             charts.survivors(metrics, clients),
         ),

@@ -39,7 +39,7 @@ class Summary:
     """The figures of the headline; None where nothing may or can be said.
 
     `before` and `after` are values of `metric`. Units: bytes are per client and round; `survivals` and `losses`
-    count (client, round) pairs.
+    count (client, round) pairs, the former of rounds with a result.
     """
 
     name: str
@@ -100,7 +100,7 @@ def summarise(report: Report, metrics: Sequence[Row]) -> Summary:
         rounds=len(metrics),
         rounds_without_sum=sum(bool(row.get("aborted")) or not row["survivors"] for row in metrics),
         clients=len(client_ids(report, metrics)),
-        survivals=sum(len(row["survivors"]) for row in metrics),
+        survivals=sum(len(row["survivors"]) for row in metrics if not row.get("aborted")),
         losses=sum(len(row.get("lost") or ()) for row in metrics),
         uploaded_bytes=_mean([value for row in metrics for value in survivors_bytes(row, "uploaded_bytes")]),
         downloaded_bytes=_mean(
