@@ -6,17 +6,8 @@ line to `registry`. What an experiment runs comes from `for_experiment`.
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import (
-    Certificate,
-    Contract,
-    Layout,
-    LoraModule,
-    Method,
-    Role,
-    Shared,
-    State,
-    Sums,
-)
+from fedlora_priv.methods.base import Contract, Layout, LoraModule, Method, Role, Shared, State, Sums
+from fedlora_priv.methods.certificate import Certificate
 from fedlora_priv.methods.registry import METHODS, for_experiment, get, server_optimizer_for
 from fedlora_priv.methods.schedule import phases
 
