@@ -82,7 +82,7 @@ class Exchange:
             raise FederationError(f"the server began exchange {told!r} where {number} is the next one")
         if number >= contract.exchanges:
             raise FederationError(f"a round of this method has no exchange {number}")
-        blobs = {name.removeprefix(ANNOUNCED_PREFIX): blob for name, blob in message.blobs.items()}
+        blobs = wire.without_prefix(message.blobs, ANNOUNCED_PREFIX)
         announced = wire.unpack_arrays(blobs, contract.announced(number), "the announcement")
         return cls(
             number, announced, later_channel(message.fields.get("bounds"), number, contract, experiment)

@@ -109,8 +109,6 @@ class RoundRelease:
         session = self._session
         if session is None:
             raise FederationError("a phase of secure aggregation came before its proposal")
-        if phase != session.phase:
-            raise FederationError(f"it is the turn of {session.phase!r}, not of {phase!r}")
         answers: dict[str, Callable[[], bytes]] = {
             "advertise": lambda: session.advertise(body),
             "share": lambda: session.share(body),
@@ -118,7 +116,10 @@ class RoundRelease:
             "confirm": lambda: session.confirm(body, attachment=self._anchored(session)),
             "reveal": lambda: session.reveal(body),
         }
-        return wire.Message(wire.PHASE, {"phase": phase}, {"body": answers[session.phase]()})
+        answer = answers.get(session.phase)  # none once the session is done
+        if answer is None or phase != session.phase:
+            raise FederationError(f"it is the turn of {session.phase!r}, not of {phase!r}")
+        return wire.Message(wire.PHASE, {"phase": phase}, {"body": answer()})
 
     def upload(self) -> wire.Message:
         """Send the quantised upload unmasked: only where the experiment itself asks for `insecure`."""

@@ -81,7 +81,7 @@ class RoundTask:
         contract = method.at(number).contract(layout)
         channel = first_channel(fields["bounds"], support, contract, experiment)
         shapes = _shapes(fields["shapes"], layout, begun, base=method.changes_base)
-        arrays = {name.removeprefix(STATE_PREFIX): blob for name, blob in blobs.items()}
+        arrays = wire.without_prefix(blobs, STATE_PREFIX)
         state = wire.unpack_arrays(arrays, shapes, "the global state")
         task = cls(number, {**begun, **state}, Exchange(0, {}, channel))
         if task.state_digest.hex() != fields["state_sha256"]:

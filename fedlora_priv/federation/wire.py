@@ -101,6 +101,18 @@ def pack_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, bytes]:
     return {name: np.ascontiguousarray(arrays[name], "<f4").tobytes() for name in sorted(arrays)}
 
 
+def without_prefix(blobs: Mapping[str, bytes], prefix: str) -> dict[str, bytes]:
+    """Return blobs under their names without a prefix that all of them have.
+
+    Raises:
+        FederationError: one has not; two names could then mean one array.
+    """
+    for name in blobs:
+        if not name.startswith(prefix):
+            raise FederationError(f"a message has a blob {name!r} where only {prefix!r} belongs")
+    return {name.removeprefix(prefix): blob for name, blob in blobs.items()}
+
+
 def arrays_digest(label: bytes, arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
     """Return 32 bytes that differ whenever a name, a shape or a value does; `label` says what they are of."""
     digest = hashlib.sha256(label)

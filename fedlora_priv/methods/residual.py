@@ -82,7 +82,7 @@ def shapes(layout: Layout, held: Shapes) -> dict[str, tuple[int, ...]]:
     allowed: dict[str, tuple[int, ...]] = {}
     for module in layout.modules:
         (dense, b, a), m, n = _names(module), module.out_features, module.in_features
-        rank = held[b][-1] if b in held and a in held else 0
+        rank = held[b][1] if len(held.get(b, ())) == len(held.get(a, ())) == 2 else 0
         if dense in held:
             allowed[dense] = (m, n)
         elif 0 < rank * (m + n) < m * n:

@@ -106,6 +106,7 @@ def value(number: float) -> bytes:
         blobs(lambda b: b | {BASIS: b[BASIS] + bytes(4)}),
         blobs(lambda b: {name: blob for name, blob in b.items() if name != BASIS}),
         blobs(lambda b: b | {ANNOUNCED_PREFIX + "another": bytes(4)}),
+        blobs(lambda b: {BASIS.removeprefix(ANNOUNCED_PREFIX): bytes(len(b[BASIS])), **b}),  # two of one name
     ],
 )
 def test_an_exchange_that_is_not_the_next_or_does_not_fit_is_refused(
@@ -268,6 +269,17 @@ def test_what_has_left_does_not_leave_again_within_the_round(paper: Callable[...
     assert ask(message).kind == wire.READY
 
 
+@pytest.mark.parametrize("phase", ["advertise", "share", "mask", "confirm", "reveal", "done", None, []])
+def test_a_phase_after_the_last_one_is_refused(paper: Callable[..., Paper], phase: object) -> None:
+    """A client answers whatever a server says about a session that has ended."""
+    small = paper(FedIT())
+    small.round()
+    message = wire.Message(wire.PHASE, {"phase": phase}, {"body": b""})
+    answer = wire.decode(small.clients[0].handle(wire.encode(message)))
+    assert answer.kind == wire.REFUSED
+    assert released(small) == [0]
+
+
 def test_a_method_of_one_exchange_has_no_second(paper: Callable[..., Paper]) -> None:
     small = paper(FedIT(), mode="insecure")
     client = small.clients[0]
@@ -302,6 +314,8 @@ def grown(**shapes: tuple[int, ...]) -> Change:
         (FLoRA(cross=CrossTerm("sketch")), grown(base_B=(14, 3), base_A=(2, 12))),
         (FLoRA(cross=CrossTerm("sketch")), grown(base_B=(14, 7), base_A=(7, 12))),  # dense is smaller
         (FLoRA(cross=CrossTerm("sketch")), grown(base=(14, 12), base_B=(14, 3), base_A=(3, 12))),
+        (FLoRA(cross=CrossTerm("sketch")), grown(base_B=(), base_A=())),
+        (FLoRA(cross=CrossTerm("sketch")), grown(base_B=(14,), base_A=(12,))),
         (FedIT(), grown(base=(14, 12))),
         (FedIT(), grown(lora_R=(2, 2))),
         (FedIT(), grown(lora_A=(3, 12))),
@@ -309,6 +323,7 @@ def grown(**shapes: tuple[int, ...]) -> Change:
         (FedIT(), fields(shapes={f"{Q}.lora_A": [2, 12.0]})),
         (FedIT(), fields(shapes={f"{Q}.lora_A": [2**40, 2**40]})),
         (FedIT(), fields(shapes=[1])),
+        (FedIT(), blobs(lambda b: b | {f"{Q}.lora_A": bytes(96)})),
         (FedIT(), fields(state_sha256="00" * 32)),  # the server goes on from other weights
         (FlexLoRA(), lambda m: fields(bounds={**m.fields["bounds"], f"{Q}.held_by": 0.5})(m)),
     ],
