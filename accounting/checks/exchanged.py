@@ -7,7 +7,8 @@ one announcement, is a rule of the ledger itself (check 1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import contract as contracts
@@ -34,7 +35,7 @@ def check_released(
         ]
         _check_release(found, f"{where}, exchange {number}", releases, number, exchange)
     for charge in charges:
-        _check_none_omitted(found, where, charge, [exchange["session_id"] for exchange in exchanges])
+        _check_in_one_go(found, where, charge, exchanges)
 
 
 def check_exchanges(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
@@ -49,12 +50,62 @@ def check_exchanges(case: Case, found: Findings, entry: Mapping[str, Any]) -> No
             )
         if number + 1 < len(exchanges) and not _has_sum(case, exchange):
             found.problems.append(f"{where}: exchange {number} has no sum, and another exchange after it")
-    later = {exchange["session_id"] for exchange in exchanges[1:]} - {None}
+    if not entry["survivors"]:
+        if any(_has_sum(case, exchange) for exchange in exchanges):
+            found.problems.append(f"{where} lists a sum, and no survivor that is in it")
+        _check_none_hidden(case, found, entry)
     for client_id, charge in case.all_charges():
-        if client_id not in entry["survivors"] and later & {release.session for release in charge.releases}:
-            found.problems.append(
-                f"{where}: {client_id} is in a later exchange and not in the first one's sum"
+        if client_id not in entry["survivors"]:
+            _check_not_in_it(found, where, client_id, charge, exchanges)
+    _check_certificate(found, where, entry)
+
+
+def _check_not_in_it(
+    found: Findings, where: str, client_id: str, charge: Charge, exchanges: Sequence[Exchange]
+) -> None:
+    """A client that the report does not name as a survivor is in none of a round's sums."""
+    if {exchange["session_id"] for exchange in exchanges[1:]} & _sessions(charge.releases):
+        found.problems.append(f"{where}: {client_id} is in a later exchange and not in the first one's sum")
+    if _confirmed(charge) & {one["session_id"] for one in exchanges if one["transcript"] is not None}:
+        found.problems.append(f"{where}: {client_id} has confirmed a sum that the report says it is not in")
+
+
+def _check_none_hidden(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
+    """A round that the report calls lost has no confirmed session but those that it lists."""
+    listed = {exchange["session_id"] for exchange in entry["exchanges"]}
+    for client_id, charge in case.all_charges():
+        if charge.round == entry["round"] and _confirmed(charge) - listed:
+            found.doubts.append(
+                f"round {entry['round']}: {client_id} has confirmed a session that the report does not list: that it "
+                "gave no sum is the report's word"
             )
+
+
+def _confirmed(charge: Charge) -> set[str]:
+    """The sessions whose sum a client was asked to confirm: only whoever is to be in it is asked."""
+    return _sessions(release for release in charge.releases if release.transcript is not None)
+
+
+def _sessions(releases: Iterable[Release]) -> set[str]:
+    """The masked sessions among some releases."""
+    return {release.session for release in releases if release.session is not None}
+
+
+def _check_certificate(found: Findings, where: str, entry: Mapping[str, Any]) -> None:
+    """A certificate's error is what its modules' figures come to, and is of a round that gave a sum."""
+    certificate = entry["certificate"]
+    if certificate is None:
+        return
+    if not entry["survivors"] or entry.get("aborted") is not None:
+        found.problems.append(f"{where} has a certificate, and no result that it could be of")
+    modules = certificate["modules"].values()
+    size, error = (math.hypot(*(module[name] for module in modules)) for name in ("size", "error"))
+    derived = error / size if size else 0.0
+    if not math.isclose(certificate["error"], derived, rel_tol=1e-9, abs_tol=1e-12):
+        found.problems.append(
+            f"{where}: its certificate states an error of {certificate['error']:.6g}, its modules' figures give "
+            f"{derived:.6g}"
+        )
 
 
 def check_method(case: Case, found: Findings) -> None:
@@ -119,12 +170,27 @@ def _check_release(
         found.problems.append(f"{where}: its ledger records another announcement before it")
 
 
-def _check_none_omitted(found: Findings, where: str, charge: Charge, sessions: list[str | None]) -> None:
-    """No masked exchange went on from the reported first one without being listed itself."""
+def _check_in_one_go(found: Findings, where: str, charge: Charge, exchanges: Sequence[Exchange]) -> None:
+    """From the reported first exchange on, a client's masked releases are the listed ones until the round begins again.
+
+    A round that was begun again has other sums, maybe of other clients: its exchanges go with its own first one.
+    """
+    sessions = [exchange["session_id"] for exchange in exchanges]
     begun = False
     for release in charge.releases:
-        begun = begun or release.session in sessions[:1]
-        if begun and release.exchange and release.session not in sessions:
+        if release.session is None:
+            if release.exchange >= len(exchanges):
+                found.doubts.append(
+                    f"{where}: its ledger records an unmasked exchange {release.exchange} that is not listed: that "
+                    "it gave no sum is the report's word"
+                )
+        elif release.exchange == 0:
+            begun = release.session in sessions[:1]
+        elif begun and release.session not in sessions:
             found.problems.append(
                 f"{where}: its ledger records an exchange {release.exchange} that is not listed"
+            )
+        elif not begun and release.session in sessions:
+            found.problems.append(
+                f"{where}: its ledger records the listed exchange {release.exchange} after another first one"
             )

@@ -161,6 +161,44 @@ def a_round_that_ends_early(federation: Any) -> None:
     claim_again(federation)
 
 
+def the_first_sum_of_one_attempt_and_the_second_of_another(federation: Any) -> None:
+    """Round 3 began again without client-3: its second sum is of other clients than the first one that is listed."""
+    last = federation.report["rounds"][2]
+    first, second = last["exchanges"]
+    for client_id in federation.rows:
+        without(federation, client_id, second["session_id"])
+    again = [
+        {"session_id": "c0" * 16, "transcript": "c0" * 32, "announced": None},
+        {"session_id": "c1" * 16, "transcript": "c1" * 32, "announced": "c1" * 32},
+    ]
+    last["survivors"] = ["client-1", "client-2"]
+    for client_id in last["survivors"]:
+        _release_again(federation, client_id, again)
+    last["exchanges"] = [first, again[1]]
+    last["remasked"] = [
+        {"client_id": client_id, "times": 1} for client_id in ("client-1", "client-2", "client-3")
+    ]
+
+
+def a_survivor_left_out(federation: Any) -> None:
+    """client-3 has confirmed round 1's first sum."""
+    federation.report["rounds"][0]["survivors"].remove("client-3")
+    without(federation, "client-3", _exchange(federation, 1)["session_id"])
+
+
+def a_sum_of_nobody(federation: Any) -> None:
+    federation.report["rounds"][1].update(survivors=[], aborted="it was lost")
+
+
+def a_certificate(error: float, **changes: Any) -> Forge:
+    def forge(federation: Any) -> None:
+        figures = {"query": {"size": 4.0, "error": 0.3}, "value": {"size": 3.0, "error": 0.4}}
+        certificate = {"error": error, "columns": 48, "modules": figures}
+        federation.report["rounds"][0].update({"certificate": certificate, **changes})
+
+    return forge
+
+
 def without(federation: Any, client_id: str, session: str) -> None:
     """A client's rows without those of a session, and what later rows refer to moved up."""
     kept: list[Entry] = []
@@ -184,20 +222,25 @@ def announced_twice(federation: Any, *, said: int) -> None:
         for index in (0, 1)
     ]  # fmt: skip
     for client_id in federation.rows:
-        reservation = max(row.position for row in federation.rows[client_id] if row.entry.kind == "reserve")
-        more = [
-            Release(reservation, one["session_id"], transcript, index, one["announced"])
-            for index, one in enumerate(again)
-            for transcript in (None, one["transcript"])
-        ]
-        federation.rebuild(client_id, [*entries(federation, client_id), *more])
-        federation.anchor_again(client_id)
+        _release_again(federation, client_id, again)
     last["exchanges"] = again
     counts = {"client-1": 2, "client-2": 2, "client-3": 3}  # client-3 had masked round 3 once more anyway
     last["remasked"] = [{"client_id": client_id, "times": times} for client_id, times in counts.items()]
     last["announced_again"] = [
         {"client_id": client_id, "times": said} for client_id in counts if said
     ]  # fmt: skip
+
+
+def _release_again(federation: Any, client_id: str, again: list[dict[str, Any]]) -> None:
+    """A client's last update goes into further exchanges, each confirmed."""
+    reservation = max(row.position for row in federation.rows[client_id] if row.entry.kind == "reserve")
+    more = [
+        Release(reservation, one["session_id"], transcript, index, one["announced"])
+        for index, one in enumerate(again)
+        for transcript in (None, one["transcript"])
+    ]
+    federation.rebuild(client_id, [*entries(federation, client_id), *more])
+    federation.anchor_again(client_id)
 
 
 def a_second_announcement_unsaid(federation: Any) -> None:

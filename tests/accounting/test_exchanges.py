@@ -15,7 +15,7 @@ from accounting.entries import Release
 from accounting.errors import ReportError
 from accounting.planning import Plan
 
-from .exchange_forgeries import announced_twice, without
+from .exchange_forgeries import a_certificate, announced_twice, without
 from .forgeries import shares
 from .forging import record_other, rewrite
 
@@ -73,6 +73,30 @@ def test_unmasked_exchanges(exchanged: Any) -> None:
     assert problems(exchanged) == {}
     exchanged.report["rounds"][0]["exchanges"][1]["announced"] = "0f" * 32
     assert "another announcement" in problems(exchanged)[4]
+    del exchanged.report["rounds"][0]["exchanges"][1]
+    exchanged.report["method"]["contracts"][0]["may_stop_early"] = True
+    for client_id in exchanged.rows:
+        digest = contracts.method_digest(exchanged.report["method"])
+        record_other(exchanged, client_id, contracts.RECORDED_AS, digest)
+    found = audit(exchanged.report, exchanged.lines, exchanged.roster)
+    charged = next(verdict for verdict in found if verdict.check == 4)
+    assert charged.status == "UNVERIFIABLE"
+    assert "an unmasked exchange 1 that is not listed" in charged.evidence
+
+
+def test_a_certificate_that_adds_up(exchanged: Any) -> None:
+    a_certificate(0.1)(exchanged)
+    assert problems(exchanged) == {}
+
+
+def test_a_lost_round_that_conceals_a_confirmed_session_is_doubted(exchanged: Any) -> None:
+    """A server that crashed after the first sum, and lost the round as it began again, looks the same."""
+    lost = {"survivors": [], "exchanges": [], "aborted": "too few took part", "certificate": None}
+    exchanged.report["rounds"][0].update(lost)
+    found = audit(exchanged.report, exchanged.lines, exchanged.roster)
+    charged = next(verdict for verdict in found if verdict.check == 4)
+    assert charged.status == "UNVERIFIABLE"
+    assert "client-1 has confirmed a session that the report does not list" in charged.evidence
 
 
 def test_a_report_of_shared_noise_in_several_exchanges_is_refused(exchanged: Any, finished: Any) -> None:

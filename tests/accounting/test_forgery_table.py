@@ -175,6 +175,12 @@ OF_TWO_EXCHANGES: list[tuple[Forge, int, str]] = [
     (exchanges.a_sum_passed_off_as_lost, 4, "round 1: exchange 0 has no sum, and another exchange after it"),
     (exchanges.other_clients_in_the_second_exchange, 4, "client-3 is in a later exchange and not in the first"),
     (exchanges.a_round_that_ends_early, 4, "round 1 ends after 1 of 2 exchanges"),
+    (exchanges.the_first_sum_of_one_attempt_and_the_second_of_another, 4,
+        "client-1 in round 3: its ledger records the listed exchange 1 after another first one"),
+    (exchanges.a_survivor_left_out, 4, "round 1: client-3 has confirmed a sum that the report says it is not in"),
+    (exchanges.a_sum_of_nobody, 4, "round 2 lists a sum, and no survivor that is in it"),
+    (exchanges.a_certificate(0.01), 4, "states an error of 0.01, its modules' figures give 0.1"),
+    (exchanges.a_certificate(0.1, aborted="it was lost"), 4, "round 1 has a certificate, and no result"),
     (exchanges.a_second_announcement_unsaid, 4, "announced_again is [], the rows say [('client-1', 1)"),
     (exchanges.a_share_of_noise_under_a_method_of_two, 8, "a share of noise to one sum, and the method has several"),
 ]  # fmt: skip
