@@ -21,6 +21,7 @@ from accounting.chain import replay
 pytestmark = pytest.mark.long
 
 CLIENT = "fedlora_priv.federation.client"
+RELEASE = "fedlora_priv.federation.release"
 KILLER = Path(__file__).with_name("killer.py")
 WITNESS = Path(__file__).with_name("witness.py")
 
@@ -31,9 +32,9 @@ POINTS = {
     "trained, not stored": (CLIENT, "UpdateStore.save", "before", 7, ["client-2"], []),
     "stored, not committed": (CLIENT, "UpdateStore.save", "after", 9, [], []),
     "committed, not masked": (CLIENT, "Ledger.commit", "after", 10, [], []),
-    "some have masked": (CLIENT, "SecAggClient.mask", "after", 8, [], ["client-1", "client-2", "client-3"]),
+    "some have masked": (RELEASE, "SecAggClient.mask", "after", 8, [], ["client-1", "client-2", "client-3"]),
     "all have revealed": (
-        CLIENT, "SecAggClient.reveal", "after", 5, [], [f"client-{i}" for i in range(1, 6)],
+        RELEASE, "SecAggClient.reveal", "after", 5, [], [f"client-{i}" for i in range(1, 6)],
     ),
     "summed, not checkpointed": (
         "fedlora_priv.federation.checkpoint", "save", "before", 4, [], [f"client-{i}" for i in range(1, 6)],

@@ -86,7 +86,11 @@ def live_again(lab: Lab) -> None:
 def audited(lab: Lab, check: int) -> Verdict:
     """What a check says of client-1's ledger and private file as they are now."""
     (chain,) = replay(lab.ledger.export_jsonl().splitlines()).values()
-    report = {"run": lab.folder.run.hex(), "plan": {"client-1": lab.parts.plans["client-1"].to_json()}}
+    report = {
+        "run": lab.folder.run.hex(),
+        "plan": {"client-1": lab.parts.plans["client-1"].to_json()},
+        "method": lab.parts.stated_method,
+    }
     evidence = Evidence({"client-1": records(lab)})
     return CHECKS[check - 1](Case(report, {"client-1": chain}, None, None, evidence))
 
@@ -118,7 +122,9 @@ def test_a_whole_run_is_charged_reported_and_audited(
     verdicts = audit_files(outcome.folder / "report.json", outcome.folder / "ledger.jsonl", private=files)
     assert [v for v in verdicts if v.status == "FAIL"] == []
     by_check = {verdict.check: verdict for verdict in verdicts}
-    assert by_check[4].status == by_check[14].status == by_check[7].status == "PASS", by_check[7]
+    assert by_check[4].status == by_check[14].status == "PASS"
+    assert by_check[7].status == "UNVERIFIABLE"  # for one reason: three rounds of six steps
+    assert f"{3 * STEPS} noised counts are too few to see that theirs is too little" in by_check[7].evidence
 
     for chain in read_all([outcome.folder / "ledger.jsonl"]).chains.values():
         plan = Plan.from_json(stated["plan"][chain.client_id])
@@ -194,7 +200,7 @@ def test_a_training_whose_commit_a_crash_prevented_counts_all_the_same(
 @pytest.mark.parametrize("clip_norm", [math.nan, math.inf, 0.0, -1.0])
 def test_a_stored_clip_norm_that_is_none_is_damage(lab: Lab, clip_norm: float) -> None:
     lab.ask(lab.train())
-    store, digest = lab.client._updates, lab.server.task(lab.state).state_digest()
+    store, digest = lab.client._updates, lab.server.task(lab.state).state_digest
     update = store.last()
     assert update is not None
     store.save(digest, replace(update, clip_norm=clip_norm))

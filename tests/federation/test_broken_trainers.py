@@ -43,7 +43,11 @@ def audited(lab: Lab) -> dict[int, Verdict]:
     run = lab.folder.run.hex()
     (chain,) = replay(lab.ledger.export_jsonl().splitlines()).values()
     records = private_audit.by_client([lab.folder.client_home("client-1").private_audit_path(run)])
-    report = {"run": run, "plan": {"client-1": lab.parts.plans["client-1"].to_json()}}
+    report = {
+        "run": run,
+        "plan": {"client-1": lab.parts.plans["client-1"].to_json()},
+        "method": lab.parts.stated_method,
+    }
     case = Case(report, {"client-1": chain}, None, None, Evidence(records))
     return {number: CHECKS[number - 1](case) for number in (6, 7)}
 
