@@ -124,7 +124,7 @@ class TrainingSection(Section):
     optimizer: Literal["sgd", "adam"] = Field(
         default="sgd", description="Optimizer that consumes the clipped and noised gradient."
     )
-    learning_rate: float = Field(default=0.5, gt=0, description="Learning rate.")
+    learning_rate: float = Field(default=0.5, gt=0, le=1e6, description="Learning rate.")
     clip_norm: float = Field(
         default=1.0, gt=0, description="L2 bound of one example's gradient over all trained arrays."
     )

@@ -92,6 +92,7 @@ def test_unknown_key_names_the_nearest(override: str, words: list[str]) -> None:
         ("privacy.epsilon=true", "privacy.epsilon should be a valid number, but is true"),
         ("privacy.delta=0", "privacy.delta should be greater than or equal to 0.000000001"),
         ("privacy.delta=1", "privacy.delta should be less than 1"),
+        ("training.learning_rate=1e39", "training.learning_rate should be less than or equal to 1000000"),
         ("communication.density=0", "communication.density should be greater than 0"),
         ("federation.method=FRA", "but is 'FRA'; did you mean 'fra'?"),
         ("federation.method=fedsb", "but is 'fedsb'; did you mean 'fed-sb'?"),

@@ -24,6 +24,7 @@ from fedlora_priv.adapters import read_state, write_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.partition import partition, partition_id
 from fedlora_priv.data.sources import Dataset, load_source, public_name
+from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation import contracts
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
@@ -35,6 +36,7 @@ from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.state_check import StateCheck
 from fedlora_priv.methods import Layout, Method, Role, State, for_experiment, phases
+from fedlora_priv.methods.errors import AssumptionError
 from fedlora_priv.modeling import add_squares, with_rank
 from fedlora_priv.precision import resolve_device
 from fedlora_priv.training import PrivateTrainer, Rehearsal, StepSettings, TokenisedExamples, rehearse
@@ -193,11 +195,14 @@ def make_trainer(experiment: Experiment, method: Method, model: Any) -> PrivateT
     """Return the trainer of the federation's model, which gets what the method needs beside A and B.
 
     Raises:
-        AssumptionError: the method does not work with this model's shapes and ranks.
+        ConfigError: the method does not work with this model's shapes and ranks.
     """
     trainer = PrivateTrainer(model, device=resolve_device(experiment.training.device))
     for phase in _phases(experiment, method):
-        phase.require(trainer.layout)
+        try:
+            phase.require(trainer.layout)
+        except AssumptionError as error:
+            raise ConfigError(str(error)) from None
     if any("R" in phase.contract(trainer.layout).trains for phase in _phases(experiment, method)):
         add_squares(model)
     return trainer

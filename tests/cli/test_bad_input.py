@@ -115,9 +115,9 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "ranks for other clients than there are": (
         overrides("federation.method=flexlora", "lora.ranks=[2, 1]"), 2, "2 ranks for 5 clients",
     ),
-    "a rank above the matrix": (overrides(*WHOLE, "federation.method=fra", "lora.rank=33"), 5, "33"),
+    "a rank above the matrix": (overrides(*WHOLE, "federation.method=fra", "lora.rank=33"), 2, "33"),
     "a rank above the matrix, without training A": (
-        overrides("federation.method=fedsvd", "lora.rank=33"), 5, "33",
+        overrides("federation.method=fedsvd", "lora.rank=33"), 2, "33",
     ),
     "a hybrid without its second phase": (
         overrides(*WHOLE, "federation.method=hybrid", "aggregation.switch_round=9"), 2, "one of its phases has none",
