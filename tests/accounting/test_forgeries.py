@@ -159,7 +159,10 @@ def test_repeated_maskings_edited(finished: Any, edit: Callable[[list[Any]], lis
 def test_a_sum_of_fewer_than_the_report_allows(finished: Any) -> None:
     finished.report["secure_aggregation"]["min_survivors"] = 3
     assert statuses(finished, "FAIL") == {4}
-    finished.report["rounds"][1]["survivors"] = []
+    lost = finished.report["rounds"][1]
+    lost["survivors"] = []
+    assert statuses(finished, "FAIL") == {4}, "somebody is in the sum that it lists"
+    lost["exchanges"][0]["transcript"] = None
     assert statuses(finished, "FAIL") == set(), "a lost round is no sum"
     for least, colluders in ((1, 0), (2, 1), (1, "none")):
         finished.report["secure_aggregation"] |= {"min_survivors": least, "max_colluders": colluders}

@@ -126,7 +126,7 @@ def test_a_task_arrives_as_it_was_sent_and_its_context_binds_everything(
         (lambda m: replace(m, fields={**m.fields, "bounds": {}}), "do not name"),
         (
             lambda m: replace(m, fields={**m.fields, "bounds": dict.fromkeys(m.fields["bounds"], -1.0)}),
-            "not a positive number",
+            "not a positive float32",
         ),
         (
             lambda m: replace(m, blobs={k: b for k, b in m.blobs.items() if k != "support"}),
