@@ -131,7 +131,7 @@ def _run(study: str, setting: Setting, task: StudyTask, lines: Lines) -> None:
     """Run one setting and keep its line; one that diverges is kept as such."""
     from benchmarks.methods_runs import JUDGED, run
 
-    outcome = run(setting, task, JUDGED if study == "final" else ())
+    outcome = run(setting, task, () if study == "grid" else JUDGED)
     lines.add(_key(study, setting), outcome)
     shown = f"{setting.dataset} {setting.method} ε={setting.epsilon} {setting.partition} seed {setting.seed}"
     rate, minutes = setting.learning_rate, outcome["cpu_minutes"]
