@@ -80,6 +80,7 @@ def rows() -> Iterator[Part]:
     torch.set_num_threads(1)
     model, examples = encoder(), texts()
     steps = {(name, "float32"): step_of(model, examples, held) for name, held in PARTS.items()}
+    # A Way's names are the training benchmark's own; interleaved() only uses them as keys.
     times = {name: timing.cpu_s for (name, _), timing in interleaved(steps, ROUNDS).items()}  # type: ignore[arg-type]
     peaks = {name: peak(name) for name in PARTS} if training_memory.can_measure() else {}
     measured = [

@@ -34,6 +34,7 @@ class Residual(nn.Module):
         for name, value in parts.items():
             self.register_buffer(name, value)
 
+    # torch hands a hook the layer too
     def forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:  # noqa: ARG002
         """Return `output` and the residual times the first of the inputs."""
         parts = dict(self.named_buffers())
