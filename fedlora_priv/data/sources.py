@@ -99,6 +99,45 @@ def load_source(experiment: Experiment, say: Say = quietly) -> Source:
     return Source(dataset, indexed(evaluation, names, "the evaluation data"), credit)
 
 
+def own_rows(experiment: Experiment, path: Path) -> Dataset:
+    """Return the training rows of one party, from a file or a folder of its own.
+
+    Args:
+        experiment: says which columns and labels they have; its `data.source` is not read.
+        path: where this party keeps them.
+
+    Raises:
+        DataError: missing, unreadable or malformed rows, or labels that the experiment does not declare.
+    """
+    if not path.exists():
+        raise DataError(
+            f"there is no {path}", "it should hold this party's own rows: mount it or mend the path"
+        )
+    file = _training_file(experiment.data, path) if path.is_dir() else path
+    return _declared(experiment, file, "the training data")
+
+
+def own_evaluation(experiment: Experiment, path: Path) -> Dataset:
+    """Return public held-out rows from a file.
+
+    Raises:
+        DataError: as `own_rows`.
+        ConfigError: the experiment does not declare them public.
+    """
+    if not experiment.data.evaluation_may_be_reported:
+        raise ConfigError(
+            f"{path} may not be evaluated: the experiment declares neither its data nor its evaluation data public",
+            "leave it out, or agree on data.evaluation_public = true",
+        )
+    return _declared(experiment, path, "the evaluation data")
+
+
+def _declared(experiment: Experiment, file: Path, what: str) -> Dataset:
+    """Return a file's rows with the labels that the experiment declares."""
+    table = tables.read_table(file, columns_of(experiment))
+    return indexed(table, experiment.data.labels or (), what)
+
+
 def columns_of(experiment: Experiment) -> Columns:
     """Return the columns that the experiment's task needs."""
     data = experiment.data
@@ -157,16 +196,21 @@ def _read_local(data: DataSection, path: Path, columns: Columns) -> tuple[Table,
     """Return the training and evaluation tables of a file or folder."""
     if path.is_file():
         return tables.read_table(path, columns), None
-    train_path = _inside(path, data.train_file, ("train",))
-    if train_path is None:
-        raise DataError(
-            f"{path} holds no train.tsv, train.csv, train.jsonl or train.txt", "set data.train_file"
-        )
-    train = tables.read_table(train_path, columns)
+    train = tables.read_table(_training_file(data, path), columns)
     evaluation_path = _inside(path, data.evaluation_file, _EVALUATION_NAMES)
     if evaluation_path is None or not _wants_evaluation(data):
         return train, None
     return train, tables.read_table(evaluation_path, columns)
+
+
+def _training_file(data: DataSection, folder: Path) -> Path:
+    """Return the training file of a folder."""
+    found = _inside(folder, data.train_file, ("train",))
+    if found is None:
+        raise DataError(
+            f"{folder} holds no train.tsv, train.csv, train.jsonl or train.txt", "set data.train_file"
+        )
+    return found
 
 
 def _inside(folder: Path, named: str | None, stems: Sequence[str]) -> Path | None:

@@ -75,6 +75,7 @@ class ClientSetup:
         experiment: its own copy of the experiment file.
         layout, method, initial: the model's trainable arrays, how they are combined, how they were loaded.
         plan: its noise, sampling rate and steps, computed by itself.
+        lifetime_epsilon: what its ledger may amount to over all runs; its own word, at most the experiment's.
         run: 16 random bytes of this run, the same for everybody.
         identity, roster, guard, ledger: its signing key, everyone's pinned keys, its two durable records.
         home, lock: where its finished update and private audit file are kept, and the open lock of that folder.
@@ -90,6 +91,7 @@ class ClientSetup:
     method: Method
     initial: State
     plan: Plan
+    lifetime_epsilon: float
     run: bytes
     identity: Identity
     roster: Roster
@@ -109,9 +111,8 @@ class FederationClient:
     def __init__(self, setup: ClientSetup) -> None:
         self._setup = setup
         self._begun = begin(setup.method, setup.layout, setup.initial, setup.experiment)
-        privacy = setup.experiment.privacy
-        self._run_budget = Budget(privacy.epsilon, setup.plan.delta)
-        self._lifetime_budget = Budget(privacy.ledger_limit, setup.plan.delta)
+        self._run_budget = Budget(setup.experiment.privacy.epsilon, setup.plan.delta)
+        self._lifetime_budget = Budget(setup.lifetime_epsilon, setup.plan.delta)
         self._updates = UpdateStore(setup.home.path, setup.run.hex())
         self._personal = Personal(setup, self._begun, self._updates, self._require_charged)
         self._round: RoundRelease | None = None

@@ -45,6 +45,11 @@ class ClientHome:
         """Where a client with private data keeps its ledger."""
         return self.path / "ledger.sqlite"
 
+    @property
+    def identity_path(self) -> Path:
+        """Where the client keeps its long-term signing key, readable by its owner alone."""
+        return self.path / "identity.key"
+
     def private_audit_path(self, run: str) -> Path:
         """Where the client notes, for its own auditor alone, what its steps in a run really did."""
         return self.path / f"private-audit-{run}.jsonl"
@@ -97,7 +102,7 @@ class ClientHome:
 
     def identity(self) -> Identity:
         """Return the client's long-term identity, made on first use and readable by its owner alone."""
-        key = self.path / "identity.key"
+        key = self.identity_path
         if not key.exists():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(key, Identity.generate().to_private_bytes(), mode=0o600)

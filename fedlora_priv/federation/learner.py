@@ -49,14 +49,23 @@ class Learner:
         return tokenise(self.tokenizer, rows.texts, rows.labels, max_length=self.max_length, prompts=prompts)
 
 
-def load_learner(experiment: Experiment, label_names: Sequence[str], say: Say) -> Learner:
+def load_learner(
+    experiment: Experiment, label_names: Sequence[str], say: Say, folder: Path | None = None
+) -> Learner:
     """Return the experiment's model and tokenizer, as every party has them before the first round.
+
+    Args:
+        experiment: which model, with which adapters.
+        label_names: empty for language modelling.
+        say: receives a line for every download.
+        folder: where the model is on this machine, if not where the experiment says.
 
     Raises:
         AssetError: the model cannot be had.
         ConfigError: it cannot be trained privately.
     """
-    origin, wanted = _origin(experiment, say), experiment.model
+    wanted = experiment.model
+    origin = _origin(experiment, say) if folder is None else _origin_at(folder, wanted.source)
     model = load_model(
         origin.folder,
         task=wanted.task,
@@ -105,3 +114,14 @@ def _origin(experiment: Experiment, say: Say) -> Origin:
         return Origin(str(unpacked(fetch(SMOLLM2, say), say)), SMOLLM2.credit, credit)
     folder = str(Path(source).expanduser()) if source.startswith("~") else source
     return Origin(folder, public_name(source), public_name(source))
+
+
+def _origin_at(folder: Path, source: str) -> Origin:
+    """Return a model that lies elsewhere on this machine than the experiment, which names it, says.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"there is no model in {folder}", "mend the path, or copy the agreed model there")
+    return Origin(str(folder), public_name(source), public_name(source))

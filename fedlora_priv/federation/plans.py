@@ -79,20 +79,24 @@ def whole_run(client_plan: Plan) -> ClientEvent:
     return replace(client_plan.round_event(), steps=client_plan.rounds * client_plan.steps_per_round)
 
 
-def require_room(experiment: Experiment, client_plan: Plan, ledger: Ledger) -> None:
+def require_room(client_plan: Plan, ledger: Ledger, limit: float) -> None:
     """Raise unless the client's ledger has room for all rounds of a run that has not begun.
+
+    Args:
+        client_plan: of the run.
+        ledger: of the client's data.
+        limit: the ε that the whole ledger may reach.
 
     Raises:
         BudgetError: earlier runs on the same data have spent too much of it.
     """
-    privacy = experiment.privacy
     try:
-        Budget(privacy.ledger_limit, privacy.delta).require(ledger, whole_run(client_plan))
+        Budget(limit, client_plan.delta).require(ledger, whole_run(client_plan))
     except BudgetExceeded as error:
         raise BudgetError(
             f"{client_plan.client_id} cannot afford this run: earlier runs on dataset {ledger.dataset_id!r} have "
-            f"spent part of its lifetime limit of ε {privacy.ledger_limit:g}, and this run would bring it to "
+            f"spent part of its lifetime limit of ε {limit:g}, and this run would bring it to "
             f"{error.epsilon:.2f}",
-            f"set privacy.lifetime_epsilon = {privacy.ledger_limit:g} and lower privacy.epsilon below what is "
+            f"set privacy.lifetime_epsilon = {limit:g} and lower privacy.epsilon below what is "
             "left, or raise the limit knowingly",
         ) from error

@@ -204,8 +204,12 @@ def _outputs(parts: Parts, history: History) -> list[dict[str, str]]:
 
 
 def partition(parts: Parts) -> Partition | None:
-    """Return which row each client holds, if the rows are public: an auditor sees that none is held twice."""
-    return Partition(parts.dataset_id, parts.row_numbers) if parts.experiment.data.public else None
+    """Return which row each client holds, if the rows are public: an auditor sees that none is held twice.
+
+    Nobody can list rows that each party has brought itself.
+    """
+    listed = parts.experiment.data.public and parts.row_numbers
+    return Partition(parts.dataset_id, parts.row_numbers) if listed else None
 
 
 def adapter_notes(report: Mapping[str, Any], label_names: list[str]) -> str:

@@ -29,6 +29,7 @@ from fedlora_priv.federation.setup import Parts, assemble, make_clients
 from fedlora_priv.federation.task import begin
 from fedlora_priv.methods import server_optimizer_for
 from fedlora_priv.reports.summary import environment_text
+from protocols.secagg.identity import Roster
 
 Amend = Callable[[Parts, RunFolder], Parts]
 """Changes the parts of a run before its clients are made, as an empirical audit does to insert canaries."""
@@ -90,31 +91,51 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress, amend
         progress.say(f"  {line}")
     clients, roster = make_clients(parts, folder)
     try:
-        roster.save(folder.path / "roster.json")
-        engine = Metered(LocalEngine(clients, experiment.simulate.dropouts, progress.answered))
-        noise = max(plan.noise_multiplier for plan in parts.plans.values())
-        optimizer = server_optimizer_for(experiment)
-        server = FederationServer(experiment, parts.layout, parts.method, noise, optimizer)
-        begun = begin(parts.method, parts.layout, parts.initial, experiment)
-        loop = Loop(
-            experiment=experiment,
-            server=server,
-            conductor=RoundConductor(experiment, begun, roster, folder.run, engine),
-            engine=engine,
-            plans=parts.plans,
-            folder=folder.path,
-            evaluate=parts.evaluator(),
-            progress=progress,
-            personal=_personal(parts, engine),
-        )
-        state, history = loop.run(parts.initial)
-        if parts.home_roles:
-            personal.ask(engine, parts.layout, parts.home_roles, state.state, state.round, keep=True)
-        progress.say("collecting the clients' ledgers and writing the report")
-        statements = record.collect(engine, roster, state.round)
+        engine = LocalEngine(clients, experiment.simulate.dropouts, progress.answered)
+        return conduct(parts, folder, roster, engine, progress)
     finally:
         for client in clients:
             client.close()
+
+
+def conduct(
+    parts: Parts, folder: RunFolder, roster: Roster, engine: Engine, progress: RunProgress
+) -> Outcome:
+    """Return the outcome of a run over an engine, from wherever an earlier process had got to: the server's part.
+
+    Args:
+        parts: of the experiment; whose rows this process holds makes no difference here.
+        folder: the run folder, open.
+        roster: the clients' pinned keys.
+        engine: reaches the clients.
+        progress: told what happens.
+
+    Raises:
+        FedloraError: nothing that was stored is lost.
+    """
+    experiment = parts.experiment
+    roster.save(folder.path / "roster.json")
+    metered = Metered(engine)
+    noise = max(plan.noise_multiplier for plan in parts.plans.values())
+    optimizer = server_optimizer_for(experiment)
+    server = FederationServer(experiment, parts.layout, parts.method, noise, optimizer)
+    begun = begin(parts.method, parts.layout, parts.initial, experiment)
+    loop = Loop(
+        experiment=experiment,
+        server=server,
+        conductor=RoundConductor(experiment, begun, roster, folder.run, metered),
+        engine=metered,
+        plans=parts.plans,
+        folder=folder.path,
+        evaluate=parts.evaluator(),
+        progress=progress,
+        personal=_personal(parts, metered),
+    )
+    state, history = loop.run(parts.initial)
+    if parts.home_roles:
+        personal.ask(metered, parts.layout, parts.home_roles, state.state, state.round, keep=True)
+    progress.say("collecting the clients' ledgers and writing the report")
+    statements = record.collect(metered, roster, state.round)
     report = record.build(parts, folder, history, statements)
     _save_adapter(parts, state, folder, report)
     record.write(folder.path, report, history.metrics, statements, record.partition(parts))

@@ -44,12 +44,13 @@ class RunFolder:
     _aside: Path | None = None
 
     @classmethod
-    def open(cls, experiment: Experiment, again: bool = False) -> RunFolder:
+    def open(cls, experiment: Experiment, again: bool = False, run: bytes | None = None) -> RunFolder:
         """Return the experiment's run folder, new or unfinished.
 
         Args:
             experiment: what is to be run; its `output` names the folder.
             again: set a finished run aside first (renamed, kept) and begin anew.
+            run: the id that all parties have agreed on; None to draw one.
 
         Raises:
             RunFolderError: it cannot be written, is in use, has finished, or belongs to something else.
@@ -58,7 +59,7 @@ class RunFolder:
         aside = None
         if again and finished(path):
             aside = path.rename(_free_name(path))
-        folder = replace(cls._locked(path, experiment), _aside=aside)
+        folder = replace(cls._locked(path, experiment, run), _aside=aside)
         if finished(path):
             folder.close()
             raise RunFolderError(
@@ -69,7 +70,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def _locked(cls, path: Path, experiment: Experiment) -> RunFolder:
+    def _locked(cls, path: Path, experiment: Experiment, run: bytes | None) -> RunFolder:
         """Make or find the folder, lock it, and check whose it is."""
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ class RunFolder:
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return cls(path, _run_id(path, experiment), experiment.data.public, lock)
+            return cls(path, _run_id(path, experiment, run), experiment.data.public, lock)
         except BlockingIOError as error:
             lock.close()
             raise RunFolderError(f"another process is running in {path}", "wait for it or stop it") from error
@@ -143,12 +144,12 @@ def begun(path: Path) -> bool:
     return (path / "checkpoints").exists()
 
 
-def _run_id(path: Path, experiment: Experiment) -> bytes:
-    """Return the id of the run in this folder, drawn anew where none has begun."""
+def _run_id(path: Path, experiment: Experiment, agreed: bytes | None) -> bytes:
+    """Return the id of the run in this folder: where none has begun the agreed one, or one drawn anew."""
     digest = experiment.digest()
     marker = path / "run.json"
     if not marker.exists():
-        run = secrets.token_bytes(RUN_BYTES)
+        run = agreed or secrets.token_bytes(RUN_BYTES)
         write_atomically(marker, json.dumps({"run": run.hex(), "experiment_sha256": digest}).encode())
         return run
     try:
@@ -156,13 +157,18 @@ def _run_id(path: Path, experiment: Experiment) -> bytes:
         run, known = bytes.fromhex(stored["run"]), stored["experiment_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{marker} is damaged", "choose another experiment.output") from error
-    if known != digest and not begun(path):
+    same = known == digest and agreed in (None, run)
+    if not same and not begun(path):
         _clear(path)
-        return _run_id(path, experiment)
+        return _run_id(path, experiment, agreed)
     if known != digest:
         raise RunFolderError(
             f"{path} belongs to another experiment{_differences(path, experiment)}",
             "choose another experiment.output, or restore the values it was begun with",
+        )
+    if not same:
+        raise RunFolderError(
+            f"{path} belongs to another run of this experiment", "choose another folder for this run"
         )
     return run
 

@@ -7,7 +7,6 @@ process, whose adapter states are swapped in and out.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -22,12 +21,13 @@ from accounting.planning import Plan
 from accounting.rows import RECORDED_AS, rows_digest
 from fedlora_priv.adapters import read_state, write_state
 from fedlora_priv.config import Experiment
-from fedlora_priv.data.partition import partition, partition_id
-from fedlora_priv.data.sources import Dataset, load_source, public_name
+from fedlora_priv.data.sources import public_name
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation import contracts
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
+from fedlora_priv.federation.holdings import Holdings, content_digest, everybodys
+from fedlora_priv.federation.home import ClientHome
 from fedlora_priv.federation.learner import Say, load_learner
 from fedlora_priv.federation.own_model import TrainedModel, personal_folder
 from fedlora_priv.federation.personal import home_roles
@@ -42,7 +42,7 @@ from fedlora_priv.precision import resolve_device
 from fedlora_priv.training import PrivateTrainer, Rehearsal, StepSettings, TokenisedExamples, rehearse
 from fedlora_priv.training.made_up import made_up_residual
 from protocols.prg import SecretStream
-from protocols.secagg.identity import Identity, Roster
+from protocols.secagg.identity import Roster
 
 StreamFactory = Callable[[str, int], SecretStream]
 """(purpose, round) → fresh secret randomness."""
@@ -60,8 +60,11 @@ class Parts:
         trainers: each client's own, of its own rank; clients of one rank share one, and all share the base weights.
         model_reference: what the adapter's card tells a reader to load the adapter onto.
         credit: licences and authors of data and model, as far as they are known.
-        examples, row_numbers, row_digests: each client's tokenised rows, their positions in the training data,
-            and a digest of the rows as they are. Private.
+        plans: every client's, from public numbers.
+        examples, row_digests: of the clients whose rows this process holds, tokenised, and a digest of them as they
+            are. Private.
+        row_numbers: every client's positions in the training data, where that was split by the public seed.
+        partition_id: the public name of the split.
         evaluation: public held-out rows, or None where nothing may be evaluated.
         observe: told of every training, after it was noised; an empirical audit attacks what it is told.
     """
@@ -76,6 +79,7 @@ class Parts:
     examples: dict[str, TokenisedExamples]
     row_numbers: dict[str, tuple[int, ...]] = field(repr=False)
     row_digests: dict[str, bytes] = field(repr=False)
+    partition_id: str
     evaluation: TokenisedExamples | None
     label_names: list[str]
     model_reference: str
@@ -154,17 +158,25 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
     Raises:
         FedloraError: the data, the model or the plan cannot be had; nothing has been spent.
     """
-    source = load_source(experiment, say)
-    client_ids = experiment.client_ids
-    # Rows without labels are split i.i.d., which looks at none.
-    indices = partition(experiment, source.train.labels or [0] * len(source.train))
-    rows = {client_id: source.train.take(part) for client_id, part in zip(client_ids, indices, strict=True)}
-    declared = experiment.data.declared_examples_per_client
-    sizes = {client_id: declared or len(held) for client_id, held in rows.items()}
+    return build(experiment, everybodys(experiment, say), say)
+
+
+def build(experiment: Experiment, holdings: Holdings, say: Say, model: Path | None = None) -> Parts:
+    """Return the parts of an experiment around the rows that this process holds.
+
+    Args:
+        experiment: what all parties have agreed on.
+        holdings: the rows in this process, and what is public of all rows.
+        say: told what happens.
+        model: folder of the model on this machine, if not where the experiment says.
+
+    Raises:
+        FedloraError: the model or the plan cannot be had; nothing has been spent.
+    """
     say("calibrating the noise")
-    plans = plan_clients(experiment, sizes)
+    plans = plan_clients(experiment, holdings.sizes)
     method = for_experiment(experiment)
-    learner = load_learner(experiment, source.train.label_names, say)
+    learner = load_learner(experiment, holdings.label_names, say, model)
     trainer = make_trainer(experiment, method, learner.model)
     return Parts(
         experiment=experiment,
@@ -174,15 +186,14 @@ def assemble(experiment: Experiment, say: Say) -> Parts:
         layout=trainer.layout,
         initial=read_state(learner.model),
         plans=plans,
-        examples={client_id: learner.examples(held) for client_id, held in rows.items()},
-        row_numbers={
-            client_id: tuple(part.tolist()) for client_id, part in zip(client_ids, indices, strict=True)
-        },
-        row_digests={client_id: _digest(held) for client_id, held in rows.items()},
-        evaluation=None if source.evaluation is None else learner.examples(source.evaluation),
-        label_names=source.train.label_names,
+        examples={client_id: learner.examples(held) for client_id, held in holdings.rows.items()},
+        row_numbers=dict(holdings.row_numbers),
+        row_digests={client_id: content_digest(held) for client_id, held in holdings.rows.items()},
+        partition_id=holdings.partition_id,
+        evaluation=None if holdings.evaluation is None else learner.examples(holdings.evaluation),
+        label_names=holdings.label_names,
         model_reference=learner.origin.reference,
-        credit=f"{learner.origin.credit}; {source.credit}",
+        credit=f"{learner.origin.credit}; {holdings.credit}",
     )
 
 
@@ -218,67 +229,96 @@ def trainers_by_client(experiment: Experiment, trainer: PrivateTrainer) -> dict[
     return {client_id: made[rank] for client_id, rank in zip(experiment.client_ids, ranks, strict=True)}
 
 
+@dataclass(frozen=True)
+class Seat:
+    """One client's place in a run.
+
+    Args:
+        client_id: whose.
+        run: 16 bytes, the same for everybody.
+        home, ledger: where it keeps its own things.
+        lifetime_epsilon: what its ledger may amount to over all runs.
+    """
+
+    client_id: str
+    run: bytes
+    home: ClientHome
+    ledger: Path
+    lifetime_epsilon: float
+
+
 def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient], Roster]:
     """Return the clients of a local federation and the roster of their keys.
 
     Raises:
         BudgetError: the run has not begun and a client's ledger has no room for all of it.
     """
-    homes = {client_id: folder.client_home(client_id) for client_id in parts.plans}
-    identities = {client_id: home.identity() for client_id, home in homes.items()}
-    roster = Roster({client_id: identity.public_bytes for client_id, identity in identities.items()})
+    limit = parts.experiment.privacy.ledger_limit
+    seats = [
+        Seat(client_id, folder.run, folder.client_home(client_id), folder.ledger_path(client_id), limit)
+        for client_id in parts.plans
+    ]
+    roster = Roster({seat.client_id: seat.home.identity().public_bytes for seat in seats})
     checks = {
         trainer: StateCheck(trainer.model, device=trainer.device) for trainer in parts.trainers.values()
     }
     with ExitStack() as made:  # closes those that were made if a later one cannot be
         clients = []
-        for client_id in homes:
-            accept = checks[parts.trainers[client_id]]
-            clients.append(_client(parts, folder, client_id, identities[client_id], roster, accept))
+        for seat in seats:
+            accept = checks[parts.trainers[seat.client_id]]
+            clients.append(make_client(parts, seat, roster, accept, begun=not folder.fresh))
             made.callback(clients[-1].close)
         made.pop_all()
     return clients, roster
 
 
-def _client(
-    parts: Parts,
-    folder: RunFolder,
-    client_id: str,
-    identity: Identity,
-    roster: Roster,
-    accept: StateCheck,
+def make_client(
+    parts: Parts, seat: Seat, roster: Roster, accept: StateCheck, *, begun: bool
 ) -> FederationClient:
-    """Return one client with its own lock, ledger, guard and randomness."""
-    experiment, home, plan = parts.experiment, folder.client_home(client_id), parts.plans[client_id]
+    """Return one client with its own lock, ledger, guard and randomness.
+
+    Args:
+        parts: with the rows of that client.
+        seat: where it keeps its own things.
+        roster: everybody's pinned keys.
+        accept: refuses states from which its model cannot be trained privately.
+        begun: whether its run is known to have begun; one that has not needs room in the ledger for all its rounds.
+
+    Raises:
+        BudgetError: there is no such room.
+        RunFolderError: another process uses its home.
+    """
+    experiment, client_id, home = parts.experiment, seat.client_id, seat.home
     with ExitStack() as opened:
         lock = opened.enter_context(home.lock())
-        ledger = opened.enter_context(open_ledger(parts, folder, client_id))
-        if folder.fresh:
-            require_room(experiment, plan, ledger)
+        ledger = opened.enter_context(open_ledger(parts, seat))
+        if not begun and not ledger.charges(run=seat.run.hex()):
+            require_room(parts.plans[client_id], ledger, seat.lifetime_epsilon)
         setup = ClientSetup(
             client_id=client_id,
             experiment=experiment,
             layout=parts.layout,
             method=parts.method_of(client_id),
             initial=parts.initial,
-            plan=plan,
-            run=folder.run,
-            identity=identity,
+            plan=parts.plans[client_id],
+            lifetime_epsilon=seat.lifetime_epsilon,
+            run=seat.run,
+            identity=home.identity(),
             roster=roster,
-            guard=home.guard(scope=folder.run.hex()),
+            guard=home.guard(scope=seat.run.hex()),
             ledger=ledger,
             home=home,
             lock=lock,
             accept=accept,
             stream=stream_factory(experiment, client_id),
             train=_training(parts, client_id),
-            own_model=_own_model(parts, client_id, personal_folder(home, folder.run)),
+            own_model=_own_model(parts, client_id, personal_folder(home, seat.run)),
         )
         opened.pop_all()
     return FederationClient(setup)
 
 
-def open_ledger(parts: Parts, folder: RunFolder, client_id: str) -> Ledger:
+def open_ledger(parts: Parts, seat: Seat) -> Ledger:
     """Return the ledger of that client's data; what an audit compares later goes into its reservations.
 
     Raises:
@@ -286,15 +326,14 @@ def open_ledger(parts: Parts, folder: RunFolder, client_id: str) -> Ledger:
         DataError: the client holds other rows than those the ledger is about.
         RunFolderError: the ledger of known rows is gone.
     """
-    experiment, path, dataset_id = parts.experiment, folder.ledger_path(client_id), parts.dataset_id
+    experiment, client_id, dataset_id = parts.experiment, seat.client_id, parts.dataset_id
     if not experiment.data.public:
-        home = folder.client_home(client_id)
-        home.require_same_rows(dataset_id, parts.row_digests[client_id], path)
+        seat.home.require_same_rows(dataset_id, parts.row_digests[client_id], seat.ledger)
     return Ledger.open(
-        path,
+        seat.ledger,
         client_id=client_id,
         dataset_id=dataset_id,
-        partition_id=partition_id(experiment),
+        partition_id=parts.partition_id,
         public=experiment.data.public,
         versions={
             **versions(),
@@ -307,16 +346,10 @@ def open_ledger(parts: Parts, folder: RunFolder, client_id: str) -> Ledger:
 
 
 def _recorded_rows(parts: Parts, client_id: str) -> dict[str, str]:
-    """Return what reservations say of which rows a client holds: of private rows, nothing."""
-    if not parts.experiment.data.public:
+    """Return what reservations say of which rows a client holds: of private rows and of its own, nothing."""
+    if not parts.experiment.data.public or client_id not in parts.row_numbers:
         return {}
     return {RECORDED_AS: rows_digest(parts.dataset_id, parts.row_numbers[client_id])}
-
-
-def _digest(rows: Dataset) -> bytes:
-    """Return a digest of texts and labels or prompts."""
-    columns = [rows.texts, rows.labels] if rows.prompts is None else [rows.prompts, rows.texts]
-    return hashlib.sha256(json.dumps(columns).encode()).digest()
 
 
 def stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
