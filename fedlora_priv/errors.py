@@ -9,7 +9,8 @@
     │   └── AssetError                   3   a download is missing, unreachable or not what it should be
     ├── BudgetError                      4   the privacy budget does not allow what was asked
     ├── FederationError                  5   the federation stopped: few survivors, a misbehaving peer
-    │   └── StateBeyondBounds            5   training from this global state could not be private
+    │   ├── StateBeyondBounds            5   training from this global state could not be private
+    │   └── StaleRound                   5   a client's round in progress cannot be continued
     ├── RunFolderError                   6   the run folder or a client's home is damaged or in use
     └── EnvironmentProblem               7   a library is missing or this machine computes wrongly
 
@@ -86,6 +87,10 @@ class FederationError(FedloraError):
 
 class StateBeyondBounds(FederationError):  # noqa: N818 - a client's refusal shows this name and nothing else
     """Training from this global state could not be private: it diverged, or somebody made it up."""
+
+
+class StaleRound(FederationError):  # noqa: N818 - as above
+    """A client's round in progress cannot be continued from the state it was given: only the next one can begin."""
 
 
 class RunFolderError(FedloraError):

@@ -22,11 +22,12 @@ from accounting.ledger import Ledger
 from accounting.planning import Plan
 from accounting.private_audit import AttemptRecord, StepRecord
 from fedlora_priv.config import Experiment
-from fedlora_priv.errors import FederationError, RunFolderError
+from fedlora_priv.errors import FederationError, RunFolderError, StaleRound
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.home import ClientHome, FinishedUpdate, UpdateStore
 from fedlora_priv.federation.personal import OwnModel, Personal
 from fedlora_priv.federation.release import RoundRelease
+from fedlora_priv.federation.suspension import Suspension
 from fedlora_priv.federation.task import RoundTask, begin
 from fedlora_priv.methods.base import Layout, Method, Role, Shared, State
 from protocols.errors import ProtocolError
@@ -115,7 +116,10 @@ class FederationClient:
         self._lifetime_budget = Budget(setup.lifetime_epsilon, setup.plan.delta)
         self._updates = UpdateStore(setup.home.path, setup.run.hex())
         self._personal = Personal(setup, self._begun, self._updates, self._require_charged)
+        self._suspension = Suspension(setup.home.path, setup.client_id, setup.run.hex())
         self._round: RoundRelease | None = None
+        self._task: wire.Message | None = None
+        self._unusable: FederationError | None = None
 
     @property
     def client_id(self) -> str:
@@ -151,16 +155,54 @@ class FederationClient:
         self._setup.ledger.close()
         self._setup.lock.close()
 
+    # --- from one process to the next ---------------------------------------------------------------
+
+    def suspend(self) -> bytes:
+        """Return the round in progress as secret bytes, from which alone another process can go on with it.
+
+        Call it after each message, before the answer leaves: only the latest bytes are good for `resume`.
+        """
+        if self._round is None or self._task is None:
+            return self._suspension.note(None, None)
+        return self._suspension.note(self._task, self._round.snapshot())
+
+    def resume(self, suspended: bytes) -> None:
+        """Go on where `suspend` was last called. Where that is impossible, the round can only begin again.
+
+        Nothing is raised here: whatever is wrong with the bytes, the client refuses the messages that need them and
+        says why, and the next round begins as it should.
+        """
+        try:
+            found = self._suspension.latest(suspended)
+            if found is not None:
+                self._continue(*found)
+        except (ProtocolError, FederationError) as error:
+            self._unusable = StaleRound(f"the round in progress cannot be continued: {error}")
+
+    def _continue(self, began: wire.Message, release: wire.Message) -> None:
+        """Begin the suspended round as its message says, from the stored update, and go on with it."""
+        task = self._task_of(began)
+        update = self._stored(task)
+        if update is None:
+            raise FederationError("its update is not stored any more")
+        resumed = RoundRelease(self._setup, task, update, self._anchor)
+        resumed.resume(release)
+        self._round, self._task = resumed, began
+
     # --- training ------------------------------------------------------------------------------------
 
     def _train(self, message: wire.Message) -> wire.Message:
         """Have a finished update for this round: the stored one, or a new one that is charged."""
-        setup = self._setup
-        task = RoundTask.from_message(message, setup.layout, setup.method, self._begun, setup.experiment)
+        setup, task = self._setup, self._task_of(message)
         update = self._stored(task) or self._trained(task)
         setup.ledger.commit(update.reservation, private_audit=update.private_audit)
-        self._round = RoundRelease(setup, task, update, self._anchor)
+        self._round, self._task = RoundRelease(setup, task, update, self._anchor), message
         return wire.Message(wire.TRAINED)
+
+    def _task_of(self, message: wire.Message) -> RoundTask:
+        """Return the task that a server's message begins."""
+        setup = self._setup
+        return RoundTask.from_message(message, setup.layout, setup.method, self._begun, setup.experiment)
 
     def _stored(self, task: RoundTask) -> FinishedUpdate | None:
         """Return the finished update of exactly this start, if it is stored and the ledger has charged it."""
@@ -252,5 +294,5 @@ class FederationClient:
     def _current(self) -> RoundRelease:
         """Return the round in progress."""
         if self._round is None:
-            raise FederationError("a message of a round came before the round began")
+            raise self._unusable or FederationError("a message of a round came before the round began")
         return self._round

@@ -6,13 +6,14 @@ of its last finished update. The server sends a state, never asks for an array, 
     PERSONAL(round, keep, global arrays) → PERSONAL(quality)
 
 The number is measured on public held-out rows, so it is post-processing of updates that the ledger has charged. A
-client measures one state a round and no other: a server that could choose states freely would learn, answer by
-answer, what stays at home. Where no row may be evaluated there is no number.
+client measures one state a round and no other, however often it is restarted: a server that could choose states
+freely would learn, answer by answer, what stays at home. Where no row may be evaluated there is no number.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from fedlora_priv.engines.base import Engine, Step
-from fedlora_priv.errors import FederationError
+from fedlora_priv.errors import FederationError, RunFolderError
 from fedlora_priv.federation import wire
+from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.home import FinishedUpdate, UpdateStore
 from fedlora_priv.methods.base import Layout, Method, Role, Shapes, State
 
@@ -66,7 +68,7 @@ class Personal:
         self._require_charged = require_charged
         self._method = setup.method.at(1)
         self._home = home_roles(setup.method, setup.layout)
-        self._asked: dict[int, bytes] = {}
+        self._asked = setup.home.path / f"measured-{setup.run.hex()}.json"
 
     def own(self, state: State) -> State:
         """Return a state with this client's own arrays where they stay at home; as they are before its first update.
@@ -105,8 +107,22 @@ class Personal:
         federation = self._setup.experiment.federation
         if type(number) is not int or not 1 <= number <= federation.rounds:
             raise FederationError(f"there is no round {number!r} to measure")
-        if self._asked.setdefault(number, digest) != digest:
+        asked = self._read_asked()
+        if asked.setdefault(str(number), digest.hex()) != digest.hex():
             raise FederationError("another state was measured in this round")
+        write_atomically(self._asked, json.dumps(asked).encode(), mode=0o600)
+
+    def _read_asked(self) -> dict[str, str]:
+        """Return the digests of the states that were measured, hex, by round."""
+        if not self._asked.exists():
+            return {}
+        try:
+            return dict(json.loads(self._asked.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"{self._asked} is damaged",
+                "restore it: without it this client cannot tell what it has measured",
+            ) from error
 
 
 def home_roles(method: Method, layout: Layout) -> frozenset[Role]:

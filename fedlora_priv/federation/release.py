@@ -14,12 +14,14 @@ post-processing of what the ledger has charged: mode `local`, and only that. The
 
 What leaves goes through one function, `_ring`: the method's contract says which arrays, the ledger says which
 event covers them.
+
+A round may move from one process to the next between any two messages: `snapshot` and `resume`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +35,23 @@ from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.base import Shared
 from protocols.packing import pack
 from protocols.secagg.client import SecAggClient
-from protocols.secagg.session import VectorForm
+from protocols.secagg.guard import Guard
+from protocols.secagg.identity import Identity, Roster
+from protocols.secagg.session import ClientPolicy, VectorForm
 
 if TYPE_CHECKING:
     from fedlora_priv.federation.client import ClientSetup
+
+
+class _SessionArguments(TypedDict):
+    """The arguments of a `SecAggClient`, the same for a fresh one and for one that is restored."""
+
+    client_id: str
+    identity: Identity
+    roster: Roster
+    policy: ClientPolicy
+    guard: Guard
+    context: bytes
 
 
 class RoundRelease:
@@ -59,6 +74,7 @@ class RoundRelease:
         self._method = setup.method.at(task.round)
         self._contract = self._method.contract(setup.layout)
         self._exchange = task.first
+        self._began: wire.Message | None = None
         self._session: SecAggClient | None = None
         self._cohort: frozenset[str] | None = None
         self._left = False
@@ -67,6 +83,33 @@ class RoundRelease:
     def update(self) -> FinishedUpdate:
         """What everything that leaves in this round is made of."""
         return self._update
+
+    def snapshot(self) -> wire.Message:
+        """Return what of this round is only in memory. Secret: it holds the keys of the session in progress."""
+        fields = {"left": self._left, "cohort": None if self._cohort is None else sorted(self._cohort)}
+        blobs = {}
+        if self._began is not None:
+            blobs["exchange"] = wire.encode(self._began)
+        if self._session is not None:
+            blobs["session"] = self._session.snapshot()
+        return wire.Message("release", fields, blobs)
+
+    def resume(self, snapshot: wire.Message) -> None:
+        """Continue where another process took `snapshot`, of the round that this one has begun again.
+
+        Raises:
+            ProtocolError, FederationError: it was taken of another client, round or state, or is damaged.
+        """
+        fields, blobs = snapshot.fields, snapshot.blobs
+        if "exchange" in blobs:
+            began = wire.decode(blobs["exchange"])
+            number = began.fields["exchange"]
+            self._exchange = Exchange.from_message(began, number, self._contract, self._setup.experiment)
+            self._began = began
+        self._cohort = None if fields["cohort"] is None else frozenset(fields["cohort"])
+        self._left = fields["left"]
+        if "session" in blobs:
+            self._session = SecAggClient.restore(blobs["session"], **self._session_arguments())
 
     def exchange(self, message: wire.Message) -> wire.Message:
         """Begin the round's next exchange, with what the server has announced.
@@ -84,6 +127,7 @@ class RoundRelease:
         begun = Exchange.from_message(message, number, self._contract, experiment)
         self._cohort = self._summed()
         self._exchange, self._session, self._left = begun, None, False
+        self._began = message
         return wire.Message(wire.READY)
 
     def _summed(self) -> frozenset[str] | None:
@@ -105,7 +149,7 @@ class RoundRelease:
         """Answer one phase of secure aggregation."""
         phase, body = message.fields.get("phase"), message.blobs.get("body", b"")
         if phase == "advertise":
-            self._session = self._new_session()
+            self._session = SecAggClient(**self._session_arguments())
         session = self._session
         if session is None:
             raise FederationError("a phase of secure aggregation came before its proposal")
@@ -157,8 +201,8 @@ class RoundRelease:
             announced=exchange.recorded,
         )
 
-    def _new_session(self) -> SecAggClient:
-        """Return the client side of a session, bound to what this client itself has loaded."""
+    def _session_arguments(self) -> _SessionArguments:
+        """Return what the client side of a session is bound to: what this client itself has loaded."""
         setup, exchange = self._setup, self._exchange
         quantiser = exchange.channel.quantiser
         policy = client_policy(
@@ -169,7 +213,7 @@ class RoundRelease:
             cohort=self._cohort,
             form=VectorForm(len(exchange.channel.support), quantiser.modulus_bits, quantiser.levels),
         )
-        return SecAggClient(
+        return _SessionArguments(
             client_id=setup.client_id,
             identity=setup.identity,
             roster=setup.roster,
