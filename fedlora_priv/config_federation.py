@@ -190,13 +190,23 @@ class SecureAggregationSection(Section):
 class CommunicationSection(Section):
     """Which coordinates travel, at how many bits."""
 
-    support: Literal["dense", "server-topk", "seeded-random-k"] = Field(
+    support: Literal["dense", "server-topk", "seeded-random-k", "voted-topk"] = Field(
         default="dense",
-        description="Coordinates that travel, the same for every client: all; the largest public ones; or "
-        "drawn by the public seed.",
+        description="Coordinates that travel, the same for every client: all; the largest public ones; drawn by the "
+        "public seed; or those that most clients vote for, under masks of their own.",
     )
     density: float = Field(
         default=1.0, gt=0, le=1, description="Fraction of coordinates that travel; 1 for 'dense'."
+    )
+    densities: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)] = Field(
+        default=(),
+        description="Instead of `density`: one for each client, in roster order. Clients of one density are a tier; "
+        "each tier's coordinates are part of the next wider one's. Who has which is public.",
+    )
+    vote_every: int = Field(
+        default=1,
+        ge=1,
+        description="For 'voted-topk': rounds for which what was voted is kept; the first of them votes.",
     )
     exploration: float = Field(
         default=0.25,
@@ -212,6 +222,15 @@ class CommunicationSection(Section):
         description="Bits per travelling value before the head room for summing clients is added. With fewer than 4, "
         "rounding noise would widen the next round's bounds for ever.",
     )
+
+    @property
+    def tiers(self) -> tuple[float, ...]:
+        """The different densities, the narrowest first.
+
+        >>> CommunicationSection(densities=(1.0, 0.25, 1.0)).tiers
+        (0.25, 1.0)
+        """
+        return tuple(sorted(set(self.densities or (self.density,))))
 
 
 class EngineSection(Section):

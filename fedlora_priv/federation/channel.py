@@ -22,6 +22,7 @@ from fedlora_priv.methods.errors import SumError
 from protocols.errors import QuantisationError
 from protocols.prg import SecretStream
 from protocols.quantise import Quantiser
+from protocols.secagg.session import VectorForm
 from protocols.sparsify import Support
 
 
@@ -55,9 +56,18 @@ class UploadChannel:
         bounds = np.concatenate(per_array).astype(np.float32)
         return Quantiser(self.support.take(bounds), self.value_bits, self.max_clients)
 
+    @property
+    def form(self) -> VectorForm:
+        """What a masked upload looks like to secure aggregation."""
+        return VectorForm(len(self.support), self.quantiser.modulus_bits, self.quantiser.levels)
+
     def ring(self, upload: State, stream: SecretStream) -> NDArray[np.uint32]:
         """Return one client's upload as ring elements, uint32 of shape (k,); rounding draws on `stream`."""
-        return self.quantiser.quantise(self.support.take(self.flatten(upload)), stream)
+        return self.encode(flatten(self.shapes, upload), stream)
+
+    def encode(self, values: NDArray[np.float32], stream: SecretStream) -> NDArray[np.uint32]:
+        """Return what travels of one client's values, which are of shape (d,), as `ring` does."""
+        return self.quantiser.quantise(self.support.take(values), stream)
 
     def sums(self, ring_sum: NDArray[np.uint32], n: int) -> dict[str, NDArray[np.float64]]:
         """Return the named sums, float64, of a modular sum over `n` clients; zero where nothing travelled.
@@ -69,10 +79,6 @@ class UploadChannel:
             return self.unflatten(self.support.scatter(self.quantiser.dequantise_sum(ring_sum, n)))
         except QuantisationError as error:
             raise SumError(str(error), "the round is lost") from error
-
-    def flatten(self, upload: State) -> NDArray[np.float32]:
-        """Return the upload as one float32 vector, arrays in the contract's order."""
-        return np.concatenate([upload[name].ravel() for name, _ in self._arrays()]).astype(np.float32)
 
     def unflatten(self, vector: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """Return the named arrays of a vector in the contract's order."""
@@ -91,3 +97,8 @@ class UploadChannel:
 
     def _arrays(self) -> list[tuple[str, tuple[int, ...]]]:
         return list(self.shapes.items())
+
+
+def flatten(shapes: Shapes, upload: State) -> NDArray[np.float32]:
+    """Return an upload as one float32 vector, arrays in the order of `shapes`, which is the contract's."""
+    return np.concatenate([upload[name].ravel() for name in shapes]).astype(np.float32)

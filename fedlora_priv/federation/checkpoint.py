@@ -15,10 +15,11 @@ from fedlora_priv.federation.files import read_arrays, write_arrays
 from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.server import ServerState
 
-VERSION = 3
+VERSION = 4
 KEPT = 2
 _STORED = ("state", "scores", "moments")
 """Named arrays of a `ServerState`; an array's name in the file begins with which of them it belongs to."""
+_VOTED = "voted"
 
 
 @dataclass
@@ -51,6 +52,8 @@ def save(folder: Path, server: ServerState, history: History) -> None:
         "history": asdict(history),
     }
     arrays = {f"{of}/{name}": array for of in _STORED for name, array in getattr(server, of).items()}
+    if server.voted is not None:
+        arrays[_VOTED] = server.voted
     write_arrays(_path(folder, server.round), header, arrays)
     for old in _stored(folder)[:-KEPT]:
         old.unlink()
@@ -72,11 +75,12 @@ def load(folder: Path) -> tuple[ServerState, History] | None:
                 f"the checkpoint {stored[-1]} has format {header['version']}, and this version reads {VERSION}",
                 "finish the run with the version that began it, or choose another experiment.output",
             )
+        voted = arrays.pop(_VOTED, None)
         parts: dict[str, dict[str, Any]] = {of: {} for of in _STORED}
         for path, array in arrays.items():
             of, _, name = path.partition("/")
             parts[of][name] = array
-        server = ServerState(header["round"], bounds=header["bounds"], **parts)
+        server = ServerState(header["round"], bounds=header["bounds"], voted=voted, **parts)
         history = header["history"]
         records = [_record(record) for record in history.pop("records")]
         return server, History(records=records, **history)
@@ -100,5 +104,7 @@ def _stored(folder: Path) -> list[Path]:
 def _record(value: dict[str, Any]) -> RoundRecord:
     """Return the record that JSON holds, its tuples and its exchanges restored."""
     pairs = {key: [(a, b) for a, b in value[key]] for key in ("lost", "refused")}
-    exchanges = [ExchangeRecord(**exchange) for exchange in value["exchanges"]]
+    exchanges = [
+        ExchangeRecord(**{**one, "survivors": tuple(one["survivors"])}) for one in value["exchanges"]
+    ]
     return RoundRecord(**{**value, **pairs, "survivors": tuple(value["survivors"]), "exchanges": exchanges})

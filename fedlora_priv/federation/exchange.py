@@ -1,14 +1,14 @@
 """One exchange of a round: what everybody is told before it, how uploads travel in it, and what comes of it.
 
-A round has as many exchanges as its method's contract says. The first travels with the task; each later one begins
-with what the server has made of the sums so far, which enters the masks: a client that was told anything else has
-masks that do not cancel.
+Which exchanges a round has is its `course`. What everybody knows from the start travels with the task: the first
+exchange, and all rings where clients send different fractions. Each other one begins with what the server has made of
+the sums so far (what a method announces, or the support that was voted), which enters the masks: a client that was
+told anything else has masks that do not cancel.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +19,18 @@ from numpy.typing import NDArray
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
+from fedlora_priv.federation.ballots import BallotChannel
 from fedlora_priv.federation.channel import UploadChannel
+from fedlora_priv.federation.course import Leg, course, vote_rules
 from fedlora_priv.methods.base import Contract, State
 from protocols.errors import ProtocolError
-from protocols.sparsify import Support, dense
+from protocols.sparsify import Support
 
 SUPPORT_BLOB = "support"
 ANNOUNCED_PREFIX = "announced/"
 LARGEST_BOUND = float(np.finfo(np.float32).max)
+
+Channel = UploadChannel | BallotChannel
 
 
 @dataclass(frozen=True)
@@ -35,109 +39,179 @@ class Exchange:
 
     Args:
         number: 0 for the first.
-        announced: what everybody was told before it; nothing before the first.
+        leg: what the round's course says of it.
+        announced: the arrays that everybody was told before it; nothing before the first.
         channel: how uploads travel.
         optional: whether a round may do without it; only the server needs to know.
     """
 
     number: int
+    leg: Leg
     announced: State
-    channel: UploadChannel
+    channel: Channel
     optional: bool = False
+
+    @property
+    def values(self) -> UploadChannel:
+        """How values travel.
+
+        Raises:
+            FederationError: votes travel, which have no bounds.
+        """
+        if isinstance(self.channel, BallotChannel):
+            raise FederationError(f"exchange {self.number} is of votes, not of values")
+        return self.channel
+
+    @property
+    def answers(self) -> bool:
+        """Whether it follows from the sums before it, over whose clients it then is, and over all of them."""
+        return self.number > 0 and not self.leg.is_ring
 
     @cached_property
     def announced_digest(self) -> bytes:
-        """32 bytes over every array that was announced."""
-        return wire.arrays_digest(b"fedlora-priv announcement v1", self.announced)
+        """32 bytes over all that was told: every array, and which coordinates travel where that is new."""
+        arrays = wire.arrays_digest(b"fedlora-priv announcement v1", self.announced)
+        return hashlib.sha256(arrays + self.values.support.digest()).digest() if self.answers else arrays
 
     @property
     def recorded(self) -> str | None:
-        """That digest as ledger and report have it, hex; None in the first exchange, before which nothing is told."""
-        return self.announced_digest.hex() if self.number else None
+        """That digest as ledger and report have it, hex; None in an exchange before which nothing is told."""
+        return self.announced_digest.hex() if self.answers else None
 
     def digest(self) -> bytes:
         """Return 32 bytes that differ whenever anything that both sides must agree on differs."""
-        parts = (self.number.to_bytes(4, "big"), self.announced_digest, self.channel.digest())
-        return hashlib.sha256(b"fedlora-priv exchange v1" + b"".join(parts)).digest()
+        senders = "\n".join(self.leg.senders or ())
+        parts = (
+            self.number.to_bytes(4, "big"),
+            self.announced_digest,
+            hashlib.sha256(senders.encode()).digest(),
+            self.channel.digest(),
+        )
+        return hashlib.sha256(b"fedlora-priv exchange v2" + b"".join(parts)).digest()
 
     def to_message(self) -> wire.Message:
         """Return the message that begins this exchange, which is not the first."""
-        fields = {"exchange": self.number, "bounds": dict(self.channel.bounds)}
+        if not self.answers:
+            return wire.Message(wire.EXCHANGE, {"exchange": self.number})
+        fields = {"exchange": self.number, "bounds": dict(self.values.bounds)}
         announced = wire.pack_arrays(self.announced)
-        return wire.Message(
-            wire.EXCHANGE, fields, {ANNOUNCED_PREFIX + name: blob for name, blob in announced.items()}
-        )
+        blobs = {ANNOUNCED_PREFIX + name: blob for name, blob in announced.items()}
+        return wire.Message(wire.EXCHANGE, fields, {SUPPORT_BLOB: self.values.support.to_bytes(), **blobs})
 
     @classmethod
-    def from_message(
-        cls, message: wire.Message, number: int, contract: Contract, experiment: Experiment
-    ) -> Exchange:
-        """Return exchange `number` of a server's message.
+    def from_message(cls, message: wire.Message, number: int, planned: Planned) -> Exchange:
+        """Return exchange `number` of a server's message, which is one that answers sums.
 
         Raises:
-            FederationError: the message is about another exchange, or does not fit the contract.
+            FederationError: the message does not fit the round.
+        """
+        leg, blobs = planned.legs[number], dict(message.blobs)
+        support = blobs.pop(SUPPORT_BLOB, b"")
+        announced = wire.unpack_arrays(
+            wire.without_prefix(blobs, ANNOUNCED_PREFIX),
+            planned.contract.announced(leg.upload),
+            "the announcement",
+        )
+        return cls(number, leg, announced, planned.values(number, support, message.fields.get("bounds")))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a party knows of a round before it begins, and holds a server's messages to."""
+
+    experiment: Experiment
+    contract: Contract
+    round: int
+
+    @cached_property
+    def legs(self) -> tuple[Leg, ...]:
+        """The round's exchanges."""
+        return course(self.experiment, self.contract, self.round)
+
+    def next(self, message: wire.Message, current: int) -> int:
+        """Return which exchange a message begins after `current`: the next one, or any later ring.
+
+        Raises:
+            FederationError: it is about another one, or the round has none of that number.
         """
         told = message.fields.get("exchange")
-        if type(told) is not int or told != number:
-            raise FederationError(f"the server began exchange {told!r} where {number} is the next one")
-        if number >= contract.exchanges:
-            raise FederationError(f"a round of this method has no exchange {number}")
-        blobs = wire.without_prefix(message.blobs, ANNOUNCED_PREFIX)
-        announced = wire.unpack_arrays(blobs, contract.announced(number), "the announcement")
-        return cls(
-            number, announced, later_channel(message.fields.get("bounds"), number, contract, experiment)
+        if type(told) is not int or told <= current:
+            raise FederationError(f"the server began exchange {told!r} where {current + 1} is the next one")
+        if told >= len(self.legs):
+            raise FederationError(f"a round of this method has no exchange {told}")
+        if told > current + 1 and not self.legs[told].is_ring:
+            raise FederationError(f"the server began exchange {told} where {current + 1} is the next one")
+        return told
+
+    def begun(self, bounds: object, supports: Mapping[str, bytes]) -> tuple[Exchange, ...]:
+        """Return the exchanges that are known from a task, as a server has described them.
+
+        Args:
+            bounds, supports: its fields and blobs.
+
+        Raises:
+            FederationError: they do not fit the round.
+        """
+        known = [j for j, leg in enumerate(self.legs) if j == 0 or leg.is_ring]
+        if self.legs[0].carries == "votes":
+            if supports:
+                raise FederationError("the server chose the support of a round in which clients vote for it")
+            return (Exchange(0, self.legs[0], {}, self.ballots()),)
+        if set(supports) != {support_blob(j) for j in known}:
+            raise FederationError(f"the message that starts a round lacks {SUPPORT_BLOB}, or has too many")
+        exchanges = tuple(
+            Exchange(j, self.legs[j], {}, self.values(j, supports[support_blob(j)], bounds)) for j in known
         )
+        _require_disjoint([exchange.values.support for exchange in exchanges])
+        return exchanges
+
+    def ballots(self) -> BallotChannel:
+        """Return the channel of the round's vote, which nobody has to be told."""
+        rules = vote_rules(self.experiment, self.contract, self.round)
+        return BallotChannel(self.contract.uploads, rules)
+
+    def values(self, number: int, support: bytes, bounds: object) -> UploadChannel:
+        """Return the channel of an exchange of values, as a server has described it.
+
+        Raises:
+            FederationError: bounds or support do not fit the round.
+        """
+        leg = self.legs[number]
+        try:
+            coordinates = Support.from_bytes(support, leg.dimension)
+        except ProtocolError as error:
+            raise FederationError(f"the support of a round is garbled: {error}") from None
+        if len(coordinates) != leg.coordinates:
+            raise FederationError(
+                f"the server lets {len(coordinates)} of {leg.dimension} coordinates travel in exchange {number}, where "
+                f"the experiment has {leg.coordinates}"
+            )
+        return self._channel(bounds, leg, coordinates)
+
+    def _channel(self, bounds: object, leg: Leg, support: Support) -> UploadChannel:
+        """Return a channel whose bounds were checked: whatever is wrong comes out before anything is charged."""
+        shapes, bits = self.contract.exchange(leg.upload), self.experiment.communication.value_bits
+        checked = _bounds(bounds, leg.upload, self.contract)
+        channel = UploadChannel(shapes, support, checked, bits, self.experiment.federation.clients)
+        try:
+            channel.digest()
+        except ProtocolError as error:
+            raise FederationError(f"the quantisation bounds of a round cannot be used: {error}") from None
+        return channel
 
 
-def travelling(experiment: Experiment, contract: Contract, number: int) -> int:
-    """Return how many coordinates travel in an exchange: all but in a first one that may leave some out."""
-    communication, size = experiment.communication, contract.size(number)
-    if number or contract.travels_whole or communication.support == "dense":
-        return size
-    return max(1, math.ceil(communication.density * size))
+def support_blob(number: int) -> str:
+    """Return the name of the blob that says which coordinates an exchange known from the task is on."""
+    return f"{SUPPORT_BLOB}/{number}" if number else SUPPORT_BLOB
 
 
-def first_channel(
-    bounds: object, support: bytes, contract: Contract, experiment: Experiment
-) -> UploadChannel:
-    """Return the channel of a round's first exchange, as a server has described it.
-
-    Raises:
-        FederationError: bounds or support do not fit the contract.
-    """
-    try:
-        coordinates = Support.from_bytes(support, contract.dimension)
-    except ProtocolError as error:
-        raise FederationError(f"the support of a round is garbled: {error}") from None
-    if contract.travels_whole and not coordinates.is_dense:
+def _require_disjoint(rings: list[Support]) -> None:
+    """Raise unless no coordinate is in two rings: summed over two sets of clients, it would tell them apart."""
+    every = np.concatenate([ring.indices for ring in rings])
+    if np.unique(every).size < every.size:
         raise FederationError(
-            "the server left out coordinates of what means nothing unless all of it travels"
+            "the server put a coordinate into two rings, to be summed over different clients"
         )
-    return _channel(bounds, 0, coordinates, contract, experiment)
-
-
-def later_channel(bounds: object, number: int, contract: Contract, experiment: Experiment) -> UploadChannel:
-    """Return the channel of a later exchange, where every coordinate travels.
-
-    Raises:
-        FederationError: the bounds do not fit the contract.
-    """
-    return _channel(bounds, number, dense(contract.size(number)), contract, experiment)
-
-
-def _channel(
-    bounds: object, number: int, support: Support, contract: Contract, experiment: Experiment
-) -> UploadChannel:
-    """Return a channel whose bounds were checked: whatever is wrong comes out before anything is charged."""
-    shapes, bits = contract.exchange(number), experiment.communication.value_bits
-    channel = UploadChannel(
-        shapes, support, _bounds(bounds, number, contract), bits, experiment.federation.clients
-    )
-    try:
-        channel.digest()
-    except ProtocolError as error:
-        raise FederationError(f"the quantisation bounds of a round cannot be used: {error}") from None
-    return channel
 
 
 def _bounds(fields: object, number: int, contract: Contract) -> dict[str, float]:
@@ -155,22 +229,46 @@ def _bounds(fields: object, number: int, contract: Contract) -> dict[str, float]
 
 
 @dataclass(frozen=True)
-class Summed:
-    """What a round has released so far: its exchanges, the modular sum of each, and over how many clients."""
+class ExchangeSum:
+    """What one exchange has released: the modular sum, and of how many clients it is."""
 
-    exchanges: tuple[Exchange, ...]
-    ring_sums: tuple[NDArray[np.uint32], ...]
+    exchange: Exchange
+    ring_sum: NDArray[np.uint32]
     n: int
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What a round has released so far, exchange by exchange; a ring that was lost is not in it."""
+
+    parts: tuple[ExchangeSum, ...]
+
+    @property
+    def n(self) -> int:
+        """How many clients are in the first sum, and in any later one but those of rings."""
+        return self.parts[0].n
+
+    @property
+    def last(self) -> Exchange:
+        """The last exchange that gave a sum."""
+        return self.parts[-1].exchange
+
+    def with_part(self, exchange: Exchange, ring_sum: NDArray[np.uint32], n: int) -> Summed:
+        """Return what there is after one more exchange."""
+        return Summed((*self.parts, ExchangeSum(exchange, ring_sum, n)))
 
     @cached_property
     def sums(self) -> dict[str, NDArray[np.float64]]:
-        """The named sums of all exchanges together.
+        """The named sums of all exchanges together: `n` times each coordinate's mean over whoever sent it.
+
+        Zero where nobody did.
 
         Raises:
             SumError: that many honest clients cannot have added up to one of them.
         """
-        return {
-            name: total
-            for exchange, ring_sum in zip(self.exchanges, self.ring_sums, strict=True)
-            for name, total in exchange.channel.sums(ring_sum, self.n).items()
-        }
+        named: dict[str, NDArray[np.float64]] = {}
+        for part in self.parts:
+            for name, total in part.exchange.channel.sums(part.ring_sum, part.n).items():
+                whole = total if part.n == self.n else total * (self.n / part.n)
+                named[name] = named[name] + whole if name in named else whole  # rings are disjoint
+        return named

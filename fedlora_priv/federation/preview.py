@@ -9,12 +9,11 @@ from accounting.gdp import gaussian_mu, tpr_at_fpr
 from accounting.planning import Plan
 from accounting.pricing import epsilon
 from fedlora_priv.config import Experiment
-from fedlora_priv.federation.exchange import travelling
+from fedlora_priv.federation.course import Leg, courses
 from fedlora_priv.federation.learner import Say
 from fedlora_priv.federation.plans import whole_run
 from fedlora_priv.federation.setup import Parts, assemble
 from fedlora_priv.federation.standings import refusals
-from fedlora_priv.methods import Contract, phases
 from protocols.packing import packed_size
 from protocols.quantise import Quantiser
 
@@ -83,8 +82,8 @@ def planned_bytes(parts: Parts) -> dict[str, Any]:
     experiment, dense = parts.experiment, parts.layout.dense_fp32_bytes
     bits = Quantiser(1.0, experiment.communication.value_bits, experiment.federation.clients).modulus_bits
     contracts: list[dict[str, Any]] = [
-        {"rounds": numbers, "exchanges": _exchanges(parts, phase.contract(parts.layout), bits)}
-        for phase, numbers in phases(parts.method, experiment.federation.rounds)
+        {"rounds": numbers, "exchanges": _exchanges(legs, bits, experiment.federation.clients)}
+        for _, legs, numbers in courses(experiment, parts.method, parts.layout)
     ]
     run = sum(len(c["rounds"]) * sum(e["bytes"] for e in c["exchanges"]) for c in contracts)
     return {
@@ -96,13 +95,19 @@ def planned_bytes(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _exchanges(parts: Parts, contract: Contract, bits: int) -> list[dict[str, int]]:
+def _exchanges(legs: tuple[Leg, ...], quantiser_bits: int, clients: int) -> list[dict[str, Any]]:
     """Return what travels in each exchange of a round, the last one even where it is only asked for by need."""
-    found = []
-    for number in range(contract.exchanges):
-        size, k = contract.size(number), travelling(parts.experiment, contract, number)
-        found.append({"coordinates": size, "coordinates_that_travel": k, "bytes": packed_size(k, bits)})
-    return found
+    return [
+        {
+            "carries": leg.carries,
+            "coordinates": leg.dimension,
+            "coordinates_that_travel": leg.coordinates,
+            "clients": list(leg.senders) if leg.senders is not None else None,
+            "bits": (bits := clients.bit_length() + 1 if leg.carries == "votes" else quantiser_bits),
+            "bytes": packed_size(leg.coordinates, bits),
+        }
+        for leg in legs
+    ]
 
 
 def noisiest(experiment: Experiment, say: Say = lambda line: None) -> Plan:

@@ -9,7 +9,8 @@ post-processing of what the ledger has charged: mode `local`, and only that. The
   have another cohort and announce something else). The client uploads other maps of the same stored update then; the
   ledger shows every one with its announcement. Where updates are private only together, that would be a second
   release, so a client refuses a second exchange in any mode but `local`.
-- A later exchange is over exactly the first one's survivors, and all of them: this client's policy says so.
+- A later exchange is over exactly the first one's survivors, and all of them: this client's policy says so. Not so a
+  ring, which only some of them send: it is on coordinates that no other sum has.
 - What was announced is in the context of the masks. Clients that were told different things do not sum.
 
 What leaves goes through one function, `_ring`: the method's contract says which arrays, the ledger says which
@@ -28,16 +29,19 @@ from numpy.typing import NDArray
 
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.exchange import Exchange
+from fedlora_priv.federation.ballots import BallotChannel
+from fedlora_priv.federation.channel import flatten
+from fedlora_priv.federation.exchange import Exchange, Planned
 from fedlora_priv.federation.home import FinishedUpdate
 from fedlora_priv.federation.session import client_policy
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.base import Shared
 from protocols.packing import pack
+from protocols.private import PrivateAtClient
 from protocols.secagg.client import SecAggClient
 from protocols.secagg.guard import Guard
 from protocols.secagg.identity import Identity, Roster
-from protocols.secagg.session import ClientPolicy, VectorForm
+from protocols.secagg.session import ClientPolicy
 
 if TYPE_CHECKING:
     from fedlora_priv.federation.client import ClientSetup
@@ -73,6 +77,7 @@ class RoundRelease:
         self._anchor = anchor
         self._method = setup.method.at(task.round)
         self._contract = self._method.contract(setup.layout)
+        self._planned = Planned(setup.experiment, self._contract, task.round)
         self._exchange = task.first
         self._began: wire.Message | None = None
         self._session: SecAggClient | None = None
@@ -102,10 +107,8 @@ class RoundRelease:
         """
         fields, blobs = snapshot.fields, snapshot.blobs
         if "exchange" in blobs:
-            began = wire.decode(blobs["exchange"])
-            number = began.fields["exchange"]
-            self._exchange = Exchange.from_message(began, number, self._contract, self._setup.experiment)
-            self._began = began
+            self._began = wire.decode(blobs["exchange"])
+            self._exchange = self._told(self._began)
         self._cohort = None if fields["cohort"] is None else frozenset(fields["cohort"])
         self._left = fields["left"]
         if "session" in blobs:
@@ -123,15 +126,23 @@ class RoundRelease:
                 f"in mode {experiment.privacy.mode!r} a second exchange would be a second release",
                 "use a method of one exchange",
             )
-        number = self._exchange.number + 1
-        begun = Exchange.from_message(message, number, self._contract, experiment)
-        self._cohort = self._summed()
+        begun = self._told(message)
+        if not self._exchange.leg.is_ring:  # a ring that was lost costs its coordinates only
+            self._confirm()
         self._exchange, self._session, self._left = begun, None, False
         self._began = message
         return wire.Message(wire.READY)
 
-    def _summed(self) -> frozenset[str] | None:
-        """Return whose sum the exchange that has just ended was; nobody knows without masks, so None.
+    def _told(self, message: wire.Message) -> Exchange:
+        """Return the exchange that a message begins, which this client has a part in."""
+        number = self._planned.next(message, self._exchange.number)
+        ring = next((ring for ring in self._task.rings if ring.number == number), None)
+        if ring is not None and self._setup.client_id not in (ring.leg.senders or ()):
+            raise FederationError(f"the server asked for coordinates of exchange {number}, which others send")
+        return ring or Exchange.from_message(message, number, self._planned)
+
+    def _confirm(self) -> None:
+        """Note whose sum the exchange that has just ended was; nobody knows without masks.
 
         Raises:
             FederationError: it has not ended.
@@ -139,11 +150,11 @@ class RoundRelease:
         if self._setup.experiment.secure_aggregation.mode == "insecure":
             if not self._left:
                 raise FederationError("an exchange began before this client's upload for the last one")
-            return None
+            return
         survivors = self._session.survivors if self._session is not None else ()
         if not survivors:
             raise FederationError("an exchange began before this client has confirmed the last one")
-        return frozenset(survivors)
+        self._cohort = frozenset(survivors)
 
     def phase(self, message: wire.Message) -> wire.Message:
         """Answer one phase of secure aggregation."""
@@ -169,7 +180,7 @@ class RoundRelease:
         """Send the quantised upload unmasked: only where the experiment itself asks for `insecure`."""
         if self._setup.experiment.secure_aggregation.mode != "insecure":
             raise FederationError("the server asked for an unmasked upload; this experiment is secure")
-        body = pack(self._ring(session_id=None), self._exchange.channel.quantiser.modulus_bits)
+        body = pack(self._ring(session_id=None), self._exchange.channel.form.modulus_bits)
         return wire.Message(wire.UPLOAD, {}, {"body": body})
 
     def _anchored(self, session: SecAggClient) -> bytes:
@@ -184,11 +195,22 @@ class RoundRelease:
             raise FederationError(
                 "this exchange's upload has left: only the round can begin again, as a whole"
             )
-        shared = Shared(setup.experiment.experiment.seed, task.round, exchange.number, exchange.announced)
-        upload = self._method.upload(setup.layout, task.state, self._update.state, shared)
+        update = self._outgoing()
         self._record(session_id)
         self._left = True
-        return exchange.channel.ring(upload, setup.stream(f"exchange-{exchange.number}", task.round))
+        if isinstance(exchange.channel, BallotChannel):
+            return exchange.channel.votes(update)
+        stream = setup.stream(f"exchange-{exchange.number}", task.round)
+        return exchange.channel.encode(np.asarray(update.values, np.float32), stream)
+
+    def _outgoing(self) -> PrivateAtClient:
+        """Return what this exchange is of, before coordinates are left out: shape (d,), private by itself."""
+        setup, task, leg = self._setup, self._task, self._exchange.leg
+        seed = setup.experiment.experiment.seed
+        shared = Shared(seed, task.round, leg.upload, self._exchange.announced)
+        upload = self._method.upload(setup.layout, task.state, self._update.state, shared)
+        values = flatten(self._contract.exchange(leg.upload), upload)
+        return PrivateAtClient(values, accounted_as=f"row {self._update.reservation} of the ledger")
 
     def _record(self, session: str | None, transcript: str | None = None) -> None:
         """Have the ledger record that the update goes into a session of this exchange."""
@@ -204,14 +226,15 @@ class RoundRelease:
     def _session_arguments(self) -> _SessionArguments:
         """Return what the client side of a session is bound to: what this client itself has loaded."""
         setup, exchange = self._setup, self._exchange
-        quantiser = exchange.channel.quantiser
+        leg = exchange.leg
         policy = client_policy(
             setup.experiment,
-            self._contract.size(exchange.number),
+            self._contract.size(leg.upload),
             round=self._task.round,
             exchange=exchange.number,
-            cohort=self._cohort,
-            form=VectorForm(len(exchange.channel.support), quantiser.modulus_bits, quantiser.levels),
+            senders=None if leg.senders is None else len(leg.senders),
+            cohort=self._cohort if exchange.answers else None,
+            form=exchange.channel.form,
         )
         return _SessionArguments(
             client_id=setup.client_id,

@@ -17,8 +17,8 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.exchange import Exchange, Summed
-from fedlora_priv.federation.session import session_parameters
+from fedlora_priv.federation.exchange import Exchange, ExchangeSum, Summed
+from fedlora_priv.federation.session import session_parameters, thresholds
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.base import State
 from fedlora_priv.methods.errors import SumError
@@ -40,12 +40,16 @@ class ExchangeRecord:
     Args:
         session: hex id of the secure aggregation session; None where the sum is unmasked.
         transcript: hex T1 of that session, which every survivor signed; None if it gave no sum.
-        announced: hex digest of what the server had told everybody before; None in the first exchange.
+        announced: hex digest of what the server had told everybody before; None in the first exchange and in rings.
+        number: which exchange of the round it was.
+        survivors: the clients in its sum, in roster order; none if it gave none.
     """
 
     session: str | None = None
     transcript: str | None = None
     announced: str | None = None
+    number: int = 0
+    survivors: tuple[str, ...] = ()
 
 
 @dataclass
@@ -54,8 +58,8 @@ class RoundRecord:
 
     Args:
         round: number of the round.
-        survivors: the clients in the sum of the first exchange, and of any later one, in roster order; empty if
-            there was none.
+        survivors: the clients in the sum of the first exchange, and of any later one but those of rings, in roster
+            order; empty if there was none.
         lost: (client_id, phase) of the clients that did not answer.
         refused: (client_id, code) of the clients that would not take part.
         exchanges: every masked session that began, and every unmasked sum, in order.
@@ -131,7 +135,8 @@ class RoundConductor:
     def conduct(self, task: RoundTask, announce: Announce) -> RoundResult:
         """Return the sums over the survivors of the task's round, exchange after exchange.
 
-        All exchanges have the same survivors. If a later one is lost, so is the round, unless it is optional.
+        All exchanges have the same survivors but rings, of which each has its own. If one that follows from sums is
+        lost, so is the round, unless it is optional; a lost ring costs only its coordinates.
         """
         running = _Running(task, RoundRecord(task.round))
         running.participants = self._train(running)
@@ -148,18 +153,28 @@ class RoundConductor:
         Raises:
             _NoSumError, SumError: the round is lost.
         """
-        first = running.task.first
-        total = self._sum(running, first)
-        summed = Summed((first,), (total,), len(running.participants))
+        task = running.task
+        total, running.participants = self._sum(running, task.first, running.participants)
+        running.record.survivors = running.participants
+        summed = Summed((ExchangeSum(task.first, total, len(running.participants)),))
+        for ring in task.rings:
+            with contextlib.suppress(_NoSumError):  # its coordinates stay as they are
+                total, survivors = self._sum(running, ring, self._senders(running, ring))
+                summed = summed.with_part(ring, total, len(survivors))
         while (exchange := announce(summed)) is not None:
             try:
-                total = self._sum(running, exchange)
+                total, _ = self._sum(running, exchange, running.participants)
             except _NoSumError:
                 if exchange.optional:
                     return summed
                 raise
-            summed = Summed((*summed.exchanges, exchange), (*summed.ring_sums, total), summed.n)
+            summed = summed.with_part(exchange, total, summed.n)
         return summed
+
+    def _senders(self, running: _Running, ring: Exchange) -> tuple[str, ...]:
+        """Return who can still send a ring: who sends it, is in the first sum, and was not lost since."""
+        gone = {client_id for client_id, _ in (*running.record.lost, *running.record.refused)}
+        return tuple(c for c in running.participants if c in (ring.leg.senders or ()) and c not in gone)
 
     def _train(self, running: _Running) -> tuple[str, ...]:
         """Ask everybody to train; return those who did, in roster order."""
@@ -184,44 +199,49 @@ class RoundConductor:
                 record.lost.append((client_id, step.name))
         return good
 
-    def _sum(self, running: _Running, exchange: Exchange) -> NDArray[np.uint32]:
-        """Return the modular sum of one exchange; those in the first one's are the participants from then on.
+    def _sum(
+        self, running: _Running, exchange: Exchange, asked: tuple[str, ...]
+    ) -> tuple[NDArray[np.uint32], tuple[str, ...]]:
+        """Return the modular sum of one exchange over those who are `asked`, and who is in it.
 
         Raises:
             _NoSumError: too few clients for it.
         """
         if exchange.number:
-            self._tell(running, exchange)
+            asked = self._tell(running, exchange, asked)
         insecure = self._experiment.secure_aggregation.mode == "insecure"
-        survivors, total = (self._plain_sum if insecure else self._secure_sum)(running, exchange)
-        running.participants = running.record.survivors = survivors
-        return total
+        total, survivors = (self._plain_sum if insecure else self._secure_sum)(running, exchange, asked)
+        running.record.exchanges[-1].survivors = survivors
+        return total, survivors
 
-    def _tell(self, running: _Running, exchange: Exchange) -> None:
-        """Tell everybody in the first exchange's sum what was announced.
+    def _tell(self, running: _Running, exchange: Exchange, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """Tell clients that a later exchange begins, and what was announced; return who is ready for it.
 
         Raises:
-            _NoSumError: one of them is gone.
+            _NoSumError: one of the first sum is gone, without whom there is no later one but of rings.
         """
         message, step = (
             wire.encode(exchange.to_message()),
             Step(running.task.round, "announce", exchange.number),
         )
-        ready = self._ask(running, dict.fromkeys(running.participants, message), wire.READY, step)
-        if len(ready) < len(running.participants):
+        ready = self._ask(running, dict.fromkeys(asked, message), wire.READY, step)
+        if exchange.answers and len(ready) < len(asked):
             raise _NoSumError(
-                f"exchange {exchange.number} needs all {len(running.participants)} clients of the first one, and "
+                f"exchange {exchange.number} needs all {len(asked)} clients of the first one, and "
                 f"{len(ready)} were ready"
             )
+        return tuple(client_id for client_id in asked if client_id in ready)
 
     def _secure_sum(
-        self, running: _Running, exchange: Exchange
-    ) -> tuple[tuple[str, ...], NDArray[np.uint32]]:
-        """Run one session of secure aggregation over the participants; return its survivors and their sum."""
+        self, running: _Running, exchange: Exchange, asked: tuple[str, ...]
+    ) -> tuple[NDArray[np.uint32], tuple[str, ...]]:
+        """Run one session of secure aggregation; return the sum and its survivors."""
         try:
-            parameters = self._parameters(running, exchange)
+            parameters = self._parameters(running, exchange, asked)
             server = SecAggServer(parameters=parameters, roster=self._roster)
-            entry = ExchangeRecord(parameters.session_id.hex(), announced=exchange.recorded)
+            entry = ExchangeRecord(
+                parameters.session_id.hex(), announced=exchange.recorded, number=exchange.number
+            )
             running.record.exchanges.append(entry)
             outgoing = server.start()
             for phase in PHASES:
@@ -233,7 +253,7 @@ class RoundConductor:
             raise _NoSumError(f"secure aggregation ended in {where}: {error.reason}") from error
         entry.transcript = result.transcript.hex()
         running.anchors |= _anchors(result.attachments, self._roster)
-        return result.survivors, result.sum
+        return result.sum, result.survivors
 
     def _phase(
         self, running: _Running, server: SecAggServer, outgoing: Mapping[str, bytes], step: Step
@@ -249,52 +269,56 @@ class RoundConductor:
             except RemoteProtocolError as error:
                 running.record.lost.append((error.client_id, step.name))
 
-    def _parameters(self, running: _Running, exchange: Exchange) -> SessionParameters:
+    def _parameters(self, running: _Running, exchange: Exchange, asked: tuple[str, ...]) -> SessionParameters:
         """Return the proposal of an exchange's session.
 
         Raises:
-            SessionAborted: fewer participants than a sum may have.
+            SessionAborted: fewer clients than a sum may have.
         """
-        n, task, quantiser = len(running.participants), running.task, exchange.channel.quantiser
-        _, _, least = self._experiment.secure_aggregation.thresholds(self._experiment.federation.clients)
-        if n < least:
-            lost = tuple(sorted(set(self._engine.client_ids) - set(running.participants)))
-            raise SessionAborted("train", lost, f"{n} clients take part, a sum needs {least}")
+        task, form, ring = running.task, exchange.channel.form, exchange.leg.senders
+        senders = None if ring is None else len(ring)
+        _, _, least = thresholds(self._experiment, senders)
+        if len(asked) < least:
+            lost = tuple(sorted(set(self._engine.client_ids if ring is None else ring) - set(asked)))
+            raise SessionAborted("train", lost, f"{len(asked)} clients take part, a sum needs {least}")
         return session_parameters(
             self._experiment,
-            running.participants,
+            asked,
             round=task.round,
             exchange=exchange.number,
+            senders=senders,
             session_id=secrets.token_bytes(32),
             context=task.context(bytes.fromhex(self._experiment.digest()), self._run, exchange),
-            vector_length=len(exchange.channel.support),
-            modulus_bits=quantiser.modulus_bits,
-            bound=quantiser.levels,
+            vector_length=form.vector_length,
+            modulus_bits=form.modulus_bits,
+            bound=form.bound,
         )
 
-    def _plain_sum(self, running: _Running, exchange: Exchange) -> tuple[tuple[str, ...], NDArray[np.uint32]]:
+    def _plain_sum(
+        self, running: _Running, exchange: Exchange, asked: tuple[str, ...]
+    ) -> tuple[NDArray[np.uint32], tuple[str, ...]]:
         """Add the unmasked uploads: the `insecure` path, for baselines and for tests of the masked one."""
         request, step = (
             wire.encode(wire.Message(wire.UPLOAD)),
             Step(running.task.round, "upload", exchange.number),
         )
-        answers = self._ask(running, dict.fromkeys(running.participants, request), wire.UPLOAD, step)
-        quantiser, k = exchange.channel.quantiser, len(exchange.channel.support)
-        total = np.zeros(k, dtype=np.uint32)
+        answers = self._ask(running, dict.fromkeys(asked, request), wire.UPLOAD, step)
+        form = exchange.channel.form
+        total = np.zeros(form.vector_length, dtype=np.uint32)
         survivors = []
         for client_id, answer in answers.items():
             try:
-                total += unpack(answer.blobs.get("body", b""), quantiser.modulus_bits, k)
+                total += unpack(answer.blobs.get("body", b""), form.modulus_bits, form.vector_length)
                 survivors.append(client_id)
             except ProtocolError:
                 running.record.lost.append((client_id, step.name))
-        total &= np.uint32((1 << quantiser.modulus_bits) - 1)
+        total &= np.uint32((1 << form.modulus_bits) - 1)
         if not survivors:
             raise _NoSumError("no client sent an upload")
-        if exchange.number and len(survivors) < len(running.participants):
+        if exchange.answers and len(survivors) < len(asked):
             raise _NoSumError(f"exchange {exchange.number} lost a client of the first one")
-        running.record.exchanges.append(ExchangeRecord(announced=exchange.recorded))
-        return tuple(survivors), total
+        running.record.exchanges.append(ExchangeRecord(announced=exchange.recorded, number=exchange.number))
+        return total, tuple(survivors)
 
 
 def _decoded(data: bytes | None) -> wire.Message | None:

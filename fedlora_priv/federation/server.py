@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.config import Experiment
+from fedlora_priv.federation.ballots import BallotChannel
 from fedlora_priv.federation.channel import UploadChannel
-from fedlora_priv.federation.exchange import Exchange, Summed, travelling
+from fedlora_priv.federation.exchange import Exchange, ExchangeSum, Planned, Summed
 from fedlora_priv.federation.rehearsal import rehearsed_bounds
+from fedlora_priv.federation.supports import largest_supports, random_supports, rings
 from fedlora_priv.federation.task import RoundTask, begin
 from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
 from fedlora_priv.methods.certificate import Certificate
 from fedlora_priv.methods.optimizers import Moments, ServerOptimizer, require_mean_moves
-from protocols.sparsify import Support, dense, seeded_random_k, server_topk
+from protocols.sparsify import Support, dense
 
 SUM_HEADROOM = 2.0
 """A bound is this many times √n times the largest entry of the last mean.
@@ -45,6 +47,7 @@ class ServerState:
         scores: for each array that has been summed, its accumulated mean, float32: its magnitude ranks coordinates.
             Only where an experiment chooses coordinates by them.
         moments: what the server optimiser remembers.
+        voted: the indices that the last vote chose; None before the first, and where nobody votes.
     """
 
     round: int
@@ -52,6 +55,7 @@ class ServerState:
     bounds: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     moments: Moments = field(default_factory=dict)
+    voted: NDArray[np.int64] | None = None
 
 
 class FederationServer:
@@ -88,9 +92,15 @@ class FederationServer:
 
     def task(self, server: ServerState) -> RoundTask:
         """Return the task of the next round."""
-        number = server.round + 1
-        support = self._support(server.scores, number)
-        return RoundTask(number, server.state, Exchange(0, {}, self._channel(server, number, 0, support)))
+        planned = self._planned(server.round + 1)
+        if planned.legs[0].carries == "votes":
+            return RoundTask(planned.round, server.state, Exchange(0, planned.legs[0], {}, planned.ballots()))
+        supports = self._supports(server, planned)
+        first, *others = (
+            Exchange(j, planned.legs[j], {}, self._channel(server, planned, 0, support))
+            for j, support in enumerate(rings(self._experiment, supports))
+        )
+        return RoundTask(planned.round, server.state, first, tuple(others))
 
     def announce(self, server: ServerState, task: RoundTask, summed: Summed) -> Exchange | None:
         """Return the round's next exchange, given the sums so far, or None if they are enough.
@@ -98,13 +108,21 @@ class FederationServer:
         Raises:
             SumError: a sum is none that honest clients can have added up to.
         """
-        method, shared = self._method.at(task.round), self._shared(task, summed.exchanges[-1])
+        planned, part = self._planned(task.round), summed.parts[-1]
+        if isinstance(part.exchange.channel, BallotChannel):
+            return self._elected(server, planned, part.exchange.channel.winners(part.ring_sum, part.n))
+        method, shared = self._method.at(task.round), self._shared(task, summed)
         announced = method.announce(self._layout, server.state, summed.sums, summed.n, shared)
         if announced is None:
             return None
-        number, contract = shared.exchange + 1, method.contract(self._layout)
-        channel = self._channel(server, task.round, number, dense(contract.size(number)))
-        return Exchange(number, announced, channel, optional=contract.may_stop_early)
+        upload = shared.exchange + 1
+        channel = self._channel(server, planned, upload, dense(planned.contract.size(upload)))
+        optional = planned.contract.may_stop_early
+        return Exchange(upload, planned.legs[upload], announced, channel, optional=optional)
+
+    def _elected(self, server: ServerState, planned: Planned, winners: Support) -> Exchange:
+        """Return the exchange of values on the coordinates that won a vote."""
+        return Exchange(1, planned.legs[1], {}, self._channel(server, planned, 0, winners))
 
     def advance(self, server: ServerState, task: RoundTask, summed: Summed) -> ServerState:
         """Return the state after the task's round, given the sums of all its exchanges.
@@ -112,43 +130,54 @@ class FederationServer:
         Raises:
             SumError: as in `announce`.
         """
-        method, shared = self._method.at(task.round), self._shared(task, summed.exchanges[-1])
+        method, shared = self._method.at(task.round), self._shared(task, summed)
         state = method.combine(self._layout, server.state, summed.sums, summed.n, shared)
         moments = server.moments
         if self._optimizer is not None:
             state, moments = self._optimizer.step(method, self._layout, server.state, state, moments)
         means = {name: total / summed.n for name, total in summed.sums.items()}
-        bounds = dict(server.bounds)
-        for exchange in summed.exchanges:
-            for name, bound in exchange.channel.bounds.items():
-                bounds[name] = _next_bound(bound, means[name], summed.n)
         scores = self._scores(server, method.contract(self._layout), means)
-        return ServerState(task.round, state, bounds, scores, moments)
+        return ServerState(
+            task.round, state, self._next_bounds(server, summed), scores, moments, _voted(server, summed)
+        )
+
+    def _next_bounds(self, server: ServerState, summed: Summed) -> dict[str, float]:
+        """Return the bounds of everything that has ever been summed."""
+        bounds = dict(server.bounds)
+        largest: dict[str, float] = {}
+        values = [part for part in summed.parts if not isinstance(part.exchange.channel, BallotChannel)]
+        for part in values:
+            for name, bound in _next_bounds_of(part).items():
+                largest[name] = max(bound, largest.get(name, 0.0))
+        return bounds | largest
 
     def certify(
         self, server: ServerState, task: RoundTask, summed: Summed, advanced: ServerState
     ) -> Certificate | None:
         """Return how far the state after the round is from the mean of the clients' products, where sums tell."""
-        method, shared = self._method.at(task.round), self._shared(task, summed.exchanges[-1])
+        method, shared = self._method.at(task.round), self._shared(task, summed)
         return method.certify(self._layout, server.state, summed.sums, summed.n, shared, advanced.state)
 
     def skip(self, server: ServerState, task: RoundTask) -> ServerState:
         """Return the state after a round that was lost: nothing changed but its number."""
         return replace(server, round=task.round)
 
-    def _shared(self, task: RoundTask, exchange: Exchange) -> Shared:
-        """Return what everybody knew in that exchange."""
-        seed = self._experiment.experiment.seed
-        return Shared(seed, task.round, exchange.number, exchange.announced)
+    def _planned(self, round: int) -> Planned:
+        """Return what everybody knows of a round before it."""
+        return Planned(self._experiment, self._method.at(round).contract(self._layout), round)
 
-    def _channel(self, server: ServerState, round: int, number: int, support: Support) -> UploadChannel:
-        """Return the channel of an exchange, with rehearsed bounds for arrays of which nothing is known yet."""
-        method = self._method.at(round)
-        contract = method.contract(self._layout)
-        shapes = contract.exchange(number)
+    def _shared(self, task: RoundTask, summed: Summed) -> Shared:
+        """Return what everybody knew in the last exchange that gave a sum."""
+        seed, last = self._experiment.experiment.seed, summed.last
+        return Shared(seed, task.round, last.leg.upload, last.announced)
+
+    def _channel(self, server: ServerState, planned: Planned, upload: int, support: Support) -> UploadChannel:
+        """Return the channel of an upload, with rehearsed bounds for arrays of which nothing is known yet."""
+        contract = planned.contract
+        shapes = contract.exchange(upload)
         bounds = {**server.bounds, **contract.limits}
         if not shapes.keys() <= bounds.keys():
-            bounds = self._rehearsed(server, method, round, number) | bounds
+            bounds = self._rehearsed(server, self._method.at(planned.round), planned.round, upload) | bounds
         bits, clients = self._experiment.communication.value_bits, self._experiment.federation.clients
         return UploadChannel(shapes, support, {name: bounds[name] for name in shapes}, bits, clients)
 
@@ -164,20 +193,16 @@ class FederationServer:
             noise_multiplier=self._noise_multiplier,
         )
 
-    def _support(self, scores: Mapping[str, NDArray[np.float32]], number: int) -> Support:
-        """Return the coordinates that travel in a round's first exchange, from public things only."""
-        communication = self._experiment.communication
-        contract = self._method.at(number).contract(self._layout)
-        d, k = contract.dimension, travelling(self._experiment, contract, 0)
-        seed = f"{self._experiment.experiment.seed}/{number}".encode()
-        if k == d:
-            return dense(d)
-        if communication.support == "seeded-random-k":
-            return seeded_random_k(d, k, seed)
-        flat = [scores.get(name, np.zeros(shape)).ravel() for name, shape in contract.uploads.items()]
-        return server_topk(
-            np.abs(np.concatenate(flat)).astype(np.float32), k, communication.exploration, seed
-        )
+    def _supports(self, server: ServerState, planned: Planned) -> tuple[Support, ...]:
+        """Return the coordinates that each tier sends in a round's first exchange, from public things only."""
+        experiment, contract, round = self._experiment, planned.contract, planned.round
+        kind = experiment.communication.support
+        if kind == "voted-topk" and server.voted is not None:
+            return (Support(contract.dimension, server.voted),)
+        if kind in ("seeded-random-k", "voted-topk"):
+            return random_supports(experiment, contract, round)
+        flat = [server.scores.get(name, np.zeros(shape)).ravel() for name, shape in contract.uploads.items()]
+        return largest_supports(experiment, contract, round, np.concatenate(flat).astype(np.float32))
 
     def _scores(
         self, server: ServerState, contract: Contract, means: Mapping[str, NDArray[np.float64]]
@@ -189,6 +214,20 @@ class FederationServer:
                 mean = means[name].astype(np.float32)
                 scores[name] = scores[name] + mean if name in scores else mean
         return scores
+
+
+def _voted(server: ServerState, summed: Summed) -> NDArray[np.int64] | None:
+    """Return the indices that the last vote chose: this round's, if there was one."""
+    if isinstance(summed.parts[0].exchange.channel, BallotChannel):
+        return summed.last.values.support.indices
+    return server.voted
+
+
+def _next_bounds_of(part: ExchangeSum) -> dict[str, float]:
+    """Return the next bounds of one exchange's arrays; the first stay while all is zero."""
+    channel, n = part.exchange.values, part.n
+    means = {name: total / n for name, total in channel.sums(part.ring_sum, n).items()}
+    return {name: _next_bound(bound, means[name], n) for name, bound in channel.bounds.items()}
 
 
 def _next_bound(bound: float, mean: NDArray[np.float64], n: int) -> float:

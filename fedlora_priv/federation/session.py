@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protocols.secagg.session import ClientPolicy, SessionParameters, VectorForm
+from fedlora_priv.federation.course import ring_senders
+from protocols.secagg.session import ClientPolicy, SessionParameters, VectorForm, recommended
 
 if TYPE_CHECKING:
     from fedlora_priv.config import Experiment
@@ -18,6 +19,7 @@ def session_parameters(
     *,
     round: int,
     exchange: int = 0,
+    senders: int | None = None,
     session_id: bytes,
     context: bytes,
     vector_length: int,
@@ -27,11 +29,15 @@ def session_parameters(
     """Return the proposal of one exchange's session over these participants, on a complete graph.
 
     The participants of a later exchange are those whose sum the first one gave, and all of them must be in the sum:
-    that of others would be no part of the same thing, and told apart from the first it would say who differs.
+    that of others would be no part of the same thing, and told apart from the first it would say who differs. A ring
+    is another thing, on coordinates of its own, so it may lose some.
+
+    Args:
+        senders: of a ring: how many clients send it, lost ones included.
     """
     secure = experiment.secure_aggregation
-    quorum, threshold, min_survivors = secure.thresholds(experiment.federation.clients)
-    if exchange > 0:
+    quorum, threshold, min_survivors = thresholds(experiment, senders)
+    if exchange > 0 and senders is None:
         min_survivors = len(participants)
     return SessionParameters(
         session_id=session_id,
@@ -56,26 +62,28 @@ def client_policy(
     *,
     round: int,
     exchange: int = 0,
+    senders: int | None = None,
     cohort: frozenset[str] | None = None,
     form: VectorForm | None = None,
 ) -> ClientPolicy:
     """Return what a client of this experiment accepts for its upload of that exchange, whatever a server proposes.
 
     Args:
-        cohort: who was summed in the round's first exchange; None in that one itself.
+        senders: of a ring: how many clients send it.
+        cohort: who was summed in the round's first exchange; None in that one itself, and in rings.
         form: that of the client's own upload: whether it refuses must not depend on what is in it.
 
     A client may mask again in a failed round (`allow_remask`): in mode `local`, the only one there is, its
     update is private by itself.
     """
-    secure, clients = experiment.secure_aggregation, experiment.federation.clients
-    quorum, _, min_survivors = secure.thresholds(clients)
+    secure = experiment.secure_aggregation
+    quorum, _, min_survivors = thresholds(experiment, senders)
     return ClientPolicy(
         max_colluders=secure.max_colluders,
         min_survivors=min_survivors,
         min_quorum=quorum,
         min_contributors=min_survivors,
-        max_clients=clients,
+        max_clients=senders or experiment.federation.clients,
         max_vector_length=max_vector_length,
         max_modulus_bits=MAX_MODULUS_BITS,
         exact_roster=cohort,
@@ -85,22 +93,51 @@ def client_policy(
     )
 
 
+def thresholds(experiment: Experiment, senders: int | None = None) -> tuple[int, int, int]:
+    """Return (quorum, threshold, min_survivors) of the federation's sessions or, given how many send it, of a ring's.
+
+    A ring's are the smallest safe ones, but for `min_survivors` of the experiment file: whoever asks for so many in a
+    sum asks for it in every sum.
+
+    Raises:
+        LocalProtocolError: so few senders cannot be protected.
+    """
+    secure = experiment.secure_aggregation
+    if senders is None:
+        return secure.thresholds(experiment.federation.clients)
+    counts = recommended(senders, secure.max_colluders)
+    return counts.quorum, counts.threshold, max(counts.min_survivors, secure.min_survivors or 0)
+
+
 def require_sound(experiment: Experiment) -> None:
     """Raise unless the experiment's own clients would accept its sessions, full and at their smallest.
 
     Raises:
-        PolicyViolation: they would not; says which rule is broken.
+        ProtocolError: they would not; says which rule is broken.
     """
-    _, _, min_survivors = experiment.secure_aggregation.thresholds(experiment.federation.clients)
-    for n in {experiment.federation.clients, min_survivors}:
+    everybody = experiment.client_ids
+    _require_sound(experiment, everybody, 0)
+    if experiment.communication.densities:
+        for j, senders in enumerate(ring_senders(experiment)):
+            if j:
+                _require_sound(experiment, senders, j)
+
+
+def _require_sound(experiment: Experiment, senders: tuple[str, ...], exchange: int) -> None:
+    """Raise unless the sessions of one exchange known from the start are sound, full and at their smallest."""
+    ring = len(senders) if exchange else None
+    _, _, min_survivors = thresholds(experiment, ring)
+    for n in {len(senders), min_survivors}:
         parameters = session_parameters(
             experiment,
-            experiment.client_ids[:n],
+            senders[:n],
             round=1,
+            exchange=exchange,
+            senders=ring,
             session_id=bytes(32),
             context=bytes(32),
             vector_length=1,
             modulus_bits=MAX_MODULUS_BITS,
             bound=1,
         )
-        client_policy(experiment, 1, round=1).check(parameters)
+        client_policy(experiment, 1, round=1, exchange=exchange, senders=ring).check(parameters)

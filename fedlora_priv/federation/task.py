@@ -22,7 +22,7 @@ import numpy as np
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.exchange import SUPPORT_BLOB, Exchange, first_channel
+from fedlora_priv.federation.exchange import SUPPORT_BLOB, Exchange, Planned, support_blob
 from fedlora_priv.methods import residual
 from fedlora_priv.methods.base import Layout, Method, Shapes, Shared, State
 
@@ -31,11 +31,22 @@ STATE_PREFIX = "state/"
 
 @dataclass(frozen=True)
 class RoundTask:
-    """One round: its number (1-based), the global state at its start, and its first exchange."""
+    """One round: its number (1-based), the global state at its start, and the exchanges that are known by then.
+
+    Args:
+        first: the first exchange.
+        rings: what wider tiers send besides, each in an exchange of its own.
+    """
 
     round: int
     state: State
     first: Exchange
+    rings: tuple[Exchange, ...] = ()
+
+    @property
+    def known(self) -> tuple[Exchange, ...]:
+        """The exchanges before which nothing has to be announced."""
+        return (self.first, *self.rings)
 
     @cached_property
     def state_digest(self) -> bytes:
@@ -52,14 +63,18 @@ class RoundTask:
     def to_message(self, begun: State) -> wire.Message:
         """Return the message that starts this round; what is as in `begun` does not travel, everybody has it."""
         moved = {name: array for name, array in self.state.items() if not _same(array, begun.get(name))}
+        channels = {
+            exchange.number: exchange.values for exchange in self.known if exchange.leg.carries == "values"
+        }
         fields = {
             "round": self.round,
-            "bounds": dict(self.first.channel.bounds),
+            "bounds": dict(channels[0].bounds) if channels else {},
             "shapes": {name: list(array.shape) for name, array in moved.items()},
             "state_sha256": self.state_digest.hex(),
         }
         state = {STATE_PREFIX + name: blob for name, blob in wire.pack_arrays(moved).items()}
-        return wire.Message(wire.TRAIN, fields, state | {SUPPORT_BLOB: self.first.channel.support.to_bytes()})
+        supports = {support_blob(j): channel.support.to_bytes() for j, channel in channels.items()}
+        return wire.Message(wire.TRAIN, fields, state | supports)
 
     @classmethod
     def from_message(
@@ -72,18 +87,16 @@ class RoundTask:
         """
         fields, blobs = message.fields, dict(message.blobs)
         missing = {"round", "bounds", "shapes", "state_sha256"} - set(fields)
-        if missing or SUPPORT_BLOB not in blobs:
-            raise FederationError(
-                f"the message that starts a round lacks {min(missing, default=SUPPORT_BLOB)}"
-            )
-        support = blobs.pop(SUPPORT_BLOB)
+        if missing:
+            raise FederationError(f"the message that starts a round lacks {min(missing)}")
+        supports = {name: blobs.pop(name) for name in message.blobs if name.startswith(SUPPORT_BLOB)}
         number = _round_number(fields["round"], experiment.federation.rounds)
-        contract = method.at(number).contract(layout)
-        channel = first_channel(fields["bounds"], support, contract, experiment)
+        planned = Planned(experiment, method.at(number).contract(layout), number)
+        first, *rings = planned.begun(fields["bounds"], supports)
         shapes = _shapes(fields["shapes"], layout, begun, base=method.changes_base)
         arrays = wire.without_prefix(blobs, STATE_PREFIX)
         state = wire.unpack_arrays(arrays, shapes, "the global state")
-        task = cls(number, {**begun, **state}, Exchange(0, {}, channel))
+        task = cls(number, {**begun, **state}, first, tuple(rings))
         if task.state_digest.hex() != fields["state_sha256"]:
             raise FederationError(
                 "server and client do not have the same arrays where none has travelled",

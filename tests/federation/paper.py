@@ -167,7 +167,7 @@ class Paper:
             c: trained(c, {**own.start(LAYOUT, state, shared), **gained}, trains) for c, own in mine.items()
         }
         sums: dict[str, np.ndarray] = {}
-        for exchange in result.summed.exchanges:
+        for exchange in (part.exchange for part in result.summed.parts):
             if exchange.number:
                 announced = method.announce(LAYOUT, state, sums, len(survivors), shared)
                 shared = replace(shared, exchange=exchange.number, announced=announced)

@@ -23,9 +23,11 @@ from fedlora_priv.methods.flora import FLoRA
 from fedlora_priv.methods.fra import FRALoRA
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.messages import Proposal
+from protocols.sparsify import dense
 
 from .paper import LAYOUT, Meddling, Paper
 
+DENSE = dense(2).to_bytes()
 REFUSED = wire.Message(wire.REFUSED, {"code": "FederationError"})
 BASIS = ANNOUNCED_PREFIX + "layer.0.query.basis"
 
@@ -263,7 +265,7 @@ def test_what_has_left_does_not_leave_again_within_the_round(paper: Callable[...
         f"{ANNOUNCED_PREFIX}{m.name}.basis": np.eye(m.out_features, m.rank, dtype="<f4").tobytes()
         for m in LAYOUT.modules
     }
-    message = wire.Message(wire.EXCHANGE, {"exchange": 1, "bounds": bounds}, basis)
+    message = wire.Message(wire.EXCHANGE, {"exchange": 1, "bounds": bounds}, basis | {"support": DENSE})
     assert ask(message) == REFUSED
     client._round._setup = client._setup
     assert ask(message).kind == wire.READY

@@ -70,9 +70,9 @@ def federation(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator
 def ring_sum(result: RoundResult) -> Any:
     """Return the modular sum of a round of one exchange, which is not nothing."""
     assert result.summed is not None
-    (total,) = result.summed.ring_sums
-    assert total.any()
-    return total
+    (part,) = result.summed.parts
+    assert part.ring_sum.any()
+    return part.ring_sum
 
 
 @pytest.mark.parametrize("method", ["ffa", "fedit", "fra"])

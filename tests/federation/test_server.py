@@ -12,7 +12,7 @@ import pytest
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.exchange import Summed
+from fedlora_priv.federation.exchange import ExchangeSum, Summed
 from fedlora_priv.federation.server import FederationServer
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods import Layout, LoraModule, Shared, for_experiment, get
@@ -167,13 +167,13 @@ def test_bounds_follow_the_last_sum_but_never_collapse(make_server: Callable[...
     task = server.task(begun)
     channel = task.first.channel
     nothing = np.zeros(len(channel.support), np.uint32)
-    quiet = server.advance(begun, task, Summed((task.first,), (nothing,), 5))
+    quiet = server.advance(begun, task, Summed((ExchangeSum(task.first, nothing, 5),)))
     assert all(quiet.bounds[n] == pytest.approx(b / 2) for n, b in channel.bounds.items())
     loud = nothing + np.uint32(5 * channel.quantiser.levels)
-    grown = server.advance(begun, task, Summed((task.first,), (loud,), 5))
+    grown = server.advance(begun, task, Summed((ExchangeSum(task.first, loud, 5),)))
     assert all(grown.bounds[n] > 2 * b for n, b in channel.bounds.items())
     with pytest.raises(
         SumError, match="somebody spoilt it"
     ):  # four honest clients cannot have added up to it
-        server.advance(begun, task, Summed((task.first,), (loud,), 4))
+        server.advance(begun, task, Summed((ExchangeSum(task.first, loud, 4),)))
     assert quiet.round == grown.round == server.skip(begun, task).round == 1

@@ -99,12 +99,13 @@ def test_a_sum_without_a_holder_or_with_too_many_loses_the_round(
     task = small.server.task(small.state)
     result = small.conductor.conduct(task, partial(small.server.announce, small.state, task))
     assert result.summed is not None
-    (exchange,), (total,) = result.summed.exchanges, result.summed.ring_sums
+    (part,) = result.summed.parts
+    exchange, total = part.exchange, part.ring_sum
     named = exchange.channel.unflatten(np.arange(len(total), dtype=float))
     at = named[next(name for name in named if name.endswith(".held_by"))].astype(int)
     levels, ring = exchange.channel.quantiser.levels, 2**exchange.channel.quantiser.modulus_bits
     spoilt = total.copy()
     spoilt[at] = (counts * levels) % ring
     with pytest.raises(SumError):
-        small.server.advance(small.state, task, Summed((exchange,), (spoilt,), result.summed.n))
+        small.server.advance(small.state, task, Summed((replace(part, ring_sum=spoilt),)))
     assert small.server.advance(small.state, task, result.summed).round == 1  # as it was, it is good
