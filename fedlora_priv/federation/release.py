@@ -108,7 +108,7 @@ class RoundRelease:
         fields, blobs = snapshot.fields, snapshot.blobs
         if "exchange" in blobs:
             self._began = wire.decode(blobs["exchange"])
-            self._exchange = self._told(self._began)
+            self._exchange = self._told(self._began, after=self._began.fields["exchange"] - 1)
         self._cohort = None if fields["cohort"] is None else frozenset(fields["cohort"])
         self._left = fields["left"]
         if "session" in blobs:
@@ -126,16 +126,16 @@ class RoundRelease:
                 f"in mode {experiment.privacy.mode!r} a second exchange would be a second release",
                 "use a method of one exchange",
             )
-        begun = self._told(message)
+        begun = self._told(message, after=self._exchange.number)
         if not self._exchange.leg.is_ring:  # a ring that was lost costs its coordinates only
             self._confirm()
         self._exchange, self._session, self._left = begun, None, False
         self._began = message
         return wire.Message(wire.READY)
 
-    def _told(self, message: wire.Message) -> Exchange:
-        """Return the exchange that a message begins, which this client has a part in."""
-        number = self._planned.next(message, self._exchange.number)
+    def _told(self, message: wire.Message, *, after: int) -> Exchange:
+        """Return the exchange that a message begins after another, which this client has a part in."""
+        number = self._planned.next(message, after)
         ring = next((ring for ring in self._task.rings if ring.number == number), None)
         if ring is not None and self._setup.client_id not in (ring.leg.senders or ()):
             raise FederationError(f"the server asked for coordinates of exchange {number}, which others send")

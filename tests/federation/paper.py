@@ -114,6 +114,7 @@ class Paper:
                     accept=lambda state: None,
                     stream=stream_factory(self.experiment, client_id),
                     train=partial(self.train, client_id),
+                    lifetime_epsilon=self.experiment.privacy.ledger_limit,
                 )
             )
             for client_id, home in homes.items()
