@@ -222,6 +222,14 @@ class CommunicationSection(Section):
         description="Bits per travelling value before the head room for summing clients is added. With fewer than 4, "
         "rounding noise would widen the next round's bounds for ever.",
     )
+    download_density: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Fraction of the coordinates that clients start from, those that have moved most; the others start "
+        "as they were before the first round. The server keeps all. 1 sends every one that has moved. For methods that "
+        "only move arrays by their mean change.",
+    )
 
     @property
     def tiers(self) -> tuple[float, ...]:

@@ -32,6 +32,7 @@ def check(experiment: Experiment) -> None:
         _travels_whole(experiment, contract)
         _base(experiment, contract)
     _lost_exchanges(experiment)
+    _outlives_a_round(experiment)
 
 
 def _idle_options(experiment: Experiment) -> None:
@@ -137,6 +138,21 @@ def _travels_whole(experiment: Experiment, contract: Contract) -> None:
             "whose sums are maps of products",
             f"use at least {FEWEST_BITS}, better 12",
         )
+
+
+def _outlives_a_round(experiment: Experiment) -> None:
+    """Refuse what crosses rounds by coordinate where the next round has other coordinates."""
+    from fedlora_priv.communication.choices import Choice
+    from fedlora_priv.communication.errors import CommunicationError
+    from fedlora_priv.methods import Layout, for_experiment, phases
+
+    choice = Choice(download_density=experiment.communication.download_density)
+    masked, nothing = experiment.secure_aggregation.mode == "secure", Layout((), {})
+    for phase, _ in phases(for_experiment(experiment), experiment.federation.rounds):
+        try:
+            choice.require_allowed(phase, phase.contract(nothing), experiment.privacy.mode, masked=masked)
+        except CommunicationError as error:
+            raise ConfigError(str(error)) from None
 
 
 def _lost_exchanges(experiment: Experiment) -> None:

@@ -163,7 +163,7 @@ def _message(client_id: str, way: Direction, message: wire.Message) -> Table:
     """Return the bytes of one message: its blobs are a support or values, the rest is framing."""
     table: Table = Counter()
     for name, blob in message.blobs.items():
-        table[client_id, way, "support" if name == _SUPPORT_BLOB else "values"] += len(blob)
+        table[client_id, way, "support" if _SUPPORT_BLOB in name.split("/") else "values"] += len(blob)
     table[client_id, way, "framing"] += len(wire.encode(message)) - table.total()
     return table
 

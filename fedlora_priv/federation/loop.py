@@ -71,9 +71,9 @@ class Loop:
     progress: Progress
     personal: Callable[[ServerState], dict[str, float]] | None = None
 
-    def run(self, initial: State) -> tuple[ServerState, History]:
+    def run(self) -> tuple[ServerState, History]:
         """Return the final state and what happened, from wherever an earlier process had got to."""
-        state, history = checkpoint.load(self._checkpoints) or self._begin(initial)
+        state, history = checkpoint.load(self._checkpoints) or self._begin()
         write_metrics(self.folder, history.metrics)
         while state.round < self.experiment.federation.rounds and ended_early(history.records) is None:
             state = self._round(state, history)
@@ -86,9 +86,9 @@ class Loop:
         """The folder of checkpoints."""
         return self.folder / "checkpoints"
 
-    def _begin(self, initial: State) -> tuple[ServerState, History]:
+    def _begin(self) -> tuple[ServerState, History]:
         """Return the state before the first round, evaluated and checkpointed."""
-        state = self.server.begin(initial)
+        state = self.server.begin()
         history = History(quality_before=self.evaluate(state.state) if self.evaluate else None)
         checkpoint.save(self._checkpoints, state, history)
         return state, history

@@ -26,7 +26,6 @@ from fedlora_priv.federation.rounds import RoundConductor
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.setup import Parts, assemble, make_clients
-from fedlora_priv.federation.task import begin
 from fedlora_priv.methods import server_optimizer_for
 from fedlora_priv.reports.summary import environment_text
 from protocols.secagg.identity import Roster
@@ -118,12 +117,11 @@ def conduct(
     metered = Metered(engine)
     noise = max(plan.noise_multiplier for plan in parts.plans.values())
     optimizer = server_optimizer_for(experiment)
-    server = FederationServer(experiment, parts.layout, parts.method, noise, optimizer)
-    begun = begin(parts.method, parts.layout, parts.initial, experiment)
+    server = FederationServer(experiment, parts.layout, parts.method, parts.initial, noise, optimizer)
     loop = Loop(
         experiment=experiment,
         server=server,
-        conductor=RoundConductor(experiment, begun, roster, folder.run, metered),
+        conductor=RoundConductor(experiment, server.begin().state, roster, folder.run, metered),
         engine=metered,
         plans=parts.plans,
         folder=folder.path,
@@ -131,7 +129,7 @@ def conduct(
         progress=progress,
         personal=_personal(parts, metered),
     )
-    state, history = loop.run(parts.initial)
+    state, history = loop.run()
     if parts.home_roles:
         personal.ask(metered, parts.layout, parts.home_roles, state.state, state.round, keep=True)
     progress.say("collecting the clients' ledgers and writing the report")

@@ -19,6 +19,7 @@ from fedlora_priv.federation.ballots import BallotChannel
 from fedlora_priv.federation.channel import UploadChannel
 from fedlora_priv.federation.exchange import Exchange, ExchangeSum, Planned, Summed
 from fedlora_priv.federation.rehearsal import rehearsed_bounds
+from fedlora_priv.federation.start import masked, moving
 from fedlora_priv.federation.supports import largest_supports, random_supports, rings
 from fedlora_priv.federation.task import RoundTask, begin
 from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
@@ -42,7 +43,7 @@ class ServerState:
 
     Args:
         round: rounds finished so far.
-        state: the global state.
+        state: the global state, all of it, whatever part of it clients start from.
         bounds: for each array that has been summed, the largest magnitude that may travel when it next does.
         scores: for each array that has been summed, its accumulated mean, float32: its magnitude ranks coordinates.
             Only where an experiment chooses coordinates by them.
@@ -63,6 +64,7 @@ class FederationServer:
 
     Args:
         experiment, layout, method: what is run, on which arrays, and how they are combined.
+        initial: the model's arrays as they were loaded.
         noise_multiplier: the largest of the clients' plans, for a rehearsal of what has never been summed.
         optimizer: what is made of a mean change; None just adds it.
 
@@ -75,6 +77,7 @@ class FederationServer:
         experiment: Experiment,
         layout: Layout,
         method: Method,
+        initial: State,
         noise_multiplier: float,
         optimizer: ServerOptimizer | None = None,
     ) -> None:
@@ -83,24 +86,28 @@ class FederationServer:
         self._experiment = experiment
         self._layout = layout
         self._method = method
+        self._begun = begin(method, layout, initial, experiment)
+        self._moves = moving(method, layout, experiment.federation.rounds)
         self._noise_multiplier = noise_multiplier
         self._optimizer = optimizer
 
-    def begin(self, initial: State) -> ServerState:
-        """Return the state before the first round, from the model as it was loaded."""
-        return ServerState(0, begin(self._method, self._layout, initial, self._experiment))
+    def begin(self) -> ServerState:
+        """Return the state before the first round."""
+        return ServerState(0, self._begun)
 
     def task(self, server: ServerState) -> RoundTask:
-        """Return the task of the next round."""
+        """Return the task of the next round, which starts from as much of the state as is sent down."""
         planned = self._planned(server.round + 1)
+        density = self._experiment.communication.download_density
+        start = masked(server.state, self._begun, self._moves, density)
         if planned.legs[0].carries == "votes":
-            return RoundTask(planned.round, server.state, Exchange(0, planned.legs[0], {}, planned.ballots()))
+            return RoundTask(planned.round, start, Exchange(0, planned.legs[0], {}, planned.ballots()))
         supports = self._supports(server, planned)
         first, *others = (
             Exchange(j, planned.legs[j], {}, self._channel(server, planned, 0, support))
             for j, support in enumerate(rings(self._experiment, supports))
         )
-        return RoundTask(planned.round, server.state, first, tuple(others))
+        return RoundTask(planned.round, start, first, tuple(others))
 
     def announce(self, server: ServerState, task: RoundTask, summed: Summed) -> Exchange | None:
         """Return the round's next exchange, given the sums so far, or None if they are enough.

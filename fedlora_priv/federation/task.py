@@ -4,8 +4,8 @@ Both sides build a `RoundTask`, the server from its own state and each client *f
 `context` enters every mask. A server that gives one client another model, support, bound or announcement gets
 masks that do not cancel, never that client's update.
 
-What travels down is whatever differs from the state that the first round began with, which everybody has. Shapes
-travel along, for what a method has added to the base weights grows; each is checked against the layout before
+What travels down is whatever differs from the state that the first round began with, which everybody has (`start`).
+Shapes travel along, for what a method has added to the base weights grows; each is checked against the layout before
 a byte of its array is looked at.
 """
 
@@ -15,23 +15,18 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import numpy as np
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
-from fedlora_priv.federation import wire
+from fedlora_priv.federation import start, wire
 from fedlora_priv.federation.exchange import SUPPORT_BLOB, Exchange, Planned, support_blob
 from fedlora_priv.methods import residual
 from fedlora_priv.methods.base import Layout, Method, Shapes, Shared, State
 
-STATE_PREFIX = "state/"
-
 
 @dataclass(frozen=True)
 class RoundTask:
-    """One round: its number (1-based), the global state at its start, and the exchanges that are known by then.
+    """One round: its number (1-based), the state that everybody starts from, and the exchanges that are known by then.
 
     Args:
         first: the first exchange.
@@ -62,17 +57,16 @@ class RoundTask:
 
     def to_message(self, begun: State) -> wire.Message:
         """Return the message that starts this round; what is as in `begun` does not travel, everybody has it."""
-        moved = {name: array for name, array in self.state.items() if not _same(array, begun.get(name))}
+        shapes, state = start.packed(self.state, begun)
         channels = {
             exchange.number: exchange.values for exchange in self.known if exchange.leg.carries == "values"
         }
         fields = {
             "round": self.round,
             "bounds": dict(channels[0].bounds) if channels else {},
-            "shapes": {name: list(array.shape) for name, array in moved.items()},
+            "shapes": shapes,
             "state_sha256": self.state_digest.hex(),
         }
-        state = {STATE_PREFIX + name: blob for name, blob in wire.pack_arrays(moved).items()}
         supports = {support_blob(j): channel.support.to_bytes() for j, channel in channels.items()}
         return wire.Message(wire.TRAIN, fields, state | supports)
 
@@ -94,25 +88,23 @@ class RoundTask:
         planned = Planned(experiment, method.at(number).contract(layout), number)
         first, *rings = planned.begun(fields["bounds"], supports)
         shapes = _shapes(fields["shapes"], layout, begun, base=method.changes_base)
-        arrays = wire.without_prefix(blobs, STATE_PREFIX)
-        state = wire.unpack_arrays(arrays, shapes, "the global state")
-        task = cls(number, {**begun, **state}, first, tuple(rings))
+        state = start.unpacked(blobs, shapes, begun)
+        task = cls(number, state, first, tuple(rings))
         if task.state_digest.hex() != fields["state_sha256"]:
             raise FederationError(
                 "server and client do not have the same arrays where none has travelled",
                 "start both from the same weights, with the same experiment file and library versions",
             )
+        density = experiment.communication.download_density
+        if density < 1:
+            moves = start.moving(method, layout, experiment.federation.rounds)
+            start.require_masked(state, begun, moves, density)
         return task
 
 
 def begin(method: Method, layout: Layout, initial: State, experiment: Experiment) -> State:
     """Return the global state before the first round: all parties compute it from the model as it was loaded."""
     return method.begin(layout, initial, Shared(experiment.experiment.seed, 0))
-
-
-def _same(array: Any, other: Any) -> bool:
-    """Whether two arrays have the same shape and values."""
-    return other is not None and np.array_equal(array, other)
 
 
 def _round_number(value: object, rounds: int) -> int:

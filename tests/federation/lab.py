@@ -22,8 +22,10 @@ class Lab:
         self.folder = RunFolder.open(self.experiment)
         self.clients, _ = make_clients(self.parts, self.folder)
         self.client: FederationClient = self.clients[0]
-        self.server = FederationServer(self.experiment, self.parts.layout, self.parts.method, 1.0)
-        self.state: ServerState = self.server.begin(self.parts.initial)
+        self.server = FederationServer(
+            self.experiment, self.parts.layout, self.parts.method, self.parts.initial, 1.0
+        )
+        self.state: ServerState = self.server.begin()
         self.begun = self.state.state
 
     @property

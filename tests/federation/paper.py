@@ -82,8 +82,8 @@ class Paper:
         # Guards outlive processes, as files would, without the thousand flushes of a file.
         self.guards = {client_id: MemoryGuard() for client_id in experiment.client_ids}
         self.own, self.dropouts, self.trainings = own or {}, dropouts, 0
-        self.server = FederationServer(experiment, LAYOUT, method, 1.0, optimizer)
-        self.state = self.begun = self.server.begin(initial_state())
+        self.server = FederationServer(experiment, LAYOUT, method, initial_state(), 1.0, optimizer)
+        self.state = self.begun = self.server.begin()
         self.clients: list[FederationClient] = []
         self.live()
 
@@ -102,6 +102,7 @@ class Paper:
                     method=self.own.get(client_id, self.method),
                     initial=initial_state(),
                     plan=replace(PLAN, client_id=client_id),
+                    lifetime_epsilon=self.experiment.privacy.ledger_limit,
                     run=RUN,
                     identity=keys[client_id],
                     roster=self.roster,
@@ -114,7 +115,6 @@ class Paper:
                     accept=lambda state: None,
                     stream=stream_factory(self.experiment, client_id),
                     train=partial(self.train, client_id),
-                    lifetime_epsilon=self.experiment.privacy.ledger_limit,
                 )
             )
             for client_id, home in homes.items()

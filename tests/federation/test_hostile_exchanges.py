@@ -12,7 +12,7 @@ import pytest
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Step
-from fedlora_priv.federation import wire
+from fedlora_priv.federation import start, wire
 from fedlora_priv.federation.exchange import ANNOUNCED_PREFIX
 from fedlora_priv.federation.rounds import RoundResult
 from fedlora_priv.methods import Method
@@ -297,13 +297,13 @@ Q = LAYOUT.modules[0].name
 
 
 def grown(**shapes: tuple[int, ...]) -> Change:
-    """Add arrays to the global state, named by the last part of their names."""
+    """Add arrays to a state of which nothing has moved, named by the last part of their names."""
 
     def change(message: wire.Message) -> wire.Message:
         named = {f"{Q}.{name}": list(shape) for name, shape in shapes.items()}
-        arrays = {f"state/{Q}.{name}": bytes(4 * int(np.prod(shape))) for name, shape in shapes.items()}
-        more = {"shapes": {**message.fields["shapes"], **named}}
-        return replace(message, fields={**message.fields, **more}, blobs={**message.blobs, **arrays})
+        size = sum(int(np.prod(shape)) for shape in shapes.values())
+        whole = {start.SUPPORT: dense(size).to_bytes(), start.VALUES: bytes(4 * size)}
+        return replace(message, fields={**message.fields, "shapes": named}, blobs={**message.blobs, **whole})
 
     return change
 
@@ -348,7 +348,8 @@ def test_only_what_has_changed_travels_and_arrives_as_it_is(paper: Callable[...,
     small.round()
     task = small.server.task(small.state)
     message = task.to_message(small.begun.state)
-    moved = {name.removeprefix("state/") for name in message.blobs} - {"support"}
+    moved = set(message.fields["shapes"])
+    assert len(message.blobs[start.SUPPORT]) == 1  # all of it has: whole arrays are shorter
     b = {m.b_name for m in LAYOUT.modules}  # zero again
     assert moved == set(small.state.state) - b
     assert {f"{Q}.base_B", f"{Q}.base_A"} <= moved

@@ -30,8 +30,10 @@ class Federation:
         self.folder = RunFolder.open(self.experiment)
         self.clients, self.roster = make_clients(self.parts, self.folder)
         self.engine = Metered(LocalEngine(self.clients, self.experiment.simulate.dropouts))
-        self.server = FederationServer(self.experiment, self.parts.layout, self.parts.method, 1.0)
-        self.state = self.server.begin(self.parts.initial)
+        self.server = FederationServer(
+            self.experiment, self.parts.layout, self.parts.method, self.parts.initial, 1.0
+        )
+        self.state = self.server.begin()
         self.conductor = RoundConductor(
             self.experiment, self.state.state, self.roster, self.folder.run, self.engine
         )
