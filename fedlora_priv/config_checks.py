@@ -142,6 +142,7 @@ def _lifetime(experiment: Experiment) -> None:
 def _secure_aggregation(experiment: Experiment) -> None:
     """Refuse thresholds under which the masks could be split, removed or would hide nothing."""
     clients, colluders = experiment.federation.clients, experiment.secure_aggregation.max_colluders
+    _neighbours(experiment)
     quorum, threshold, min_survivors = experiment.secure_aggregation.thresholds(clients)
     for name, value in (("quorum", quorum), ("threshold", threshold), ("min_survivors", min_survivors)):
         if value > clients:
@@ -172,6 +173,12 @@ def _secure_aggregation(experiment: Experiment) -> None:
             "survivors could not remove the masks of the lost",
             f"use at most {min_survivors}, or raise min_survivors",
         )
+    if threshold > (holders := experiment.secure_aggregation.degree(clients) + 1):
+        raise ConfigError(
+            f"secure_aggregation.threshold = {threshold} is above {holders}, the neighbours of a client and itself: "
+            "nobody else has a share",
+            f"use at most {holders}, or raise neighbours",
+        )
     # Imported here: reading a file needs no cryptography unless it asks for it.
     from fedlora_priv.federation.session import require_sound
     from protocols.errors import ProtocolError
@@ -183,6 +190,30 @@ def _secure_aggregation(experiment: Experiment) -> None:
             f"secure_aggregation cannot protect {clients} clients: {error}",
             "take more clients or fewer colluders, or say secure_aggregation.mode = 'insecure'",
         ) from error
+
+
+def _neighbours(experiment: Experiment) -> None:
+    """Refuse rings that no client could go around, or that colluders could cut."""
+    neighbours, others = experiment.secure_aggregation.neighbours, experiment.federation.clients - 1
+    colluders = experiment.secure_aggregation.max_colluders
+    if neighbours is None:
+        return
+    if neighbours > others:
+        raise ConfigError(
+            f"secure_aggregation.neighbours = {neighbours}, but each of {others + 1} clients has only {others} others",
+            "leave it out: then everybody masks with everybody",
+        )
+    if neighbours < others and neighbours % 2:
+        raise ConfigError(
+            f"secure_aggregation.neighbours = {neighbours} is odd, and a ring has as many on each side",
+            f"use {neighbours + 1}",
+        )
+    if neighbours <= colluders:
+        raise ConfigError(
+            f"secure_aggregation.neighbours = {neighbours} are not more than max_colluders = {colluders}: colluders "
+            "all around a client could take its masks off",
+            f"use at least {colluders + 1 + (colluders + 1) % 2}, or leave it out",
+        )
 
 
 def _adaptive_clipping(experiment: Experiment) -> None:

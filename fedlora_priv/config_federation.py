@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -155,12 +156,19 @@ class SecureAggregationSection(Section):
     threshold: int | None = Field(
         default=None,
         ge=1,
-        description="Shares that recover a lost client's masks; above max_colluders. Default: quorum.",
+        description="Shares that recover a lost client's masks; above max_colluders. Default: quorum; with "
+        "`neighbours` two thirds of them and the client itself.",
     )
     min_survivors: int | None = Field(
         default=None,
         ge=1,
         description="Fewest clients in a sum; below it the round is lost. At least quorum, the default.",
+    )
+    neighbours: int | None = Field(
+        default=None,
+        ge=2,
+        description="Clients that each one masks with, on a ring: even, and above max_colluders. Fewer cost fewer "
+        "bytes and survive fewer losses (docs/parameters.md); `fedlora plan` says how many. Default: everybody.",
     )
 
     def thresholds(self, clients: int) -> tuple[int, int, int]:
@@ -168,23 +176,32 @@ class SecureAggregationSection(Section):
 
         >>> SecureAggregationSection(max_colluders=1).thresholds(5)
         (4, 4, 4)
+        >>> SecureAggregationSection(max_colluders=1, neighbours=6).thresholds(20)
+        (11, 5, 11)
         """
         quorum = self.quorum or (clients + self.max_colluders) // 2 + 1
-        return quorum, self.threshold or quorum, self.min_survivors or quorum
+        min_survivors = self.min_survivors or quorum
+        return (
+            quorum,
+            self.threshold or self._default_threshold(clients, quorum, min_survivors),
+            min_survivors,
+        )
 
-    def summary(self, clients: int) -> dict[str, int | str]:
-        """Return what a plan and a report state of the sessions; without sessions, only that there are none."""
-        if self.mode == "insecure":
-            return {"mode": self.mode}
-        quorum, threshold, min_survivors = self.thresholds(clients)
-        return {
-            "mode": self.mode,
-            "clients": clients,
-            "max_colluders": self.max_colluders,
-            "quorum": quorum,
-            "threshold": threshold,
-            "min_survivors": min_survivors,
-        }
+    def degree(self, participants: int) -> int:
+        """Return how many neighbours each of the participants of a session masks with.
+
+        >>> SecureAggregationSection(neighbours=6).degree(20), SecureAggregationSection(neighbours=6).degree(5)
+        (6, 4)
+        """
+        return participants - 1 if self.neighbours is None else min(self.neighbours, participants - 1)
+
+    def _default_threshold(self, clients: int, quorum: int, min_survivors: int) -> int:
+        """Return the quorum; on a ring what is recommended for it, but never more than the smallest sum has clients."""
+        degree = self.degree(clients)
+        if degree == clients - 1:
+            return quorum
+        two_thirds = math.ceil(2 * (degree + 1) / 3)  # as `protocols.secagg.session.recommended`
+        return min(max(self.max_colluders + 1, two_thirds), min_survivors)
 
 
 class CommunicationSection(Section):

@@ -134,6 +134,27 @@ def test_wrong_types_and_ranges(override: str, words: str) -> None:
         (["secure_aggregation.threshold=6"], "threshold = 6 is above federation.clients = 5"),
         (["secure_aggregation.threshold=1"], "remove anybody's masks"),
         (["secure_aggregation.threshold=5"], "above min_survivors = 4"),
+        (["secure_aggregation.neighbours=6"], "each of 5 clients has only 4 others"),
+        (
+            ["federation.clients=9", "secure_aggregation.neighbours=3"],
+            "a ring has as many on each side; use 4",
+        ),
+        (
+            [
+                "federation.clients=12",
+                "secure_aggregation.neighbours=4",
+                "secure_aggregation.max_colluders=4",
+            ],
+            "not more than max_colluders = 4: colluders all around a client could take its masks off; use at least 6",
+        ),
+        (
+            ["federation.clients=12", "secure_aggregation.neighbours=4", "secure_aggregation.threshold=6"],
+            "threshold = 6 is above 5, the neighbours of a client and itself",
+        ),
+        (
+            ["secure_aggregation.neighbours=1"],
+            "secure_aggregation.neighbours should be greater than or equal to 2",
+        ),
         (["secure_aggregation.min_survivors=6"], "min_survivors = 6 is above federation.clients = 5"),
         (["secure_aggregation.min_survivors=3"], "below quorum = 4"),
         (["secure_aggregation.max_colluders=5"], "above federation.clients = 5"),

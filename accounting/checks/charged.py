@@ -96,6 +96,11 @@ def _check_masked(case: Case, found: Findings) -> None:
         found.problems.append(
             f"min_survivors {least}: beside {colluders} colluders nobody would be hidden by another"
         )
+    neighbours = stated.get("neighbours")
+    if neighbours is not None and neighbours <= colluders:
+        found.problems.append(
+            f"neighbours {neighbours}: {colluders} colluders could be all that a client masks with"
+        )
     listed = [exchange for entry in case.report["rounds"] for exchange in entry["exchanges"]]
     sessions = [exchange["session_id"] for exchange in listed if exchange["session_id"] is not None]
     if len(set(sessions)) < len(sessions):

@@ -12,6 +12,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.federation.course import Leg, courses
 from fedlora_priv.federation.learner import Say
 from fedlora_priv.federation.plans import whole_run
+from fedlora_priv.federation.session import protection
 from fedlora_priv.federation.setup import Parts, assemble
 from fedlora_priv.federation.standings import refusals
 from protocols.packing import packed_size
@@ -60,7 +61,7 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
         "bytes": planned_bytes(parts),
         "rows": _rows(parts),
         "environment": parts.environment(),
-        "secure_aggregation": experiment.secure_aggregation.summary(experiment.federation.clients),
+        "secure_aggregation": protection(experiment),
     }
 
 

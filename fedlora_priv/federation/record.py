@@ -25,6 +25,7 @@ from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.rounds import RoundRecord
 from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.session import protection
 from fedlora_priv.federation.setup import Parts
 from fedlora_priv.reports.html import render
 from protocols.secagg.identity import Roster
@@ -83,7 +84,7 @@ def build(
         randomness=_randomness(experiment),
         outputs=_outputs(parts, history),
         versions=versions(),
-        secure_aggregation=experiment.secure_aggregation.summary(experiment.federation.clients),
+        secure_aggregation=protection(experiment),
         environment=parts.environment(),
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedlora_priv.federation.course import ring_senders
-from protocols.secagg.session import ClientPolicy, SessionParameters, VectorForm, recommended
+from protocols.secagg.parameters import abort_bound_of_losses
+from protocols.secagg.session import ClientPolicy, SessionParameters, Thresholds, VectorForm, recommended
 
 if TYPE_CHECKING:
     from fedlora_priv.config import Experiment
@@ -26,7 +27,9 @@ def session_parameters(
     modulus_bits: int,
     bound: int,
 ) -> SessionParameters:
-    """Return the proposal of one exchange's session over these participants, on a complete graph.
+    """Return the proposal of one exchange's session over these participants, on the experiment's graph.
+
+    Fewer participants than it has neighbours all mask with each other.
 
     The participants of a later exchange are those whose sum the first one gave, and all of them must be in the sum:
     that of others would be no part of the same thing, and told apart from the first it would say who differs. A ring
@@ -48,7 +51,7 @@ def session_parameters(
         quorum=quorum,
         threshold=threshold,
         min_survivors=min_survivors,
-        degree=len(participants) - 1,
+        degree=secure.degree(len(participants)),
         vector_length=vector_length,
         modulus_bits=modulus_bits,
         bound=bound,
@@ -76,14 +79,16 @@ def client_policy(
     A client may mask again in a failed round (`allow_remask`): in mode `local`, the only one there is, its
     update is private by itself.
     """
-    secure = experiment.secure_aggregation
-    quorum, _, min_survivors = thresholds(experiment, senders)
+    secure, most = experiment.secure_aggregation, senders or experiment.federation.clients
+    quorum, threshold, min_survivors = thresholds(experiment, senders)
     return ClientPolicy(
         max_colluders=secure.max_colluders,
         min_survivors=min_survivors,
         min_quorum=quorum,
         min_contributors=min_survivors,
-        max_clients=senders or experiment.federation.clients,
+        min_threshold=threshold,
+        min_degree=secure.degree(most),
+        max_clients=most,
         max_vector_length=max_vector_length,
         max_modulus_bits=MAX_MODULUS_BITS,
         exact_roster=cohort,
@@ -105,8 +110,43 @@ def thresholds(experiment: Experiment, senders: int | None = None) -> tuple[int,
     secure = experiment.secure_aggregation
     if senders is None:
         return secure.thresholds(experiment.federation.clients)
-    counts = recommended(senders, secure.max_colluders)
-    return counts.quorum, counts.threshold, max(counts.min_survivors, secure.min_survivors or 0)
+    counts = recommended(senders, secure.max_colluders, secure.degree(senders))
+    min_survivors = max(counts.min_survivors, secure.min_survivors or 0)
+    return counts.quorum, min(counts.threshold, min_survivors), min_survivors
+
+
+def protection(experiment: Experiment) -> dict[str, Any]:
+    """Return what a plan and a report state of the sessions; without sessions, only that there are none.
+
+    `losses_survived` clients may be lost, whoever they are and wherever on the ring; of more, as far as the counts
+    allow them, `abort_bounds` has by their number an upper bound on the probability that the round is lost
+    (docs/parameters.md). It ends with the first that says nothing.
+    """
+    secure, n = experiment.secure_aggregation, experiment.federation.clients
+    if secure.mode == "insecure":
+        return {"mode": secure.mode}
+    quorum, threshold, min_survivors = secure.thresholds(n)
+    counts = Thresholds(quorum, threshold, min_survivors, secure.degree(n))
+    survived, bounds = 0, {}
+    for losses in range(1, n - min_survivors + 1):
+        bound = abort_bound_of_losses(n, secure.max_colluders, counts, losses)
+        if bound == 0:
+            survived = losses
+            continue
+        bounds[str(losses)] = bound
+        if bound >= 1:
+            break
+    return {
+        "mode": secure.mode,
+        "clients": n,
+        "max_colluders": secure.max_colluders,
+        "quorum": quorum,
+        "threshold": threshold,
+        "min_survivors": min_survivors,
+        "neighbours": counts.degree,
+        "losses_survived": survived,
+        "abort_bounds": bounds,
+    }
 
 
 def require_sound(experiment: Experiment) -> None:

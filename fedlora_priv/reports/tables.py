@@ -73,6 +73,8 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
             f"at least {secure['min_survivors']} in a sum, up to {secure['max_colluders']} colluding"
         )
     print_fact(console, "rounds", rounds)
+    if secure["mode"] == "secure":
+        print_fact(console, "", graph_text(secure))
 
 
 def _print_method(console: Console, planned: dict[str, Any]) -> None:
@@ -107,6 +109,34 @@ def _exchange_text(exchange: Mapping[str, int], bits: int, dense: int) -> str:
         f"{exchange['coordinates_that_travel']:,} of {exchange['coordinates']:,} coordinates at {bits} bits, "
         f"{exchange['bytes'] / 1000:,.1f} kB a client and round, {exchange['bytes'] / dense:.3f} of dense float32 LoRA"
     )
+
+
+def graph_text(secure: Mapping[str, Any]) -> str:
+    """Return who masks with whom and what that survives, as `federation.session.protection` states it.
+
+    >>> graph_text({"clients": 10, "neighbours": 4, "max_colluders": 1, "losses_survived": 1,
+    ...             "abort_bounds": {"2": 0.25, "3": 1.0}})
+    'each masks with 4 neighbours on a ring, whom 1 colluding cannot cut; any 1 lost client is survived, a round that \
+loses 2 fails with probability ≤ 0.25, 3 or more may end it'
+    >>> graph_text({"clients": 5, "neighbours": 4, "max_colluders": 1, "losses_survived": 1, "abort_bounds": {}})
+    'everybody masks with everybody; any 1 lost client is survived'
+    """
+    ring = secure["neighbours"] < secure["clients"] - 1
+    who = (
+        f"each masks with {secure['neighbours']} neighbours on a ring, whom {secure['max_colluders']} colluding "
+        "cannot cut"
+        if ring
+        else "everybody masks with everybody"
+    )
+    survived, bounds = secure["losses_survived"], secure["abort_bounds"]
+    lost = "client is" if survived == 1 else "clients are"
+    parts = [f"any {survived} lost {lost} survived" if survived else "one lost client may end a round"]
+    for losses, bound in bounds.items():
+        if bound < 1:
+            parts.append(f"a round that loses {losses} fails with probability ≤ {bound:.2g}")
+        elif survived or losses != "1":
+            parts.append(f"{losses} or more may end it")
+    return f"{who}; {', '.join(parts)}"
 
 
 def _rows_text(rows: dict[str, int]) -> str:

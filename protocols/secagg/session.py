@@ -219,6 +219,8 @@ class ClientPolicy:
         min_survivors: the fewest clients this client wants to be summed with, itself included.
         min_quorum: the fewest confirmations that may release shares.
         min_contributors: the fewest survivors for any group of coordinates.
+        min_threshold: the fewest shares that may recover a secret of this client's.
+        min_degree: the fewest neighbours that this client masks with; everybody, where there are fewer others.
         max_clients, max_vector_length, max_modulus_bits: what this client can afford to compute.
         max_proposal_bytes: a longer proposal is refused unread; all later messages are limited by the session.
         exact_roster: if given, the session must have these clients and lose none of them: for an exchange
@@ -244,6 +246,8 @@ class ClientPolicy:
     exact_round: tuple[int, int] | None = field(kw_only=True)
     exact_form: VectorForm | None = field(kw_only=True)
     allow_remask: bool = False
+    min_threshold: int = 1
+    min_degree: int = 1
 
     def check(self, parameters: SessionParameters) -> None:
         """Return if this client takes part in such a session.
@@ -260,6 +264,8 @@ class ClientPolicy:
             ("min_survivors", parameters.min_survivors, self.min_survivors),
             ("quorum", parameters.quorum, self.min_quorum),
             ("min_contributors", parameters.min_contributors, self.min_contributors),
+            ("threshold", parameters.threshold, self.min_threshold),
+            ("degree", parameters.degree, min(self.min_degree, parameters.n - 1)),
         ):
             if proposed < limit:
                 raise PolicyViolation(f"{name} {proposed} is below this client's {limit}")

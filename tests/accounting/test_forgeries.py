@@ -171,6 +171,13 @@ def test_a_sum_of_fewer_than_the_report_allows(finished: Any) -> None:
     assert statuses(finished, "FAIL") == {4}
 
 
+def test_a_ring_that_colluders_can_fill(finished: Any) -> None:
+    stated = finished.report["secure_aggregation"]
+    for colluders, neighbours, problem in ((0, 2, False), (1, 2, False), (2, 2, True), (2, 4, False)):
+        stated |= {"max_colluders": colluders, "neighbours": neighbours}
+        assert ("colluders could be all" in verdicts(finished)[4].evidence) is problem
+
+
 # --- what the rows record of plan, noise and code ---
 
 

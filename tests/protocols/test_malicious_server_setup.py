@@ -56,6 +56,7 @@ def test_the_context_enters_every_mask_key(make_federation: Any) -> None:
         ({"min_survivors": 4, "quorum": 4}, "min_survivors 4 is below"),
         ({"quorum": 4, "min_survivors": 5}, "quorum 4 is below"),
         ({"quorum": 5, "min_survivors": 5, "min_contributors": 3}, "min_contributors 3 is below"),
+        ({"quorum": 5, "min_survivors": 5, "threshold": 3}, "threshold 3 is below"),
         ({"quorum": 5, "min_survivors": 5, "vector_length": 101}, "vector_length 101 is above"),
         ({"quorum": 5, "min_survivors": 5, "modulus_bits": 21}, "modulus_bits 21 is above"),
     ],
@@ -70,11 +71,24 @@ def test_what_the_policy_forbids_is_refused(
         min_survivors=5,
         min_quorum=5,
         min_contributors=4,
+        min_threshold=4,
         max_vector_length=100,
         max_modulus_bits=20,
     )
     federation.clients[VICTIM] = federation.client(VICTIM, policy=policy)
     federation.refuses("advertise", encode(Proposal(federation.parameters)), match)
+
+
+def test_a_ring_of_fewer_neighbours_than_the_policy_wants_is_refused(make_federation: Any) -> None:
+    """Where there are not so many others, all of them are enough."""
+    ring = make_federation(7, degree=4)
+    policy = replace(ring.policy, min_degree=5)
+    ring.clients[VICTIM] = ring.client(VICTIM, policy=policy)
+    ring.refuses("advertise", encode(Proposal(ring.parameters)), "degree 4 is below this client's 5")
+    small = make_federation(5)
+    assert small.client(VICTIM, policy=replace(small.policy, min_degree=5)).advertise(
+        encode(Proposal(small.parameters))
+    )
 
 
 def test_too_many_clients_are_refused(federation: Any) -> None:
