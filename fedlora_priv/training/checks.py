@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from fedlora_priv.adapters import trainable_parameters
 from fedlora_priv.errors import ConfigError, FedloraError
+from fedlora_priv.training.support import Coordinates
 
+_ENOUGH = 8  # values of a part of which one must change; a single one may round to what it was
 _PRECISIONS = (torch.float32, torch.bfloat16)  # float16 overflows in attention, and nobody would see why
 
 
@@ -24,15 +26,20 @@ class StepCheck:
     Args:
         model: the PEFT model, before the step.
         trained: state names of what the step may change.
+        parts: the coordinates of arrays of which it may change only those.
     """
 
-    def __init__(self, model: nn.Module, trained: Iterable[str]) -> None:
+    def __init__(
+        self, model: nn.Module, trained: Iterable[str], parts: Mapping[str, Coordinates] | None = None
+    ) -> None:
         self._model = model
+        self._parts = dict(parts or {})
         self._trained = frozenset(trained)
+        self._few = {name for name, part in self._parts.items() if len(part) < _ENOUGH}
         self._before = self._fingerprints()
 
     def require_changes(self, *, noised: bool) -> None:
-        """Raise unless exactly the trained arrays changed.
+        """Raise unless exactly the trained arrays changed, or their trained parts.
 
         Args:
             noised: whether noise was added; without noise a gradient of exactly zero is legitimate (A at
@@ -44,7 +51,7 @@ class StepCheck:
             raise FedloraError(
                 f"the step changed {wrong[0]}, which is frozen", "no hook may modify the model"
             )
-        if noised and (missing := sorted(self._trained - changed)):
+        if noised and (missing := sorted(self._trained - self._few - changed)):
             raise FedloraError(
                 f"the step left {missing[0]} unchanged, so it is not being trained",
                 "build the trainer and its optimizer anew after changing or moving the model",
@@ -55,7 +62,12 @@ class StepCheck:
         trainables: Mapping[str, Tensor] = trainable_parameters(self._model)
         own = {id(tensor) for tensor in trainables.values()}
         rest = {n: t for n, t in self._model.state_dict(keep_vars=True).items() if id(t) not in own}
-        return {name: _checksum(tensor) for name, tensor in (*trainables.items(), *rest.items())}
+        whole = {name: _checksum(tensor) for name, tensor in (*trainables.items(), *rest.items())}
+        for name, part in self._parts.items():
+            chosen = trainables[name].detach().flatten()[part.positions]
+            whole[f"{name} outside of the support"] = whole[name] - _checksum(chosen)
+            whole[name] = _checksum(chosen)
+        return whole
 
 
 def require_in_place(model: nn.Module, device: torch.device) -> None:

@@ -27,13 +27,14 @@ from fedlora_priv.training.ghost import ghost_clipping
 from fedlora_priv.training.hooks import hooks_clipping, refuse_checkpointing
 from fedlora_priv.training.recompute import recomputed_layers
 from fedlora_priv.training.refusals import refuse_context, refuse_gradient_hooks
+from fedlora_priv.training.support import Coordinates
 
 __all__ = [
     "ClipCounts", "Clipping", "ClippingEngine", "EngineChoice", "Losses", "Mode", "choose_engine",
     "per_example_clipping",
 ]  # fmt: skip
 
-_ENGINES = {"direct": direct_clipping, "hooks": hooks_clipping, "ghost": ghost_clipping}
+_OF_ROWS = {"direct": direct_clipping, "hooks": hooks_clipping}
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def per_example_clipping(
     mode: Mode = "auto",
     clipping: Clipping = "flat",
     gradient_checkpointing: bool = False,
+    parts: Mapping[str, Coordinates] | None = None,
 ) -> Iterator[ClippingEngine]:
     """Give an engine whose `add` clips each example's gradient and adds the sums up.
 
@@ -92,6 +94,8 @@ def per_example_clipping(
         clipping: "flat", or "per-layer": each adapted module, and the head, is a group of its own, bounded by
             ``clip_norm / √groups``. Either way an example's whole gradient is bounded by `clip_norm`.
         gradient_checkpointing: recompute each layer's activations in the backward pass, to save memory.
+        parts: coordinates of arrays that are trained in part, as `support.coordinates` gives them. Gradients are cut
+            to them before their norms are taken. Not in mode "ghost", which never has a gradient to cut.
 
     Raises:
         ConfigError: the mode does not fit the model, nothing in it can be recomputed, or something around it would
@@ -106,11 +110,21 @@ def per_example_clipping(
             "ghost clipping runs backward twice, which recomputed activations do not allow",
             'use mode (training.per_example) "direct"',
         )
+    if parts and choice.name == "ghost":
+        raise ConfigError(
+            "ghost clipping takes the norms of whole arrays, of which only a part is to be trained",
+            'use mode (training.per_example) "direct"',
+        )
     with ExitStack() as stack:
         stack.enter_context(only_training(model, trained))
         if gradient_checkpointing:
             # Opacus' hooks would see every layer's forward pass twice, unless the first is without gradients.
             stack.enter_context(recomputed_layers(model, reentrant=choice.name == "hooks"))
-        engine = stack.enter_context(_ENGINES[choice.name](model, trained, clipping))
+        made = (
+            ghost_clipping(model, trained, clipping)
+            if choice.name == "ghost"
+            else _OF_ROWS[choice.name](model, trained, clipping, parts)
+        )
+        engine: ClippingEngine = stack.enter_context(made)
         engine.reason = choice.reason
         yield engine

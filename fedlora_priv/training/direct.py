@@ -29,6 +29,7 @@ from fedlora_priv.training.engine import (
     nothing_recorded,
 )
 from fedlora_priv.training.linear import bias_gradients, weight_gradients
+from fedlora_priv.training.support import Coordinates
 
 
 class DirectEngine(ClippingEngine):
@@ -36,8 +37,15 @@ class DirectEngine(ClippingEngine):
 
     name = "direct"
 
-    def __init__(self, model: nn.Module, trained: Mapping[str, nn.Parameter], clipping: Clipping) -> None:
-        super().__init__(trained, clipping)
+    def __init__(
+        self,
+        model: nn.Module,
+        trained: Mapping[str, nn.Parameter],
+        clipping: Clipping,
+        parts: Mapping[str, Coordinates] | None = None,
+    ) -> None:
+        super().__init__(trained, clipping, parts)
+        self._part_of = {id(trained[name]): part for name, part in self._parts.items()}
         self._model = model
         self._found: dict[int, ExampleGradients] = {}
 
@@ -55,9 +63,10 @@ class DirectEngine(ClippingEngine):
         dtype = layer.weight.dtype
         inputs, outputs = inputs.detach().to(dtype), outputs.detach().to(dtype)
         if layer.weight.requires_grad:
-            self._keep(layer.weight, weight_gradients(inputs, outputs))
+            part = self._part_of.get(id(layer.weight))
+            self._keep(layer.weight, weight_gradients(inputs, outputs, part))
         if layer.bias is not None and layer.bias.requires_grad:
-            self._keep(layer.bias, bias_gradients(outputs))
+            self._keep(layer.bias, bias_gradients(outputs, self._part_of.get(id(layer.bias))))
 
     def forget(self) -> None:
         """Forget what an interrupted backward pass may have left behind: private, and of another batch."""
@@ -90,10 +99,13 @@ class DirectEngine(ClippingEngine):
 
 @contextmanager
 def direct_clipping(
-    model: nn.Module, trained: Mapping[str, nn.Parameter], clipping: Clipping
+    model: nn.Module,
+    trained: Mapping[str, nn.Parameter],
+    clipping: Clipping,
+    parts: Mapping[str, Coordinates] | None = None,
 ) -> Iterator[DirectEngine]:
     """Give a direct engine; inside, the trained layers' forward passes are replaced."""
-    engine = DirectEngine(model, trained, clipping)
+    engine = DirectEngine(model, trained, clipping, parts)
     layers = trained_layers(model, trained)
     try:
         for layer in layers:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.training.noise import gaussian_noise
+from fedlora_priv.training.support import Coordinates
 from protocols.prg import SecretStream
 from protocols.redaction import Redacted
 
@@ -34,6 +36,8 @@ class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]
         noise_multiplier: noise standard deviation over `clip_norm`.
         clip_norm: largest L2 norm of one example's gradient over all trained parameters together.
         planned_batch_size: the public normaliser. Never the drawn size, which is private.
+        parts: for each parameter of `optimizer` the coordinates that are trained, or None for all of them; by default
+            all of all. Others get no noise and a gradient of zero, at which neither SGD nor Adam moves anything.
 
     Attributes:
         noise_digest: 16 hex digits by which the last step's noise is known again, should a stream repeat itself.
@@ -47,6 +51,7 @@ class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]
         noise_multiplier: float,
         clip_norm: float,
         planned_batch_size: float,
+        parts: Sequence[Coordinates | None] = (),
     ) -> None:
         super().__init__(
             optimizer,
@@ -56,15 +61,20 @@ class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self._stream = stream
+        self._parts = tuple(parts) or (None,) * len(self.params)
         self.noise_digest = ""
 
     def add_noise(self) -> None:
         """Set each ``grad`` to its clipped sum, zero if the batch was empty, plus noise."""
-        sizes = [p.numel() for p in self.params]
+        sizes = [
+            p.numel() if part is None else len(part) for p, part in zip(self.params, self._parts, strict=True)
+        ]
         drawn = gaussian_noise(self._stream, sum(sizes), self.noise_multiplier * self.max_grad_norm)
         self.noise_digest = hashlib.sha256(drawn.data).hexdigest()[:16]
-        for parameter, part in zip(self.params, torch.split(torch.from_numpy(drawn), sizes), strict=True):
-            total = part.to(parameter.device).view(parameter.shape)
+        cut = torch.split(torch.from_numpy(drawn), sizes)
+        for parameter, part, noise in zip(self.params, self._parts, cut, strict=True):
+            noise = noise.to(parameter.device)
+            total = noise.view(parameter.shape) if part is None else part.scatter(noise)
             if parameter.summed_grad is not None:
                 total = total + parameter.summed_grad
             parameter.grad = (total / self.expected_batch_size).to(parameter.dtype)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedlora_priv.adapters import FACTORS
 from fedlora_priv.errors import ConfigError, FedloraError
+from fedlora_priv.training.support import Coordinates
 
 Mode = Literal["auto", "direct", "hooks", "ghost"]
 Clipping = Literal["flat", "per-layer"]
@@ -134,6 +135,7 @@ class ClippingEngine(ABC):
     Args:
         trained: the parameters to train, by state name.
         clipping: "flat" or "per-layer".
+        parts: by state name, the coordinates of arrays that are trained in part: of those, all that is added up.
 
     Attributes:
         name: which engine it is.
@@ -143,8 +145,14 @@ class ClippingEngine(ABC):
     name: ClassVar[str]
     reason: str = ""
 
-    def __init__(self, trained: Mapping[str, nn.Parameter], clipping: Clipping) -> None:
+    def __init__(
+        self,
+        trained: Mapping[str, nn.Parameter],
+        clipping: Clipping,
+        parts: Mapping[str, Coordinates] | None = None,
+    ) -> None:
         self._trained = dict(trained)
+        self._parts = dict(parts or {})
         self._groups = group_numbers(self._trained, clipping)
 
     @abstractmethod
@@ -170,13 +178,17 @@ class ClippingEngine(ABC):
         return factors[groups], counts
 
     def _clip_and_add(self, gradients: Sequence[ExampleGradients], n: int, clip_norm: float) -> ClipCounts:
-        """Scale the gradients of `n` examples, in the order of the trained parameters, and add them up."""
+        """Scale the gradients of `n` examples, in the order of the trained parameters, and add them up.
+
+        Of arrays that are trained in part they are the gradients of those coordinates alone.
+        """
         factors, counts = self._factors([g.squares() for g in gradients], n, clip_norm)
         if counts.non_finite:
             zeroed = (factors == 0).all(dim=0)
             gradients = [g.without(zeroed) for g in gradients]
-        for parameter, gradient, weights in zip(self._trained.values(), gradients, factors, strict=True):
-            add_to_sum(parameter, gradient.weighted_sum(weights))
+        for name, gradient, weights in zip(self._trained, gradients, factors, strict=True):
+            total, part = gradient.weighted_sum(weights), self._parts.get(name)
+            add_to_sum(self._trained[name], total if part is None else part.scatter(total))
         return counts
 
     def _add_sums(self, sums: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from fedlora_priv.errors import ConfigError
 from fedlora_priv.training.engine import ClipCounts, Clipping, ClippingEngine
 from fedlora_priv.training.examples import Batch, Examples
 from fedlora_priv.training.losses import BatchLosses, model_losses
+from fedlora_priv.training.support import Coordinates
 
 Gradients = dict[str, Tensor]
 """A gradient, or a sum of them, by state name; float64."""
@@ -60,6 +61,7 @@ def measure(
     clipping: Clipping,
     device: torch.device,
     losses: BatchLosses = model_losses,
+    parts: Mapping[str, Coordinates] | None = None,
 ) -> Exactness:
     """Return how exact an engine is on three examples, at the model's present state.
 
@@ -68,10 +70,11 @@ def measure(
         trained: its parameters.
         examples: three; the first and the third have one padded width, the second a larger one where padding is
             to be looked at.
-        alone: their gradients by brute force; none of their arrays may be zero.
+        alone: their whole gradients by brute force; none of their arrays may be zero.
         clipping: what the engine was asked for.
         device: where the model lies.
         losses: what is differentiated.
+        parts: of arrays that the engine trains in part.
 
     Raises:
         ConfigError: an array gets no gradient from the engine at all.
@@ -82,19 +85,30 @@ def measure(
         batch = examples.subset(company).collate(device)
         return engine_sum(engine, trained, batch, UNCLIPPED, weights, losses)[0]
 
+    cut = [cut_to(gradient, parts or {}) for gradient in alone]
     first, again = one(0, [0, 2]), one(0, [0, 2])
     clipped_error = norm_error = 0.0
-    pair, alone_pair = examples.subset([0, 2]).collate(device), [alone[0], alone[2]]
-    for clip_norm in clip_norms_around(alone_pair, clipping):
+    pair, cut_pair, whole_pair = (
+        examples.subset([0, 2]).collate(device),
+        [cut[0], cut[2]],
+        [alone[0], alone[2]],
+    )
+    for clip_norm in clip_norms_around(cut_pair, clipping):
         total, counts = engine_sum(engine, trained, pair, clip_norm, losses=losses)
-        clipped = [clip(gradient, clip_norm, clipping) for gradient in alone_pair]
-        clipped_error = _worse(clipped_error, difference(total, clipped))
+        scaled = [
+            clip(part, clip_norm, clipping, of=whole)
+            for part, whole in zip(cut_pair, whole_pair, strict=True)
+        ]
+        clipped = [cut_to(gradient, parts or {}) for gradient in scaled]
+        clipped_error = _worse(clipped_error, difference(total, clipped, scaled))
         norm = max(norm_of(gradient) for gradient in clipped)
         norm_error = _worse(norm_error, abs(counts.largest_norm - norm) / norm)
     return Exactness(
         repeat_error=distance(again, first),
-        brute_force_error=_worse(difference(first, alone[:1]), difference(one(1, [0, 2]), alone[2:])),
-        padding_error=difference(one(0, [0, 1]), alone[:1]),
+        brute_force_error=_worse(
+            difference(first, cut[:1], alone[:1]), difference(one(1, [0, 2]), cut[2:], alone[2:])
+        ),
+        padding_error=difference(one(0, [0, 1]), cut[:1], alone[:1]),
         companion_error=_worse(distance(one(0, [0, 0]), first), distance(one(0, [0] + 8 * [2]), first)),
         clipped_error=clipped_error,
         norm_error=norm_error,
@@ -158,14 +172,30 @@ def clip_norms_around(gradients: Sequence[Gradients], clipping: Clipping) -> tup
     return min(norms) / 2, math.sqrt(min(norms) * max(norms)), max(norms) * 2
 
 
-def clip(gradient: Gradients, clip_norm: float, clipping: Clipping) -> Gradients:
-    """Return a gradient with each of its groups scaled down to its share of `clip_norm`."""
+def clip(
+    gradient: Gradients, clip_norm: float, clipping: Clipping, *, of: Gradients | None = None
+) -> Gradients:
+    """Return a gradient, or another one `of` its arrays, scaled as brings each group to its share of `clip_norm`."""
     clipped: Gradients = {}
     groups = _groups(gradient, clipping)
     for part in groups:
         factor = min(1.0, clip_norm / math.sqrt(len(groups)) / norm_of(part))
-        clipped |= {name: factor * value for name, value in part.items()}
+        clipped |= {name: factor * (of or gradient)[name] for name in part}
     return {name: clipped[name] for name in gradient}
+
+
+def cut_to(gradient: Gradients, parts: Mapping[str, Coordinates]) -> Gradients:
+    """Return a gradient with zeros where arrays that are trained in part are not trained."""
+    masks = {
+        name: torch.zeros(part.shape.numel(), dtype=torch.bool, device=part.positions.device)
+        .index_fill_(0, part.positions, True)
+        .view(part.shape)
+        for name, part in parts.items()
+    }
+    return {
+        name: torch.where(masks[name], value, 0.0) if name in masks else value
+        for name, value in gradient.items()
+    }
 
 
 def _groups(gradient: Gradients, clipping: Clipping) -> list[Gradients]:
@@ -183,16 +213,19 @@ def norm_of(gradient: Gradients) -> float:
     return math.sqrt(sum(float(value.square().sum()) for value in gradient.values()))
 
 
-def difference(total: Gradients, parts: Sequence[Gradients]) -> float:
+def difference(
+    total: Gradients, parts: Sequence[Gradients], whole: Sequence[Gradients] | None = None
+) -> float:
     """Return how far `total` is from the sum of `parts`: the worst array's, over the largest entry of any part.
 
-    Not over the sum's: gradients that are all but opposite would leave nothing to compare with. The answer is nan
-    if an array has no entry that is not zero, or one that is not finite.
+    Not over the sum's: gradients that are all but opposite would leave nothing to compare with. For the same reason,
+    if `parts` were cut, over the largest entry of what they were cut from, `whole`. The answer is nan if an array has
+    no entry that is not zero, or one that is not finite.
     """
     worst = 0.0
     for name, value in total.items():
         wanted = torch.stack([part[name] for part in parts])
-        scale = float(wanted.abs().max()) or math.nan
+        scale = max(float(gradient[name].abs().max()) for gradient in whole or parts) or math.nan
         worst = _worse(worst, float((value - wanted.sum(dim=0)).abs().max()) / scale)
     return worst
 

@@ -25,6 +25,7 @@ from fedlora_priv.training.engine import (
     nothing_recorded,
     only_training,
 )
+from fedlora_priv.training.support import Coordinates
 
 _LEFTOVERS = ("activations", "max_batch_len")
 
@@ -35,9 +36,13 @@ class HooksEngine(ClippingEngine):
     name = "hooks"
 
     def __init__(
-        self, hooked: GradSampleModule, trained: Mapping[str, nn.Parameter], clipping: Clipping
+        self,
+        hooked: GradSampleModule,
+        trained: Mapping[str, nn.Parameter],
+        clipping: Clipping,
+        parts: Mapping[str, Coordinates] | None = None,
     ) -> None:
-        super().__init__(trained, clipping)
+        super().__init__(trained, clipping, parts)
         self._hooked = hooked
         self.rows_seen: set[int] = set()
 
@@ -48,16 +53,23 @@ class HooksEngine(ClippingEngine):
         each.sum().backward()  # type: ignore[no-untyped-call]
         if self.rows_seen - {len(each)}:  # Opacus would add what examples share to the first ones' gradients
             raise not_one_row_each()
-        return self._clip_and_add(take_gradients(self._trained), len(each), clip_norm)
+        gradients = take_gradients(self._trained)
+        for i, name in enumerate(self._trained):
+            if name in self._parts:
+                gradients[i] = GradientRows(self._parts[name].take(gradients[i].rows))
+        return self._clip_and_add(gradients, len(each), clip_norm)
 
 
 @contextmanager
 def hooks_clipping(
-    model: nn.Module, trained: Mapping[str, nn.Parameter], clipping: Clipping
+    model: nn.Module,
+    trained: Mapping[str, nn.Parameter],
+    clipping: Clipping,
+    parts: Mapping[str, Coordinates] | None = None,
 ) -> Iterator[HooksEngine]:
     """Give an engine that clips through Opacus' hooks."""
     with _hooks(model) as hooked, ExitStack() as counted:
-        engine = HooksEngine(hooked, trained, clipping)
+        engine = HooksEngine(hooked, trained, clipping, parts)
 
         def count(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             engine.rows_seen.update(len(value) for value in inputs[:1] if isinstance(value, Tensor))

@@ -31,6 +31,7 @@ from fedlora_priv.training.examples import Batch, Examples
 from fedlora_priv.training.losses import BatchLosses, model_losses
 from fedlora_priv.training.made_up import made_up_examples, made_up_state
 from fedlora_priv.training.refusals import refuse_context, require_peft
+from fedlora_priv.training.support import TrainSupport, coordinates
 
 _APART = (5, 29, 11)  # padding to very different widths brings rounding out
 LENGTHS = (3, 14, 5)  # of two padded widths, so that padding that counts shows
@@ -103,6 +104,7 @@ def preflight(
     mode: Mode = "auto",
     clipping: Clipping = "flat",
     gradient_checkpointing: bool = False,
+    support: TrainSupport | None = None,
 ) -> PreflightReport:
     """Return how exact the model's clipped gradients are; its state is as before afterwards.
 
@@ -114,6 +116,7 @@ def preflight(
             made up.
         losses: what is differentiated.
         mode, clipping, gradient_checkpointing: as in `StepSettings`.
+        support: the coordinates of `trained` that are to be trained, if not all; as in `PrivateTrainer.train`.
 
     Raises:
         ConfigError: the model was moved or cast, has no finite loss, or a difference is above its `TOLERANCES`: DP-SGD
@@ -123,7 +126,7 @@ def preflight(
     require_peft(model)
     refuse_context()
     require_in_place(model, device)
-    trained = trainable_parameters(model) if trained is None else trained
+    trained, parts = coordinates(trainable_parameters(model) if trained is None else trained, support)
     examples = made_up_examples(model, LENGTHS) if examples is None else examples
     start = read_state(model)
     require_numbers(model, examples.collate(device), losses)
@@ -134,9 +137,14 @@ def preflight(
             for i in range(len(examples))
         ]
         with per_example_clipping(
-            model, trained, mode=mode, clipping=clipping, gradient_checkpointing=gradient_checkpointing
+            model,
+            trained,
+            mode=mode,
+            clipping=clipping,
+            gradient_checkpointing=gradient_checkpointing,
+            parts=parts,
         ) as engine:
-            seen = measure(engine, trained, examples, alone, clipping, device, losses)
+            seen = measure(engine, trained, examples, alone, clipping, device, losses, parts)
     finally:
         write_state(model, start)
     precision = base_dtype(model)
@@ -147,20 +155,25 @@ def preflight(
     )  # fmt: skip
 
 
-def coupling(model: Any, state: State, *, device: str | torch.device = "cpu") -> float:
+def coupling(
+    model: Any, state: State, *, device: str | torch.device = "cpu", support: TrainSupport | None = None
+) -> float:
     """Return how much an example's gradient at `state` depends on its companions, relative L2; nan if not finite.
 
     DP-SGD's sensitivity rests on clipped gradients that do not depend on other examples. That holds up to
     rounding, and a state with enormous entries, such as a hostile server could send, amplifies rounding (of
     padding, of batch shapes) up to the size of the gradient itself. Asked on made-up tokens: no private data.
-    Companions of another padded width are among those asked about, though training has none.
+    Companions of another padded width are among those asked about, though training has none. With a `support` of some
+    of the arrays, only what it has is asked about: nothing else would be trained, and all that is clipped is that.
     """
-    device = torch.device(device)
-    start, trained, examples = read_state(model), trainable_parameters(model), made_up_examples(model, _APART)
+    device, start, examples = torch.device(device), read_state(model), made_up_examples(model, _APART)
+    parameters = trainable_parameters(model)
+    asked = {name: p for name, p in parameters.items() if support is None or name in support}
+    trained, parts = coordinates(asked, support)
     cases = (([0, 1], [1.0, 0.0]), ([2, 0], [0.0, 1.0]))
     try:
         write_state(model, state)
-        with per_example_clipping(model, trained) as engine:
+        with per_example_clipping(model, trained, parts=parts) as engine:
             first, second = (
                 engine_sum(engine, trained, examples.subset(pair).collate(device), UNCLIPPED, weights)[0]
                 for pair, weights in cases

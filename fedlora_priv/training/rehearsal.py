@@ -22,17 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fedlora_priv.adapters import read_state, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.methods.base import Role
 from fedlora_priv.training.checks import StepCheck
-from fedlora_priv.training.exactness import Gradients, clip, difference, gradient_alone
+from fedlora_priv.training.exactness import Gradients, clip, cut_to, difference, gradient_alone
 from fedlora_priv.training.made_up import made_up_examples, made_up_state
 from fedlora_priv.training.noise_check import NoiseReport, check_noise, steps_to_look_at
 from fedlora_priv.training.preflight import LENGTHS, TOLERANCES, PreflightReport, preflight
 from fedlora_priv.training.settings import StepSettings
+from fedlora_priv.training.support import TrainSupport, coordinates
 from fedlora_priv.training.trainer import ALL_ROLES, PrivateTrainer, TrainResult
 from protocols.prg import SecretStream
 
@@ -66,7 +67,11 @@ class Rehearsal:
 
 
 def rehearse(
-    trainer: PrivateTrainer, settings: StepSettings, *, trainable: frozenset[Role] = ALL_ROLES
+    trainer: PrivateTrainer,
+    settings: StepSettings,
+    *,
+    trainable: frozenset[Role] = ALL_ROLES,
+    support: TrainSupport | None = None,
 ) -> Rehearsal:
     """Return what was seen of a trainer that is fit to train privately with these settings.
 
@@ -74,6 +79,7 @@ def rehearse(
         trainer: the one that will train; as before afterwards, but that its next step is checked again.
         settings: the run's own; how many steps, and how large a batch, make no difference.
         trainable: the roles that the run will train.
+        support: coordinates of their arrays, as the run will train in one of its rounds; None for all of them.
 
     Raises:
         ConfigError: DP-SGD on this model would not do what is claimed, or nothing could be learnt.
@@ -92,10 +98,11 @@ def rehearse(
         mode=settings.mode,
         clipping=settings.clipping,
         gradient_checkpointing=settings.gradient_checkpointing,
+        support=support,
     )
     start = read_state(trainer.model)
     try:
-        steps = _Steps(trainer, settings, trainable, trained)
+        steps = _Steps(trainer, settings, trainable, trained, support)
         step_error = steps.require_exact(TOLERANCES[seen.base_dtype].exact)
         steps.require_changes()
         noise = steps.look_at_noise() if settings.noise_multiplier > 0 else None
@@ -114,14 +121,17 @@ class _Steps:
         settings: StepSettings,
         trainable: frozenset[Role],
         trained: dict[str, nn.Parameter],
+        support: TrainSupport | None,
     ) -> None:
         model: Any = trainer.model
         self._trainer, self._settings = trainer, settings
-        self._trainable, self._trained = trainable, trained
+        self._trainable, self._support = trainable, support
+        self._trained, self._parts = coordinates(trained, support)
         self._state = made_up_state(model)
         self._examples = made_up_examples(model, LENGTHS)
         write_state(model, self._state)
-        self._clipped = [self._clipped_alone(i) for i in range(len(self._examples))]
+        self._scaled = [self._clipped_alone(i) for i in range(len(self._examples))]
+        self._clipped = [cut_to(gradient, self._parts) for gradient in self._scaled]
 
     def require_exact(self, tolerance: float) -> float:
         """Return how far a step without noise, of two microbatches, is from brute force; raise if too far."""
@@ -132,7 +142,7 @@ class _Steps:
             name: torch.from_numpy((self._state[name].astype(np.float64) - after[name]) / _ENLARGED)
             for name in self._trained
         }
-        error = difference(moved, self._clipped)
+        error = difference(moved, self._clipped, self._scaled)
         if not error <= tolerance:
             raise ConfigError(
                 f"a step is not the clipped sum of its examples ({error:.1e})", "use another mode"
@@ -142,7 +152,7 @@ class _Steps:
     def require_changes(self) -> None:
         """Take one step of the run's own settings; raise unless it changes what is trained and nothing else."""
         write_state(self._trainer.model, self._state)
-        check = StepCheck(self._trainer.model, self._trained)
+        check = StepCheck(self._trainer.model, self._trained, self._parts)
         self._train(replace(self._settings, steps=1, sample_rate=1.0))
         check.require_changes(noised=True)  # no gradient is zero here, so that holds without noise too
 
@@ -152,10 +162,11 @@ class _Steps:
         Raises:
             EnvironmentProblem: it is not the noise that was planned.
         """
-        sizes = {name: parameter.numel() for name, parameter in self._trained.items()}
+        sizes = {name: len(self._taken(name, p)) for name, p in self._trained.items()}
         stream, plain = SecretStream(), self._plain(1.0)
         known = sum(
-            np.concatenate([value.numpy().ravel() for value in part.values()]) for part in self._clipped
+            np.concatenate([self._taken(name, value).numpy() for name, value in part.items()])
+            for part in self._clipped
         )
         write_state(self._trainer.model, self._state)
         start = self._flat()
@@ -172,11 +183,12 @@ class _Steps:
         return check_noise((np.stack(rows) / planned).astype(np.float32), sizes)
 
     def _clipped_alone(self, index: int) -> Gradients:
-        """Return by brute force what an example adds to a step's sum, over the clip norm."""
+        """Return by brute force what an example adds to a step's sum, over the clip norm, before it is cut."""
         trainer, settings = self._trainer, self._settings
         example = self._examples.subset([index]).collate(trainer.device)
         gradient = gradient_alone(trainer.model, self._trained, example)
-        clipped = clip(gradient, settings.clip_norm, settings.clipping)
+        cut = cut_to(gradient, self._parts)
+        clipped = clip(cut, settings.clip_norm, settings.clipping, of=gradient)
         return {name: value.cpu() / settings.clip_norm for name, value in clipped.items()}
 
     def _plain(self, enlarged: float) -> StepSettings:
@@ -206,10 +218,16 @@ class _Steps:
             settings,
             stream=SecretStream() if stream is None else stream,
             trainable=self._trainable,
+            support=self._support,
             on_step=on_step,
         )
 
     def _flat(self) -> NDArray[np.float64]:
-        """Return the trained parameters as they are now, in one vector."""
-        values = [parameter.detach().double().flatten() for parameter in self._trained.values()]
+        """Return what is trained as it is now, in one vector."""
+        values = [self._taken(name, p.detach()).double() for name, p in self._trained.items()]
         return torch.cat(values).cpu().numpy()
+
+    def _taken(self, name: str, values: Tensor) -> Tensor:
+        """Return the trained coordinates of one array, flat."""
+        part = self._parts.get(name)
+        return values.flatten() if part is None else values.flatten()[part.positions.to(values.device)]

@@ -39,6 +39,7 @@ from fedlora_priv.training.preflight import LENGTHS, require_numbers
 from fedlora_priv.training.refusals import refuse_training_mode, require_peft
 from fedlora_priv.training.sampling import poisson_draw
 from fedlora_priv.training.settings import StepSettings
+from fedlora_priv.training.support import TrainSupport, coordinates, require_unmoved
 from protocols.prg import SecretStream
 
 ALL_ROLES: frozenset[Role] = frozenset({"A", "B", "head"})
@@ -83,7 +84,7 @@ class PrivateTrainer:
         refuse_emulated_bfloat16(model, self.device)
         self.model: nn.Module = model.to(self.device).eval()
         self.layout = layout(model)
-        self._verified: set[frozenset[Role]] = set()
+        self._verified: set[tuple[frozenset[Role], bool]] = set()
         require_in_place(model, self.device)
         require_numbers(model, made_up_examples(model, LENGTHS).collate(self.device))
 
@@ -95,6 +96,7 @@ class PrivateTrainer:
         *,
         stream: SecretStream,
         trainable: frozenset[Role] = ALL_ROLES,
+        support: TrainSupport | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> TrainResult:
         """Return the state after private steps from `start_state` on one client's examples.
@@ -105,6 +107,8 @@ class PrivateTrainer:
             settings: the public constants of the steps.
             stream: the client's secret randomness, for batches and noise.
             trainable: roles that are trained; the others are frozen, noise-free and come back bit-identical.
+            support: public coordinates of each array of these roles, to train those alone: gradients are cut to them
+                before they are clipped, and nothing else gets noise or moves; see `support`. None trains all.
             on_step: called with 1, 2, ... after each step.
 
         Guarantee:
@@ -113,13 +117,13 @@ class PrivateTrainer:
             returned but `private_audit` is post-processing of them.
 
         Raises:
-            ConfigError: nothing to train, or a mode that does not fit the model.
+            ConfigError: nothing to train, or a mode or a support that does not fit the model.
             DataError: a label, token or length that the model has no place for.
             FedloraError: something is not trained that should be, or the other way round.
         """
         if settings.adaptive is not None:
             require_exact_counts(self.model)
-        trained = self._trained(trainable)
+        trained, parts = coordinates(self._trained(trainable), support)
         refuse_unfit(self.model, examples)
         write_state(self.model, start_state)
         optimizer = SecretNoiseOptimizer(
@@ -128,29 +132,32 @@ class PrivateTrainer:
             noise_multiplier=settings.noise_multiplier,
             clip_norm=settings.clip_norm,
             planned_batch_size=settings.planned_batch_size,
+            parts=[parts.get(name) for name in trained],
         )
-        clip_norm, records = ClipNorm(settings, stream), []
+        clip_norm, records, kind = ClipNorm(settings, stream), [], (trainable, support is None)
         with per_example_clipping(
             self.model,
             trained,
             mode=settings.mode,
             clipping=settings.clipping,
             gradient_checkpointing=settings.gradient_checkpointing,
+            parts=parts,
         ) as engine:
             for step in range(1, settings.steps + 1):
-                check = None if trainable in self._verified else StepCheck(self.model, trained)
+                check = None if kind in self._verified else StepCheck(self.model, trained, parts)
                 drawn = examples.subset(poisson_draw(stream, len(examples), settings.sample_rate))
                 records.append(self._step(engine, optimizer, drawn, settings, clip_norm))
                 if check is not None:
                     check.require_changes(noised=settings.noise_multiplier > 0)
-                    self._verified.add(trainable)
+                    self._verified.add(kind)
                 if on_step is not None:
                     on_step(step)
                     refuse_training_mode(self.model, trained)
-        dimension = sum(parameter.numel() for parameter in trained.values())
-        return TrainResult(
-            read_trained(self.model), settings.steps, dimension, clip_norm.value, tuple(records)
-        )
+        state = read_trained(self.model)
+        if support is not None:
+            require_unmoved(start_state, state, support)
+        dimension = sum(len(parts.get(name, p.flatten())) for name, p in trained.items())
+        return TrainResult(state, settings.steps, dimension, clip_norm.value, tuple(records))
 
     def engine(self, settings: StepSettings, trainable: frozenset[Role] = ALL_ROLES) -> EngineChoice:
         """Return which clipping engine `train` would use, and why.
