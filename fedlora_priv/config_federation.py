@@ -234,10 +234,9 @@ class CommunicationSection(Section):
     )
     value_bits: int = Field(
         default=16,
-        ge=4,
-        le=24,
-        description="Bits per travelling value before the head room for summing clients is added. With fewer than 4, "
-        "rounding noise would widen the next round's bounds for ever.",
+        ge=2,
+        le=16,
+        description="Bits per travelling value, sign included, before the head room for summing clients is added.",
     )
     download_density: float = Field(
         default=1.0,

@@ -64,8 +64,8 @@ class Choice:
             raise CommunicationError("the densities of tiers increase", "list the narrowest tier first")
         if self.support == "dense" and self.densities != (1.0,):
             raise CommunicationError("a dense support has density 1", "choose another support")
-        if not 2 <= self.value_bits <= 24:
-            raise CommunicationError(f"a value travels in 2 to 24 bits, not in {self.value_bits}")
+        if not 2 <= self.value_bits <= 16:
+            raise CommunicationError(f"a value travels in 2 to 16 bits, not in {self.value_bits}")
 
     @property
     def reveals(self) -> str:

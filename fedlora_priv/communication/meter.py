@@ -33,7 +33,7 @@ KINDS: tuple[Kind, ...] = ("keys", "shares", "votes", "values", "support", "fram
 Table = Counter[tuple[str, Direction, Kind]]
 """Bytes by client_id, direction and kind."""
 
-_SUPPORT_BLOB = "support"
+_SUPPORT, _BOUNDS = "support", "bounds"
 _KIND_OF: Mapping[tuple[Direction, Phase], Kind] = {
     ("up", "advertise"): "keys", ("down", "share"): "keys",
     ("up", "share"): "shares", ("down", "mask"): "shares", ("up", "reveal"): "shares",
@@ -160,12 +160,17 @@ def _told(step: Told) -> Table:
 
 
 def _message(client_id: str, way: Direction, message: wire.Message) -> Table:
-    """Return the bytes of one message: its blobs are a support or values, the rest is framing."""
+    """Return the bytes of one message: its blobs are mostly values, the rest is framing."""
     table: Table = Counter()
     for name, blob in message.blobs.items():
-        table[client_id, way, "support" if _SUPPORT_BLOB in name.split("/") else "values"] += len(blob)
+        table[client_id, way, _kind(name)] += len(blob)
     table[client_id, way, "framing"] += len(wire.encode(message)) - table.total()
     return table
+
+
+def _kind(blob: str) -> Kind:
+    """Return what a blob of that name is for."""
+    return "support" if _SUPPORT in blob.split("/") else "framing" if blob == _BOUNDS else "values"
 
 
 def _summed(step: Summed) -> Table:

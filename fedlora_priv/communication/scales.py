@@ -32,7 +32,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,13 +101,37 @@ class Channels:
 
 
 def lora_channels(layout: Layout, shapes: Shapes) -> Channels:
-    """Return the channels of an upload: rows of A, columns of B and R, rows of the head; else whole arrays."""
-    names = set(layout.shapes())
-    axes: dict[str, int | None] = {}
-    for name, shape in shapes.items():
-        role = layout.role(name) if name in names else None
-        axes[name] = None if role is None or len(shape) < 2 else 1 if role == "B" else 0
-    return Channels.along(shapes, axes)
+    """Return the channels of an upload: rows of A and the head, columns of B; else whole arrays."""
+    return Channels.along(shapes, {name: _axis(layout, name, shape) for name, shape in shapes.items()})
+
+
+def channel_shapes(layout: Layout, shapes: Shapes) -> Shapes:
+    """Return for each array the shape of one number a channel, with ones on all other axes: it broadcasts.
+
+    The numbers of all arrays one after another are in the order of `lora_channels`.
+
+    Example:
+        >>> from fedlora_priv.methods.base import LoraModule
+        >>> layout = Layout((LoraModule("m", 30, 40, 8, 1.0),), {})
+        >>> channel_shapes(layout, {"m.lora_A": (8, 40), "m.lora_B": (30, 8), "m.sketch": (30, 8)})
+        {'m.lora_A': (8, 1), 'm.lora_B': (1, 8), 'm.sketch': (1, 1)}
+    """
+    axes = {name: _axis(layout, name, shape) for name, shape in shapes.items()}
+    return {
+        name: tuple(size if i == axes[name] else 1 for i, size in enumerate(shape))
+        for name, shape in shapes.items()
+    }
+
+
+def _axis(layout: Layout, name: str, shape: tuple[int, ...]) -> int | None:
+    """Return along which axis an array's channels are; None where it is one channel."""
+    try:
+        role = layout.role(name)
+    except KeyError:  # a map of a product, or a count
+        return None
+    if len(shape) < 2 or role in ("R", "base"):  # R is small: its rows are too short to tell them apart
+        return None
+    return 1 if role == "B" else 0
 
 
 @dataclass(frozen=True)
@@ -118,10 +143,11 @@ class Scales:
         spreads: standard deviations, float64 of shape (channels,), positive.
         value_bits: bits of one client's value, sign included, 2 to 16.
         max_clients: no more clients than this are summed.
+        room: how many times wider than the best bound for Gaussian values a bound is, at least 1.
 
     Raises:
-        CommunicationError: a spread is zero, negative or not finite, there is not one for each channel, or
-            value_bits is out of range.
+        CommunicationError: a spread is zero, negative or not finite, there is not one for each channel,
+            value_bits is out of range, or there is less room than 1.
 
     Example:
         >>> channels = Channels(np.array([0, 0, 1]))
@@ -135,6 +161,7 @@ class Scales:
     spreads: NDArray[np.float64] = field(repr=False)
     value_bits: int
     max_clients: int
+    room: float = 1.0
 
     def __post_init__(self) -> None:
         spreads = np.array(self.spreads, dtype=np.float64)
@@ -144,6 +171,8 @@ class Scales:
             raise CommunicationError(
                 "a spread is zero, negative or not finite", "training diverged: start again"
             )
+        if not 1.0 <= self.room < math.inf:
+            raise CommunicationError(f"a bound has room for 1 time the best one or more, not for {self.room}")
         _check_bits(self.value_bits)
         spreads.flags.writeable = False
         object.__setattr__(self, "spreads", spreads)
@@ -151,7 +180,7 @@ class Scales:
     @property
     def bounds(self) -> NDArray[np.float32]:
         """The largest magnitude that travels, by channel, float32."""
-        return np.asarray(headroom(self.value_bits) * self.spreads, dtype=np.float32)
+        return np.asarray(self.room * headroom(self.value_bits) * self.spreads, dtype=np.float32)
 
     def quantiser(self, support: Support | None = None) -> Quantiser:
         """Return the quantiser of all coordinates, or of those of `support`."""
@@ -160,30 +189,33 @@ class Scales:
             bounds if support is None else support.take(bounds), self.value_bits, self.max_clients
         )
 
-    def after(self, mean: NDArray[np.float64], support: Support, clients: int) -> Scales:
+    def after(
+        self, mean: NDArray[np.float64], support: Support, clients: int | NDArray[np.integer[Any]]
+    ) -> Scales:
         """Return the scales of the next round, from the mean of this one: a function of public things only.
 
         Args:
             mean: over the survivors, float64 of shape (dimension,).
             support: what travelled.
-            clients: how many survivors there were.
+            clients: how many survivors there were; of shape (k,), in the support's order, where some sent less.
 
         Raises:
             CommunicationError: the mean has another length or is not finite, or is over no client.
         """
         if mean.shape != self.channels.index.shape or not np.isfinite(mean).all():
             raise CommunicationError("a mean has one finite value for each coordinate", "drop this round")
-        if not 1 <= clients <= self.max_clients:
+        n = np.broadcast_to(np.asarray(clients), (len(support),))
+        if len(support) and not 1 <= n.min() <= n.max() <= self.max_clients:
             raise CommunicationError(f"a mean is over 1 to {self.max_clients} clients, not over {clients}")
         index, count = support.take(self.channels.index), self.channels.count
         travelled = np.bincount(index, minlength=count)
         relative = support.take(mean) / self.bounds[index].astype(np.float64)
-        moments = clients * np.bincount(index, relative**2, minlength=count) / np.maximum(travelled, 1)
+        moments = np.bincount(index, n * relative**2, minlength=count) / np.maximum(travelled, 1)
         seen = self.bounds * relative_spread(moments, self.value_bits)
         seen = np.clip(seen, self.spreads / LARGEST_STEP, self.spreads * LARGEST_STEP)
         weight = travelled / (travelled + MEMORY)
         spreads = np.sqrt(weight * seen**2 + (1 - weight) * self.spreads**2)
-        return Scales(self.channels, np.maximum(spreads, SMALLEST_SPREAD), self.value_bits, self.max_clients)
+        return replace(self, spreads=np.maximum(spreads, SMALLEST_SPREAD))
 
     def to_bytes(self) -> bytes:
         """Return what a client needs to have the same quantiser: the bounds as little-endian float32."""

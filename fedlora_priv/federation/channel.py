@@ -33,14 +33,15 @@ class UploadChannel:
     Args:
         shapes: names and shapes of what the method uploads.
         support: which of the flattened coordinates travel, the same for everybody.
-        bounds: for each array the largest magnitude that is sent; larger values are clipped to it.
+        bounds: for each array the largest magnitude that is sent, by channel: float32, of a shape that broadcasts to
+            the array's (`fedlora_priv.communication.scales.channel_shapes`). Larger values are clipped.
         value_bits: bits of one client's quantised value, sign included.
         max_clients: how many clients may be summed without overflow.
     """
 
     shapes: Shapes
     support: Support
-    bounds: Mapping[str, float]
+    bounds: Mapping[str, NDArray[np.float32]]
     value_bits: int
     max_clients: int
 
@@ -52,14 +53,17 @@ class UploadChannel:
     @cached_property
     def quantiser(self) -> Quantiser:
         """The quantiser of the coordinates that travel."""
-        per_array = [np.full(math.prod(shape), self.bounds[name]) for name, shape in self._arrays()]
-        bounds = np.concatenate(per_array).astype(np.float32)
-        return Quantiser(self.support.take(bounds), self.value_bits, self.max_clients)
+        bounds = {name: np.broadcast_to(self.bounds[name], shape) for name, shape in self._arrays()}
+        return Quantiser(self.support.take(flatten(self.shapes, bounds)), self.value_bits, self.max_clients)
 
     @property
     def form(self) -> VectorForm:
         """What a masked upload looks like to secure aggregation."""
         return VectorForm(len(self.support), self.quantiser.modulus_bits, self.quantiser.levels)
+
+    def bounds_to_bytes(self) -> bytes:
+        """Return the bounds as they travel: arrays in the contract's order, little-endian float32."""
+        return b"".join(self.bounds[name].astype("<f4").tobytes() for name, _ in self._arrays())
 
     def ring(self, upload: State, stream: SecretStream) -> NDArray[np.uint32]:
         """Return one client's upload as ring elements, uint32 of shape (k,); rounding draws on `stream`."""

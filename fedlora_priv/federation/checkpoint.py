@@ -15,9 +15,9 @@ from fedlora_priv.federation.files import read_arrays, write_arrays
 from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.server import ServerState
 
-VERSION = 4
+VERSION = 5
 KEPT = 2
-_STORED = ("state", "scores", "moments")
+_STORED = ("state", "spreads", "scores", "moments")
 """Named arrays of a `ServerState`; an array's name in the file begins with which of them it belongs to."""
 _VOTED = "voted"
 
@@ -48,7 +48,6 @@ def save(folder: Path, server: ServerState, history: History) -> None:
     header = {
         "version": VERSION,
         "round": server.round,
-        "bounds": dict(server.bounds),
         "history": asdict(history),
     }
     arrays = {f"{of}/{name}": array for of in _STORED for name, array in getattr(server, of).items()}
@@ -80,7 +79,7 @@ def load(folder: Path) -> tuple[ServerState, History] | None:
         for path, array in arrays.items():
             of, _, name = path.partition("/")
             parts[of][name] = array
-        server = ServerState(header["round"], bounds=header["bounds"], voted=voted, **parts)
+        server = ServerState(header["round"], voted=voted, **parts)
         history = header["history"]
         records = [_record(record) for record in history.pop("records")]
         return server, History(records=records, **history)

@@ -20,15 +20,16 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.ballots import BallotChannel
+from fedlora_priv.federation.bounds import ExchangeScales
 from fedlora_priv.federation.channel import UploadChannel
 from fedlora_priv.federation.course import Leg, course, vote_rules
-from fedlora_priv.methods.base import Contract, State
+from fedlora_priv.methods.base import Contract, Layout, State
 from protocols.errors import ProtocolError
 from protocols.sparsify import Support
 
 SUPPORT_BLOB = "support"
+BOUNDS_BLOB = "bounds"
 ANNOUNCED_PREFIX = "announced/"
-LARGEST_BOUND = float(np.finfo(np.float32).max)
 
 Channel = UploadChannel | BallotChannel
 
@@ -93,10 +94,10 @@ class Exchange:
         """Return the message that begins this exchange, which is not the first."""
         if not self.answers:
             return wire.Message(wire.EXCHANGE, {"exchange": self.number})
-        fields = {"exchange": self.number, "bounds": dict(self.values.bounds)}
         announced = wire.pack_arrays(self.announced)
         blobs = {ANNOUNCED_PREFIX + name: blob for name, blob in announced.items()}
-        return wire.Message(wire.EXCHANGE, fields, {SUPPORT_BLOB: self.values.support.to_bytes(), **blobs})
+        how = {SUPPORT_BLOB: self.values.support.to_bytes(), BOUNDS_BLOB: self.values.bounds_to_bytes()}
+        return wire.Message(wire.EXCHANGE, {"exchange": self.number}, how | blobs)
 
     @classmethod
     def from_message(cls, message: wire.Message, number: int, planned: Planned) -> Exchange:
@@ -106,13 +107,13 @@ class Exchange:
             FederationError: the message does not fit the round.
         """
         leg, blobs = planned.legs[number], dict(message.blobs)
-        support = blobs.pop(SUPPORT_BLOB, b"")
+        support, bounds = blobs.pop(SUPPORT_BLOB, b""), blobs.pop(BOUNDS_BLOB, b"")
         announced = wire.unpack_arrays(
             wire.without_prefix(blobs, ANNOUNCED_PREFIX),
             planned.contract.announced(leg.upload),
             "the announcement",
         )
-        return cls(number, leg, announced, planned.values(number, support, message.fields.get("bounds")))
+        return cls(number, leg, announced, planned.values(number, support, bounds))
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Planned:
     """What a party knows of a round before it begins, and holds a server's messages to."""
 
     experiment: Experiment
+    layout: Layout
     contract: Contract
     round: int
 
@@ -143,19 +145,26 @@ class Planned:
             raise FederationError(f"the server began exchange {told} where {current + 1} is the next one")
         return told
 
-    def begun(self, bounds: object, supports: Mapping[str, bytes]) -> tuple[Exchange, ...]:
+    def scales(self, upload: int) -> ExchangeScales:
+        """Return how the arrays of one of the method's uploads are scaled."""
+        bits, clients = self.experiment.communication.value_bits, self.experiment.federation.clients
+        return ExchangeScales.of(self.layout, self.contract, upload, bits, clients)
+
+    def begun(self, bounds: bytes, supports: Mapping[str, bytes]) -> tuple[Exchange, ...]:
         """Return the exchanges that are known from a task, as a server has described them.
 
         Args:
-            bounds, supports: its fields and blobs.
+            bounds, supports: its blobs; no bounds are as good as none of that name.
 
         Raises:
             FederationError: they do not fit the round.
         """
         known = [j for j, leg in enumerate(self.legs) if j == 0 or leg.is_ring]
         if self.legs[0].carries == "votes":
-            if supports:
-                raise FederationError("the server chose the support of a round in which clients vote for it")
+            if supports or bounds:
+                raise FederationError(
+                    "the server chose support or bounds of a round in which clients vote for it"
+                )
             return (Exchange(0, self.legs[0], {}, self.ballots()),)
         if set(supports) != {support_blob(j) for j in known}:
             raise FederationError(f"the message that starts a round lacks {SUPPORT_BLOB}, or has too many")
@@ -170,7 +179,7 @@ class Planned:
         rules = vote_rules(self.experiment, self.contract, self.round)
         return BallotChannel(self.contract.uploads, rules)
 
-    def values(self, number: int, support: bytes, bounds: object) -> UploadChannel:
+    def values(self, number: int, support: bytes, bounds: bytes) -> UploadChannel:
         """Return the channel of an exchange of values, as a server has described it.
 
         Raises:
@@ -188,11 +197,11 @@ class Planned:
             )
         return self._channel(bounds, leg, coordinates)
 
-    def _channel(self, bounds: object, leg: Leg, support: Support) -> UploadChannel:
+    def _channel(self, bounds: bytes, leg: Leg, support: Support) -> UploadChannel:
         """Return a channel whose bounds were checked: whatever is wrong comes out before anything is charged."""
-        shapes, bits = self.contract.exchange(leg.upload), self.experiment.communication.value_bits
-        checked = _bounds(bounds, leg.upload, self.contract)
-        channel = UploadChannel(shapes, support, checked, bits, self.experiment.federation.clients)
+        scales = self.scales(leg.upload)
+        checked = scales.bounds_from_bytes(bounds)
+        channel = UploadChannel(scales.shapes, support, checked, scales.value_bits, scales.clients)
         try:
             channel.digest()
         except ProtocolError as error:
@@ -212,20 +221,6 @@ def _require_disjoint(rings: list[Support]) -> None:
         raise FederationError(
             "the server put a coordinate into two rings, to be summed over different clients"
         )
-
-
-def _bounds(fields: object, number: int, contract: Contract) -> dict[str, float]:
-    """Check that there is one positive bound, finite in float32, for each array that is uploaded."""
-    shapes = contract.exchange(number)
-    if not isinstance(fields, Mapping) or set(fields) != set(shapes):
-        raise FederationError("the quantisation bounds of a round do not name the arrays that are uploaded")
-    bounds = {name: fields[name] for name in shapes}
-    for name, bound in bounds.items():
-        if not isinstance(bound, float) or not 0 < bound <= LARGEST_BOUND:
-            raise FederationError(f"the quantisation bound of {name!r} is {bound!r}, not a positive float32")
-        if bound != contract.limits.get(name, bound):
-            raise FederationError(f"the quantisation bound of {name!r} is not the one that the method states")
-    return bounds
 
 
 @dataclass(frozen=True)
@@ -256,6 +251,20 @@ class Summed:
     def with_part(self, exchange: Exchange, ring_sum: NDArray[np.uint32], n: int) -> Summed:
         """Return what there is after one more exchange."""
         return Summed((*self.parts, ExchangeSum(exchange, ring_sum, n)))
+
+    def uploads(self) -> dict[int, Exchange]:
+        """Return which of the method's uploads were summed, each with its first exchange; votes are none."""
+        exchanges = [part.exchange for part in self.parts if part.exchange.leg.carries == "values"]
+        return {exchange.leg.upload: exchange for exchange in reversed(exchanges)}
+
+    def senders(self, upload: int) -> NDArray[np.int64]:
+        """Return of how many clients the sum on each coordinate of an upload is, int64 of shape (dimension,)."""
+        first = self.uploads()[upload]
+        senders = np.zeros(first.leg.dimension, dtype=np.int64)
+        for part in self.parts:
+            if part.exchange.leg.carries == "values" and part.exchange.leg.upload == upload:
+                senders[part.exchange.values.support.indices] = part.n
+        return senders
 
     @cached_property
     def sums(self) -> dict[str, NDArray[np.float64]]:

@@ -1,4 +1,4 @@
-"""The first quantisation bounds of an array that no sum has told anything of yet: made-up clients act a round out.
+"""The first spreads of an array that no sum has told anything of yet: made-up clients act a round out.
 
 Before the first sum nothing is known of the uploads but what the experiment file says, so clients are acted out
 whose trained arrays move by Gaussian steps of the planned size, from the public seed. For a later exchange they act
@@ -17,17 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora_priv.communication.scales import channel_shapes
 from fedlora_priv.config import Experiment
 from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
 
-HEADROOM = 2.0
-"""A bound is this many times the largest entry of a rehearsed upload (a clipped value is not an error)."""
+CAUTION = 2.0
+"""A first spread is this many times the rehearsed one: what is planned for all coordinates may be in half of them."""
 
 CROWD = 3
 """So many clients act out the sums of earlier exchanges. Of more, each has less in common with the sum."""
 
 
-def rehearsed_bounds(
+def rehearsed_spreads(
     experiment: Experiment,
     layout: Layout,
     method: Method,
@@ -36,8 +37,8 @@ def rehearsed_bounds(
     round: int,
     exchange: int,
     noise_multiplier: float,
-) -> dict[str, float]:
-    """Return a bound for each array of an exchange of that round, from public values alone.
+) -> dict[str, NDArray[np.float64]]:
+    """Return the spreads of an exchange's arrays by channel, from public values alone.
 
     Args:
         method: that of the round.
@@ -58,11 +59,15 @@ def rehearsed_bounds(
                 sums[name] = sums.get(name, 0.0) + array.astype(np.float64)
         announced = method.announce(layout, state, sums, len(crowd), shared) or {}
         shared = replace(shared, exchange=shared.exchange + 1, announced=announced)
-    largest = dict.fromkeys(contract.exchange(exchange), 0.0)
-    for trained in crowd:
-        for name, array in method.upload(layout, state, trained, shared).items():
-            largest[name] = max(largest[name], float(np.abs(array).max()))
-    return {name: HEADROOM * (entry or spread) for name, entry in largest.items()}
+    uploads = [method.upload(layout, state, trained, shared) for trained in crowd]
+    by_channel = channel_shapes(layout, contract.exchange(exchange))
+    found = {}
+    for name, shape in by_channel.items():
+        values = np.stack([upload[name] for upload in uploads]).astype(np.float64)
+        across = tuple(i for i in range(values.ndim) if i == 0 or shape[i - 1] == 1)
+        size = np.sqrt(np.mean(values**2, axis=across)).reshape(shape)
+        found[name] = CAUTION * np.where(size > 0, size, spread)
+    return found
 
 
 def _trained(

@@ -77,7 +77,7 @@ class RoundRelease:
         self._anchor = anchor
         self._method = setup.method.at(task.round)
         self._contract = self._method.contract(setup.layout)
-        self._planned = Planned(setup.experiment, self._contract, task.round)
+        self._planned = Planned(setup.experiment, setup.layout, self._contract, task.round)
         self._exchange = task.first
         self._began: wire.Message | None = None
         self._session: SecAggClient | None = None

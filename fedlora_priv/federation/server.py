@@ -7,7 +7,6 @@ Nothing here sees one client's upload.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.ballots import BallotChannel
+from fedlora_priv.federation.bounds import Spreads
 from fedlora_priv.federation.channel import UploadChannel
-from fedlora_priv.federation.exchange import Exchange, ExchangeSum, Planned, Summed
-from fedlora_priv.federation.rehearsal import rehearsed_bounds
+from fedlora_priv.federation.exchange import Exchange, Planned, Summed
+from fedlora_priv.federation.rehearsal import rehearsed_spreads
 from fedlora_priv.federation.start import masked, moving
 from fedlora_priv.federation.supports import largest_supports, random_supports, rings
 from fedlora_priv.federation.task import RoundTask, begin
@@ -26,15 +26,6 @@ from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
 from fedlora_priv.methods.certificate import Certificate
 from fedlora_priv.methods.optimizers import Moments, ServerOptimizer, require_mean_moves
 from protocols.sparsify import Support, dense
-
-SUM_HEADROOM = 2.0
-"""A bound is this many times √n times the largest entry of the last mean.
-
-Under DP noise one client's entries are about √n times those of the mean over n clients.
-"""
-
-SLOWEST_SHRINK = 0.5
-"""A bound at most halves from one sum of an array to the next, so that one quiet round cannot starve the next."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,8 @@ class ServerState:
     Args:
         round: rounds finished so far.
         state: the global state, all of it, whatever part of it clients start from.
-        bounds: for each array that has been summed, the largest magnitude that may travel when it next does.
+        spreads: for each array that has been summed, the standard deviation of one client's values by channel: bounds
+            are made of it when it next travels.
         scores: for each array that has been summed, its accumulated mean, float32: its magnitude ranks coordinates.
             Only where an experiment chooses coordinates by them.
         moments: what the server optimiser remembers.
@@ -53,7 +45,7 @@ class ServerState:
 
     round: int
     state: State
-    bounds: Mapping[str, float] = field(default_factory=dict)
+    spreads: Spreads = field(default_factory=dict)
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     moments: Moments = field(default_factory=dict)
     voted: NDArray[np.int64] | None = None
@@ -144,19 +136,17 @@ class FederationServer:
             state, moments = self._optimizer.step(method, self._layout, server.state, state, moments)
         means = {name: total / summed.n for name, total in summed.sums.items()}
         scores = self._scores(server, method.contract(self._layout), means)
-        return ServerState(
-            task.round, state, self._next_bounds(server, summed), scores, moments, _voted(server, summed)
-        )
+        spreads = self._spreads(server, self._planned(task.round), summed)
+        return ServerState(task.round, state, spreads, scores, moments, _voted(server, summed))
 
-    def _next_bounds(self, server: ServerState, summed: Summed) -> dict[str, float]:
-        """Return the bounds of everything that has ever been summed."""
-        bounds = dict(server.bounds)
-        largest: dict[str, float] = {}
-        values = [part for part in summed.parts if not isinstance(part.exchange.channel, BallotChannel)]
-        for part in values:
-            for name, bound in _next_bounds_of(part).items():
-                largest[name] = max(bound, largest.get(name, 0.0))
-        return bounds | largest
+    def _spreads(self, server: ServerState, planned: Planned, summed: Summed) -> Spreads:
+        """Return the spreads of everything that has ever been summed."""
+        spreads = server.spreads
+        means = {name: total / summed.n for name, total in summed.sums.items()}
+        for upload, exchange in summed.uploads().items():
+            bounds, senders = exchange.values.bounds, summed.senders(upload)
+            spreads = {**spreads, **planned.scales(upload).after(bounds, means, senders)}
+        return spreads
 
     def certify(
         self, server: ServerState, task: RoundTask, summed: Summed, advanced: ServerState
@@ -171,7 +161,7 @@ class FederationServer:
 
     def _planned(self, round: int) -> Planned:
         """Return what everybody knows of a round before it."""
-        return Planned(self._experiment, self._method.at(round).contract(self._layout), round)
+        return Planned(self._experiment, self._layout, self._method.at(round).contract(self._layout), round)
 
     def _shared(self, task: RoundTask, summed: Summed) -> Shared:
         """Return what everybody knew in the last exchange that gave a sum."""
@@ -179,24 +169,23 @@ class FederationServer:
         return Shared(seed, task.round, last.leg.upload, last.announced)
 
     def _channel(self, server: ServerState, planned: Planned, upload: int, support: Support) -> UploadChannel:
-        """Return the channel of an upload, with rehearsed bounds for arrays of which nothing is known yet."""
-        contract = planned.contract
-        shapes = contract.exchange(upload)
-        bounds = {**server.bounds, **contract.limits}
-        if not shapes.keys() <= bounds.keys():
-            bounds = self._rehearsed(server, self._method.at(planned.round), planned.round, upload) | bounds
-        bits, clients = self._experiment.communication.value_bits, self._experiment.federation.clients
-        return UploadChannel(shapes, support, {name: bounds[name] for name in shapes}, bits, clients)
+        """Return the channel of an upload, with rehearsed spreads for arrays of which nothing is known yet."""
+        scales, spreads = planned.scales(upload), server.spreads
+        if not scales.shapes.keys() <= spreads.keys() | scales.limits.keys():
+            spreads = {**self._rehearsed(server, planned.round, upload), **spreads}
+        return UploadChannel(
+            scales.shapes, support, scales.bounds(spreads), scales.value_bits, scales.clients
+        )
 
-    def _rehearsed(self, server: ServerState, method: Method, round: int, number: int) -> dict[str, float]:
-        """Return bounds of an exchange's arrays that no sum has had a part in."""
-        return rehearsed_bounds(
+    def _rehearsed(self, server: ServerState, round: int, upload: int) -> Spreads:
+        """Return spreads of an upload's arrays, which no sum has had a part in."""
+        return rehearsed_spreads(
             self._experiment,
             self._layout,
-            method,
+            self._method.at(round),
             server.state,
             round=round,
-            exchange=number,
+            exchange=upload,
             noise_multiplier=self._noise_multiplier,
         )
 
@@ -228,15 +217,3 @@ def _voted(server: ServerState, summed: Summed) -> NDArray[np.int64] | None:
     if isinstance(summed.parts[0].exchange.channel, BallotChannel):
         return summed.last.values.support.indices
     return server.voted
-
-
-def _next_bounds_of(part: ExchangeSum) -> dict[str, float]:
-    """Return the next bounds of one exchange's arrays; the first stay while all is zero."""
-    channel, n = part.exchange.values, part.n
-    means = {name: total / n for name, total in channel.sums(part.ring_sum, n).items()}
-    return {name: _next_bound(bound, means[name], n) for name, bound in channel.bounds.items()}
-
-
-def _next_bound(bound: float, mean: NDArray[np.float64], n: int) -> float:
-    """Return the next bound of one array from the mean upload; the first bound stays while all is zero."""
-    return max(SUM_HEADROOM * math.sqrt(n) * float(np.abs(mean).max(initial=0.0)), SLOWEST_SHRINK * bound)

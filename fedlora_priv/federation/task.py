@@ -19,7 +19,7 @@ from functools import cached_property
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import start, wire
-from fedlora_priv.federation.exchange import SUPPORT_BLOB, Exchange, Planned, support_blob
+from fedlora_priv.federation.exchange import BOUNDS_BLOB, SUPPORT_BLOB, Exchange, Planned, support_blob
 from fedlora_priv.methods import residual
 from fedlora_priv.methods.base import Layout, Method, Shapes, Shared, State
 
@@ -63,12 +63,13 @@ class RoundTask:
         }
         fields = {
             "round": self.round,
-            "bounds": dict(channels[0].bounds) if channels else {},
             "shapes": shapes,
             "state_sha256": self.state_digest.hex(),
         }
-        supports = {support_blob(j): channel.support.to_bytes() for j, channel in channels.items()}
-        return wire.Message(wire.TRAIN, fields, state | supports)
+        how = {support_blob(j): channel.support.to_bytes() for j, channel in channels.items()}
+        if channels:
+            how[BOUNDS_BLOB] = channels[0].bounds_to_bytes()  # rings have the first exchange's
+        return wire.Message(wire.TRAIN, fields, state | how)
 
     @classmethod
     def from_message(
@@ -80,13 +81,14 @@ class RoundTask:
             FederationError: the message does not fit this experiment, or the client began from other arrays.
         """
         fields, blobs = message.fields, dict(message.blobs)
-        missing = {"round", "bounds", "shapes", "state_sha256"} - set(fields)
+        missing = {"round", "shapes", "state_sha256"} - set(fields)
         if missing:
             raise FederationError(f"the message that starts a round lacks {min(missing)}")
         supports = {name: blobs.pop(name) for name in message.blobs if name.startswith(SUPPORT_BLOB)}
+        bounds = blobs.pop(BOUNDS_BLOB, b"")
         number = _round_number(fields["round"], experiment.federation.rounds)
-        planned = Planned(experiment, method.at(number).contract(layout), number)
-        first, *rings = planned.begun(fields["bounds"], supports)
+        planned = Planned(experiment, layout, method.at(number).contract(layout), number)
+        first, *rings = planned.begun(bounds, supports)
         shapes = _shapes(fields["shapes"], layout, begun, base=method.changes_base)
         state = start.unpacked(blobs, shapes, begun)
         task = cls(number, state, first, tuple(rings))

@@ -81,7 +81,7 @@ def test_votes_are_masked_and_come_before_the_only_exchange() -> None:
         {"download_density": 0.0},
         {"download_density": 1.5},
         {"value_bits": 1},
-        {"value_bits": 25},
+        {"value_bits": 17},
     ],
 )
 def test_choices_that_cannot_be_are_refused(arguments: dict[str, Any]) -> None:

@@ -143,9 +143,11 @@ def test_a_phase_out_of_turn_leaves_no_trace_in_the_ledger(lab: Lab) -> None:
 
 def test_unusable_bounds_are_refused_before_anything_is_charged(lab: Lab) -> None:
     message = wire.decode(lab.train())
-    bounds = dict.fromkeys(message.fields["bounds"], 1e-300)
-    answer = lab.ask(wire.encode(replace(message, fields={**message.fields, "bounds": bounds})))
-    assert answer.kind == wire.REFUSED
+    for number in (0.0, -1.0, 1e-40, np.inf, np.nan):
+        bounds = np.frombuffer(message.blobs["bounds"], "<f4").copy()
+        bounds[len(bounds) // 2] = number
+        answer = lab.ask(wire.encode(replace(message, blobs={**message.blobs, "bounds": bounds.tobytes()})))
+        assert answer.kind == wire.REFUSED
     assert len(lab.ledger.rows()) == 1
 
 

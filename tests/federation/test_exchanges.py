@@ -69,7 +69,7 @@ def paper(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator[Call
             experiment_file(
                 federation={"rounds": 4},
                 training={"deterministic_noise": True},
-                communication={"support": "dense", "density": 1.0, "value_bits": 22},
+                communication={"support": "dense", "density": 1.0, "value_bits": 16},
                 secure_aggregation={"mode": mode},
             )
         )
@@ -86,10 +86,10 @@ def require_alike(state: State, wanted: State) -> None:
     assert state.keys() == wanted.keys()
     for module in LAYOUT.modules:
         got, want = residual.whole(module, state).dense(), residual.whole(module, wanted).dense()
-        assert np.abs(got - want).max() <= 2e-5 * max(1.0, np.abs(want).max()), module.name
+        assert np.abs(got - want).max() <= 1.5e-4 * max(1.0, np.abs(want).max()), module.name
     for name in state:
         if LAYOUT.role(name) in ("head", "R"):
-            assert np.abs(state[name] - wanted[name]).max() <= 2e-5, name
+            assert np.abs(state[name] - wanted[name]).max() <= 1.5e-4, name
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -269,7 +269,7 @@ def test_a_server_optimiser_goes_on_from_a_checkpoint(paper: Callable[..., Paper
         mean = small.plainly(result, before)
         for name, array in small.state.state.items():
             velocity[name] = 0.5 * velocity[name] + (mean[name].astype(float) - before[name])
-            assert np.abs(array - (before[name] + velocity[name])).max() <= 1e-5
+            assert np.abs(array - (before[name] + velocity[name])).max() <= 4e-5
         if number == 2:
             checkpoint.save(tmp_path / "checkpoints", small.state, History())
             stored = checkpoint.load(tmp_path / "checkpoints")

@@ -157,9 +157,9 @@ def require_only_what_resuming_needs(folder: Path) -> None:
     assert (len(checkpoints), len(updates)) == (2, 5)
     for path in checkpoints:
         header, arrays = read_arrays(path)
-        assert set(header) == {"version", "round", "bounds", "history"}
+        assert set(header) == {"version", "round", "history"}
         assert set(header["history"]) == {field.name for field in fields(History)}
-        assert all(name.startswith(("state/", "scores/")) for name in arrays)
+        assert all(name.startswith(("state/", "spreads/", "scores/")) for name in arrays)
     for path in updates:
         header, arrays = read_arrays(path)
         assert set(header) == {"start", "reservation", "clip_norm", "private_audit"}

@@ -87,6 +87,10 @@ def blobs(change: Callable[[dict[str, bytes]], Mapping[str, bytes]]) -> Change:
     return lambda message: replace(message, blobs=change(dict(message.blobs)))
 
 
+def floats(*numbers: float) -> bytes:
+    return np.array(numbers, "<f4").tobytes()
+
+
 def value(number: float) -> bytes:
     return np.full((14, 2), number, "<f4").tobytes()
 
@@ -98,10 +102,16 @@ def value(number: float) -> bytes:
         fields(exchange=2),
         fields(exchange=True),
         fields(exchange="1"),
-        fields(bounds={}),
-        fields(bounds={"layer.0.query.projected": -1.0, "layer.1.value.projected": 1.0}),
-        fields(bounds={"layer.0.query.projected": 1e-300, "layer.1.value.projected": 1.0}),
-        fields(bounds={"layer.0.query.projected": 1e300, "layer.1.value.projected": 1.0}),
+        blobs(lambda b: {name: blob for name, blob in b.items() if name != "bounds"}),
+        blobs(lambda b: b | {"bounds": b""}),
+        blobs(lambda b: b | {"bounds": b["bounds"][:-1]}),
+        blobs(lambda b: b | {"bounds": b["bounds"] + bytes(4)}),
+        blobs(lambda b: b | {"bounds": floats(-1.0, 1.0)}),
+        blobs(lambda b: b | {"bounds": floats(1.0, 0.0)}),
+        blobs(lambda b: b | {"bounds": floats(1e-40, 1.0)}),
+        blobs(lambda b: b | {"bounds": floats(1.0, np.inf)}),
+        blobs(lambda b: b | {"bounds": floats(np.nan, 1.0)}),
+        fields(bounds={"layer.0.query.projected": 1.0, "layer.1.value.projected": 1.0}, exchange=2),
         blobs(lambda b: b | {BASIS: value(np.nan)}),
         blobs(lambda b: b | {BASIS: value(np.inf)}),
         blobs(lambda b: b | {BASIS: b[BASIS][:-4]}),
@@ -260,12 +270,11 @@ def test_what_has_left_does_not_leave_again_within_the_round(paper: Callable[...
     assert client._round is not None
     experiment = small.experiment.model_copy(update={"privacy": privacy})
     client._round._setup = replace(client._setup, experiment=experiment)
-    bounds = {"layer.0.query.projected": 1.0, "layer.1.value.projected": 1.0}
-    basis = {
+    basis = {"bounds": floats(1.0, 1.0)} | {
         f"{ANNOUNCED_PREFIX}{m.name}.basis": np.eye(m.out_features, m.rank, dtype="<f4").tobytes()
         for m in LAYOUT.modules
     }
-    message = wire.Message(wire.EXCHANGE, {"exchange": 1, "bounds": bounds}, basis | {"support": DENSE})
+    message = wire.Message(wire.EXCHANGE, {"exchange": 1}, basis | {"support": DENSE})
     assert ask(message) == REFUSED
     client._round._setup = client._setup
     assert ask(message).kind == wire.READY
@@ -287,7 +296,7 @@ def test_a_method_of_one_exchange_has_no_second(paper: Callable[..., Paper]) -> 
     client = small.clients[0]
     client.handle(wire.encode(small.server.task(small.state).to_message(small.begun.state)))
     client.handle(wire.encode(wire.Message(wire.UPLOAD)))
-    message = wire.Message(wire.EXCHANGE, {"exchange": 1, "bounds": {}})
+    message = wire.Message(wire.EXCHANGE, {"exchange": 1}, {"bounds": b""})
     assert wire.decode(client.handle(wire.encode(message))) == REFUSED
 
 
@@ -327,7 +336,7 @@ def grown(**shapes: tuple[int, ...]) -> Change:
         (FedIT(), fields(shapes=[1])),
         (FedIT(), blobs(lambda b: b | {f"{Q}.lora_A": bytes(96)})),
         (FedIT(), fields(state_sha256="00" * 32)),  # the server goes on from other weights
-        (FlexLoRA(), lambda m: fields(bounds={**m.fields["bounds"], f"{Q}.held_by": 0.5})(m)),
+        (FlexLoRA(), blobs(lambda b: b | {"bounds": b["bounds"].replace(floats(1.0), floats(0.5), 1)})),
     ],
 )
 def test_a_state_that_the_layout_does_not_allow_is_refused_before_anything_is_charged(
@@ -344,7 +353,7 @@ def test_a_state_that_the_layout_does_not_allow_is_refused_before_anything_is_ch
 def test_only_what_has_changed_travels_and_arrives_as_it_is(paper: Callable[..., Paper]) -> None:
     small = paper(FLoRA(cross=CrossTerm("sketch")))
     first = small.server.task(small.state).to_message(small.begun.state)
-    assert set(first.blobs) == {"support"}
+    assert set(first.blobs) == {"support", "bounds"}
     small.round()
     task = small.server.task(small.state)
     message = task.to_message(small.begun.state)
