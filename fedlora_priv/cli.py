@@ -1,5 +1,7 @@
 """The command line: ``fedlora run | plan | audit | budget | report | methods | doctor``.
 
+Across machines: ``fedlora keys | deploy | node | server`` (`fedlora_priv.cli_deploy`).
+
 Errors are one line on stderr and an exit code (docs/configuration.md lists them); ``--debug`` shows the
 trace.
 torch is imported only by the commands that train or load a model.
@@ -18,6 +20,7 @@ import typer
 from fedlora_priv import __version__
 from fedlora_priv.cli_audit import audit
 from fedlora_priv.cli_base import AsJson, Debug, ExperimentFile, Overrides, console, one_line_errors
+from fedlora_priv.cli_deploy import deploy, keys, node, server
 from fedlora_priv.errors import ConfigError, EnvironmentProblem, RunFolderError
 
 if TYPE_CHECKING:
@@ -112,6 +115,10 @@ def _what_if(experiment: Experiment, plot: Path, as_json: bool) -> None:
 
 
 app.command()(audit)
+app.command()(deploy)
+app.add_typer(keys, name="keys")
+app.add_typer(node, name="node")
+app.add_typer(server, name="server")
 
 
 @app.command()

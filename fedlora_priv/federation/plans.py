@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from accounting.adaptive_clip import AdaptiveClip
 from accounting.budget import Budget
 from accounting.errors import AccountingError, BudgetExceeded
-from accounting.ledger import Ledger
+from accounting.events import PrivateEvent
 from accounting.planning import ClientEvent, Plan, plan
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import BudgetError, ConfigError
@@ -79,22 +79,22 @@ def whole_run(client_plan: Plan) -> ClientEvent:
     return replace(client_plan.round_event(), steps=client_plan.rounds * client_plan.steps_per_round)
 
 
-def require_room(client_plan: Plan, ledger: Ledger, limit: float) -> None:
+def require_room(client_plan: Plan, spent: Iterable[PrivateEvent], limit: float) -> None:
     """Raise unless the client's ledger has room for all rounds of a run that has not begun.
 
     Args:
         client_plan: of the run.
-        ledger: of the client's data.
+        spent: what the ledger of the client's data has charged in earlier runs.
         limit: the ε that the whole ledger may reach.
 
     Raises:
         BudgetError: earlier runs on the same data have spent too much of it.
     """
     try:
-        Budget(limit, client_plan.delta).require(ledger, whole_run(client_plan))
+        Budget(limit, client_plan.delta).require_events(spent, whole_run(client_plan))
     except BudgetExceeded as error:
         raise BudgetError(
-            f"{client_plan.client_id} cannot afford this run: earlier runs on dataset {ledger.dataset_id!r} have "
+            f"{client_plan.client_id} cannot afford this run: earlier runs on the same dataset have "
             f"spent part of its lifetime limit of ε {limit:g}, and this run would bring it to "
             f"{error.epsilon:.2f}",
             f"set privacy.lifetime_epsilon = {limit:g} and lower privacy.epsilon below what is "

@@ -293,7 +293,7 @@ def make_client(
         lock = opened.enter_context(home.lock())
         ledger = opened.enter_context(open_ledger(parts, seat))
         if not begun and not ledger.charges(run=seat.run.hex()):
-            require_room(parts.plans[client_id], ledger, seat.lifetime_epsilon)
+            require_room(parts.plans[client_id], ledger.spent_events(), seat.lifetime_epsilon)
         setup = ClientSetup(
             client_id=client_id,
             experiment=experiment,
