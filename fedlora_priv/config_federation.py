@@ -238,6 +238,11 @@ class CommunicationSection(Section):
         le=16,
         description="Bits per travelling value, sign included, before the head room for summing clients is added.",
     )
+    error_feedback: bool = Field(
+        default=False,
+        description="Whether a client keeps what coordinates and bits left out of a round, and adds it to what it "
+        "sends in the next. For methods that only move arrays by their mean change.",
+    )
     download_density: float = Field(
         default=1.0,
         gt=0,

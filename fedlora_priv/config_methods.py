@@ -146,13 +146,26 @@ def _outlives_a_round(experiment: Experiment) -> None:
     from fedlora_priv.communication.errors import CommunicationError
     from fedlora_priv.methods import Layout, for_experiment, phases
 
-    choice = Choice(download_density=experiment.communication.download_density)
+    communication = experiment.communication
+    choice = Choice(
+        error_feedback=communication.error_feedback, download_density=communication.download_density
+    )
     masked, nothing = experiment.secure_aggregation.mode == "secure", Layout((), {})
     for phase, _ in phases(for_experiment(experiment), experiment.federation.rounds):
         try:
             choice.require_allowed(phase, phase.contract(nothing), experiment.privacy.mode, masked=masked)
         except CommunicationError as error:
             raise ConfigError(str(error)) from None
+    if (
+        communication.error_feedback
+        and communication.support == "server-topk"
+        and not communication.exploration
+    ):
+        raise ConfigError(
+            "communication.error_feedback keeps what was left out for later rounds, and with support = 'server-topk' "
+            "and exploration = 0 what has never been sent never is",
+            "set exploration above 0, for example 0.25",
+        )
 
 
 def _lost_exchanges(experiment: Experiment) -> None:

@@ -24,9 +24,11 @@ from accounting.private_audit import AttemptRecord, StepRecord
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError, RunFolderError, StaleRound
 from fedlora_priv.federation import wire
+from fedlora_priv.federation.feedback import Feedback
 from fedlora_priv.federation.home import ClientHome, FinishedUpdate, UpdateStore
 from fedlora_priv.federation.personal import OwnModel, Personal
 from fedlora_priv.federation.release import RoundRelease
+from fedlora_priv.federation.start import moving
 from fedlora_priv.federation.suspension import Suspension
 from fedlora_priv.federation.task import RoundTask, begin
 from fedlora_priv.methods.base import Layout, Method, Role, Shared, State
@@ -117,6 +119,7 @@ class FederationClient:
         self._updates = UpdateStore(setup.home.path, setup.run.hex())
         self._personal = Personal(setup, self._begun, self._updates, self._require_charged)
         self._suspension = Suspension(setup.home.path, setup.client_id, setup.run.hex())
+        self._feedback = _feedback(setup)
         self._round: RoundRelease | None = None
         self._task: wire.Message | None = None
         self._unusable: FederationError | None = None
@@ -185,7 +188,7 @@ class FederationClient:
         update = self._stored(task)
         if update is None:
             raise FederationError("its update is not stored any more")
-        resumed = RoundRelease(self._setup, task, update, self._anchor)
+        resumed = RoundRelease(self._setup, task, update, self._anchor, self._feedback)
         resumed.resume(release)
         self._round, self._task = resumed, began
 
@@ -196,7 +199,9 @@ class FederationClient:
         setup, task = self._setup, self._task_of(message)
         update = self._stored(task) or self._trained(task)
         setup.ledger.commit(update.reservation, private_audit=update.private_audit)
-        self._round, self._task = RoundRelease(setup, task, update, self._anchor), message
+        begun = RoundRelease(setup, task, update, self._anchor, self._feedback)
+        begun.begin()
+        self._round, self._task = begun, message
         return wire.Message(wire.TRAINED)
 
     def _task_of(self, message: wire.Message) -> RoundTask:
@@ -282,7 +287,9 @@ class FederationClient:
     # --- the end -------------------------------------------------------------------------------------
 
     def _close(self, message: wire.Message) -> wire.Message:  # noqa: ARG002
-        """Send the ledger's rows, which hold nothing private, and a fresh signed anchor of them."""
+        """Send the ledger's rows, which hold nothing private, and a fresh signed anchor of them; owe nothing more."""
+        if self._feedback is not None:
+            self._feedback.forget()
         rows = self._setup.ledger.export_jsonl()
         return wire.Message(wire.STATEMENT, {}, {"ledger": rows.encode(), "anchor": self._anchor()})
 
@@ -296,3 +303,12 @@ class FederationClient:
         if self._round is None:
             raise self._unusable or FederationError("a message of a round came before the round began")
         return self._round
+
+
+def _feedback(setup: ClientSetup) -> Feedback | None:
+    """Return what a client remembers of what rounds leave out, where the experiment says that clients do."""
+    experiment = setup.experiment
+    if not experiment.communication.error_feedback:
+        return None
+    shapes = moving(setup.method, setup.layout, experiment.federation.rounds)
+    return Feedback(setup.home.path, setup.run.hex(), shapes)

@@ -66,7 +66,7 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             header = json.loads(bytes(stored["header"]).decode())
             return header, {name: stored[name] for name in stored.files if name != "header"}
-    except (OSError, KeyError, TypeError, BadZipFile) as error:
+    except (OSError, EOFError, KeyError, TypeError, BadZipFile) as error:
         raise ValueError(type(error).__name__) from error
 
 

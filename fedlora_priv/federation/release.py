@@ -16,6 +16,9 @@ post-processing of what the ledger has charged: mode `local`, and only that. The
 What leaves goes through one function, `_ring`: the method's contract says which arrays, the ledger says which
 event covers them.
 
+With error feedback an upload is what is owed (`feedback`), of which this round's update is the last part; every part
+was charged before, so the ledger's record of what leaves is as true as without.
+
 A round may move from one process to the next between any two messages: `snapshot` and `resume`.
 """
 
@@ -32,10 +35,11 @@ from fedlora_priv.federation import wire
 from fedlora_priv.federation.ballots import BallotChannel
 from fedlora_priv.federation.channel import flatten
 from fedlora_priv.federation.exchange import Exchange, Planned
+from fedlora_priv.federation.feedback import Feedback
 from fedlora_priv.federation.home import FinishedUpdate
 from fedlora_priv.federation.session import client_policy
 from fedlora_priv.federation.task import RoundTask
-from fedlora_priv.methods.base import Shared
+from fedlora_priv.methods.base import Shared, State
 from protocols.packing import pack
 from protocols.private import PrivateAtClient
 from protocols.secagg.client import SecAggClient
@@ -66,15 +70,23 @@ class RoundRelease:
         task: the round.
         update: what it has trained from the task's state.
         anchor: the bytes of a fresh signed anchor of its ledger.
+        feedback: what earlier rounds left out, where clients keep that.
     """
 
     def __init__(
-        self, setup: ClientSetup, task: RoundTask, update: FinishedUpdate, anchor: Callable[[], bytes]
+        self,
+        setup: ClientSetup,
+        task: RoundTask,
+        update: FinishedUpdate,
+        anchor: Callable[[], bytes],
+        feedback: Feedback | None = None,
     ) -> None:
         self._setup = setup
         self._task = task
         self._update = update
         self._anchor = anchor
+        self._feedback = feedback
+        self._accounted_as = f"row {update.reservation} of the ledger"
         self._method = setup.method.at(task.round)
         self._contract = self._method.contract(setup.layout)
         self._planned = Planned(setup.experiment, setup.layout, self._contract, task.round)
@@ -83,11 +95,17 @@ class RoundRelease:
         self._session: SecAggClient | None = None
         self._cohort: frozenset[str] | None = None
         self._left = False
+        self._sending: NDArray[np.uint32] | None = None
 
     @property
     def update(self) -> FinishedUpdate:
         """What everything that leaves in this round is made of."""
         return self._update
+
+    def begin(self) -> None:
+        """Begin the round, for the first time or again."""
+        if self._feedback is not None:
+            self._feedback.begin(self._task.round, self._upload(self._task.first), self._accounted_as)
 
     def snapshot(self) -> wire.Message:
         """Return what of this round is only in memory. Secret: it holds the keys of the session in progress."""
@@ -97,6 +115,8 @@ class RoundRelease:
             blobs["exchange"] = wire.encode(self._began)
         if self._session is not None:
             blobs["session"] = self._session.snapshot()
+        if self._sending is not None:
+            blobs["sending"] = self._sending.astype("<u4").tobytes()
         return wire.Message("release", fields, blobs)
 
     def resume(self, snapshot: wire.Message) -> None:
@@ -113,6 +133,10 @@ class RoundRelease:
         self._left = fields["left"]
         if "session" in blobs:
             self._session = SecAggClient.restore(blobs["session"], **self._session_arguments())
+        if "sending" in blobs:
+            self._sending = np.frombuffer(blobs["sending"], "<u4").astype(np.uint32)
+        if self._feedback is not None:
+            self._feedback.resume(self._task.round)
 
     def exchange(self, message: wire.Message) -> wire.Message:
         """Begin the round's next exchange, with what the server has announced.
@@ -129,7 +153,7 @@ class RoundRelease:
         begun = self._told(message, after=self._exchange.number)
         if not self._exchange.leg.is_ring:  # a ring that was lost costs its coordinates only
             self._confirm()
-        self._exchange, self._session, self._left = begun, None, False
+        self._exchange, self._session, self._left, self._sending = begun, None, False, None
         self._began = message
         return wire.Message(wire.READY)
 
@@ -168,7 +192,7 @@ class RoundRelease:
             "advertise": lambda: session.advertise(body),
             "share": lambda: session.share(body),
             "mask": lambda: session.mask(body, self._ring(_hex(session.session_id))),
-            "confirm": lambda: session.confirm(body, attachment=self._anchored(session)),
+            "confirm": lambda: self._confirmed(session, body),
             "reveal": lambda: session.reveal(body),
         }
         answer = answers.get(session.phase)  # none once the session is done
@@ -181,7 +205,20 @@ class RoundRelease:
         if self._setup.experiment.secure_aggregation.mode != "insecure":
             raise FederationError("the server asked for an unmasked upload; this experiment is secure")
         body = pack(self._ring(session_id=None), self._exchange.channel.form.modulus_bits)
+        self._count_sent()
         return wire.Message(wire.UPLOAD, {}, {"body": body})
+
+    def _confirmed(self, session: SecAggClient, body: bytes) -> bytes:
+        """Confirm whose sum it is; what this client has in it counts as sent before anybody hears that."""
+        answer = session.confirm(body, attachment=self._anchored(session))
+        self._count_sent()
+        return answer
+
+    def _count_sent(self) -> None:
+        """Owe less by what has left in this exchange."""
+        if self._feedback is not None and self._sending is not None:
+            self._feedback.sent(self._exchange.values.sums(self._sending, 1), self._accounted_as)
+            self._sending = None
 
     def _anchored(self, session: SecAggClient) -> bytes:
         """Record the session's transcript, and return the ledger's signed anchor to ride on Confirm."""
@@ -201,16 +238,22 @@ class RoundRelease:
         if isinstance(exchange.channel, BallotChannel):
             return exchange.channel.votes(update)
         stream = setup.stream(f"exchange-{exchange.number}", task.round)
-        return exchange.channel.encode(np.asarray(update.values, np.float32), stream)
+        self._sending = exchange.channel.encode(np.asarray(update.values, np.float32), stream)
+        return self._sending
 
     def _outgoing(self) -> PrivateAtClient:
         """Return what this exchange is of, before coordinates are left out: shape (d,), private by itself."""
-        setup, task, leg = self._setup, self._task, self._exchange.leg
+        feedback = self._feedback
+        upload = self._upload(self._exchange) if feedback is None else feedback.owed(self._accounted_as)
+        values = flatten(self._contract.exchange(self._exchange.leg.upload), upload)
+        return PrivateAtClient(values, self._accounted_as)
+
+    def _upload(self, exchange: Exchange) -> State:
+        """Return what the method uploads of this round's update in an exchange."""
+        setup, task = self._setup, self._task
         seed = setup.experiment.experiment.seed
-        shared = Shared(seed, task.round, leg.upload, self._exchange.announced)
-        upload = self._method.upload(setup.layout, task.state, self._update.state, shared)
-        values = flatten(self._contract.exchange(leg.upload), upload)
-        return PrivateAtClient(values, accounted_as=f"row {self._update.reservation} of the ledger")
+        shared = Shared(seed, task.round, exchange.leg.upload, exchange.announced)
+        return self._method.upload(setup.layout, task.state, self._update.state, shared)
 
     def _record(self, session: str | None, transcript: str | None = None) -> None:
         """Have the ledger record that the update goes into a session of this exchange."""

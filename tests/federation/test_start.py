@@ -165,7 +165,7 @@ def test_clients_start_from_the_mask_and_the_server_keeps_the_rest(paper: Callab
             continue
         after = small.plainly(result, start)
         for name, array in small.state.state.items():
-            assert np.abs(array - before[name] - (after[name] - start[name])).max() <= 1e-5, name
+            assert np.abs(array - before[name] - (after[name] - start[name])).max() <= 3e-5, name
         for client in small.clients:
             assert client._round is not None
             assert client._round._task.state_digest == replace(small.server.task(small.state), round=number,
