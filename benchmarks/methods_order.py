@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from benchmarks.methods_list import KIN, MAIN
 from benchmarks.methods_runs import Setting
 from benchmarks.methods_task import Name, Partition
+from benchmarks.resumable import text
 from benchmarks.sst2_study import parsed
 from fedlora_priv.precision import BaseDtype
 
@@ -54,10 +55,10 @@ def wanted(
         datasets, methods: to these only; None for all methods. A kin's rates are found all the same.
         changes: texts for fields of every setting.
     """
-    there = {_text(line["study"], line["setting"]) for line in lines}
+    there = {text(line["study"], line["setting"]) for line in lines}
     chosen = [m for m in (*MAIN, *KIN) if methods is None or m in methods]
     order = _Order(lines, datasets, chosen, changes)
-    todo = [pair for pair in order.all() if _text(pair[0], asdict(pair[1])) not in there]
+    todo = [pair for pair in order.all() if text(pair[0], asdict(pair[1])) not in there]
     return list(dict.fromkeys(todo))
 
 
@@ -139,13 +140,19 @@ class _Order:
         return replace(setting, **changes)
 
 
-def found(grids: Iterable[Line], template: Mapping[str, Any]) -> dict[float, float]:
-    """Return validation accuracy by rate, of the lines that differ from `template` in nothing but the rate."""
-    wanted = json.loads(json.dumps({**template, "learning_rate": None}))
+def found(
+    grids: Iterable[Line], template: Mapping[str, Any], name: str = "learning_rate"
+) -> dict[float, float]:
+    """Return validation accuracy by rate, of the lines that differ from `template` in nothing but the rate.
+
+    Args:
+        name: the field that is searched for.
+    """
+    wanted = json.loads(json.dumps({**template, name: None}))
     return {
-        line["setting"]["learning_rate"]: line["validation"]
+        line["setting"][name]: line["validation"]
         for line in grids
-        if {**line["setting"], "learning_rate": None} == wanted
+        if {**line["setting"], name: None} == wanted
     }
 
 
@@ -166,8 +173,3 @@ def choose(found: Mapping[float, float], first: Sequence[float]) -> tuple[float 
     at = LADDER.index(best)
     beyond = {*LADDER[max(0, at - 1) : at + 2]} - set(found)
     return (None, tuple(sorted(beyond))) if beyond else (best, ())
-
-
-def _text(study: str, setting: Mapping[str, Any]) -> str:
-    """Return a run as a text that two equal ones share."""
-    return json.dumps([study, setting], sort_keys=True)

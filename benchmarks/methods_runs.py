@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +83,7 @@ class Setting:
     value_bits: int | None = None
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Setting:
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
         """Return the setting that `asdict` and JSON made `stored` of; what else is there is ignored."""
         known = {entry.name for entry in fields(cls)}
         values: dict[str, Any] = {
@@ -150,8 +150,8 @@ class Client:
         result = self.trainer.train(
             self.examples,
             self.start(layout, state, shared) | _residual(layout, state),
-            _steps(setting, len(self.examples), self.plan),
-            stream=_stream(setting, shared.round, self.number, "train"),
+            step_settings(setting, len(self.examples), self.plan),
+            stream=repeatable_stream(setting, shared.round, self.number, "train"),
             trainable=contract.trains,
         )
         self.own = result.state
@@ -163,7 +163,7 @@ class Federation:
     def __init__(self, setting: Setting, task: StudyTask) -> None:
         self._setting = setting
         own_ranks = ranks(setting.method, setting.rank, setting.clients)
-        trainers = {rank: _trainer(setting, task, rank) for rank in {setting.rank, *own_ranks}}
+        trainers = {rank: make_trainer(setting, task, rank) for rank in {setting.rank, *own_ranks}}
         self._judge = trainers[setting.rank]
         self._layout = self._judge.layout
         self._method = build(setting.method, setting.rounds)
@@ -173,7 +173,7 @@ class Federation:
             Client(
                 number,
                 part,
-                _plan(setting, len(part)),
+                client_plan(setting, len(part)),
                 self._method.at_client(trainers[rank].layout),
                 trainers[rank],
                 self._state,
@@ -210,7 +210,7 @@ class Federation:
     def spent(self) -> float | None:
         """Return the epsilon of the client that spent most, as the ledger's accountant prices all rounds."""
         plans = {client.plan for client in self._clients if client.plan is not None}
-        return max((_priced(planned) for planned in plans), default=None)
+        return max((priced(planned) for planned in plans), default=None)
 
     def noise(self) -> list[float]:
         """Return each client's noise multiplier."""
@@ -281,7 +281,7 @@ def _residual(layout: Layout, state: State) -> Arrays:
     return {name: array for name, array in state.items() if layout.role(name) == "base"}
 
 
-def _trainer(setting: Setting, task: StudyTask, rank: int) -> PrivateTrainer:
+def make_trainer(setting: Setting, task: StudyTask, rank: int) -> PrivateTrainer:
     """Return a trainer of the study's model at one rank, with the same scaling at each."""
     alpha = setting.alpha * rank / setting.rank
     model = task.model(rank, alpha, setting.targets, setting.base_dtype, setting.seed)
@@ -290,7 +290,7 @@ def _trainer(setting: Setting, task: StudyTask, rank: int) -> PrivateTrainer:
     return PrivateTrainer(model)
 
 
-def _steps(setting: Setting, examples: int, planned: Plan | None) -> StepSettings:
+def step_settings(setting: Setting, examples: int, planned: Plan | None) -> StepSettings:
     """Return one round's steps of a client."""
     return StepSettings(
         steps=setting.steps,
@@ -303,7 +303,7 @@ def _steps(setting: Setting, examples: int, planned: Plan | None) -> StepSetting
     )
 
 
-def _plan(setting: Setting, examples: int) -> Plan | None:
+def client_plan(setting: Setting, examples: int) -> Plan | None:
     """Return a client's plan; None without DP."""
     if setting.epsilon is None:
         return None
@@ -336,12 +336,12 @@ def _planned(
 
 
 @lru_cache(maxsize=4096)
-def _priced(planned: Plan) -> float:
+def priced(planned: Plan) -> float:
     """Return the epsilon of all rounds of a plan; kept, as plans are."""
     return epsilon([planned.round_event()] * planned.rounds, planned.delta)
 
 
-def _stream(setting: Setting, *labels: object) -> SecretStream:
+def repeatable_stream(setting: Setting, *labels: object) -> SecretStream:
     """Return randomness that seed and labels decide: the same for every method, and a run can be repeated."""
     return SecretStream(hashlib.sha256(repr(("methods study", setting.seed, *labels)).encode()).digest())
 
@@ -364,7 +364,7 @@ def _ring_sum(name: str, uploads: list[Arrays], setting: Setting, shared: Shared
     total = np.zeros(uploads[0][name].size, dtype=np.uint32)
     for k, upload in enumerate(uploads):
         total += quantiser.quantise(
-            upload[name].ravel(), _stream(setting, shared.round, k, shared.exchange, name)
+            upload[name].ravel(), repeatable_stream(setting, shared.round, k, shared.exchange, name)
         )
     total &= np.uint32(2**quantiser.modulus_bits - 1)
     return quantiser.dequantise_sum(total).reshape(uploads[0][name].shape)

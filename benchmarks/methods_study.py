@@ -17,16 +17,10 @@ masked); the other methods, one seed. A grid whose best rate is at its edge is e
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
-import json
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from benchmarks.methods_runs import Setting
@@ -37,9 +31,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 FOLDERS = {"trec": "trec", "sst2": "sst2_glue"}
 """Where each data set is under --data; the cheaper one first."""
-
-WAIT_S = 5.0
-"""How long a process waits while all that can be run is being run by others."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,59 +71,37 @@ def _work(options: argparse.Namespace, lines: Lines) -> None:
 
     from benchmarks.methods_order import wanted
     from benchmarks.methods_task import load
+    from benchmarks.resumable import work
 
     torch.set_num_threads(1)
     changes = dict(change.split("=", 1) for change in options.set)
     tasks: dict[str, StudyTask] = {}
-    done = 0
-    while options.most is None or done < options.most:
-        todo = wanted(list(lines), options.datasets, options.methods, changes)
-        if not todo:
-            return
-        for study, setting in todo:
-            with _claimed(options.results / "methods.locks", study, setting) as mine:
-                if not mine or lines.have(_key(study, setting)):
-                    continue
-                if setting.dataset not in tasks:
-                    folder = options.data / FOLDERS[setting.dataset]
-                    cache = options.cache or options.results / "methods.cache"
-                    tasks[setting.dataset] = load(
-                        setting.dataset, folder, setting.upper_layers, encoder=options.encoder, cache=cache
-                    )
-                _run(study, setting, tasks[setting.dataset], lines)
-                done += 1
-                break
-        else:
-            time.sleep(WAIT_S)
 
+    def run(study: str, setting: Setting) -> None:
+        if setting.dataset not in tasks:
+            folder = options.data / FOLDERS[setting.dataset]
+            cache = options.cache or options.results / "methods.cache"
+            tasks[setting.dataset] = load(
+                setting.dataset, folder, setting.upper_layers, encoder=options.encoder, cache=cache
+            )
+        _run(study, setting, tasks[setting.dataset], lines)
 
-@contextmanager
-def _claimed(folder: Path, study: str, setting: Setting) -> Iterator[bool]:
-    """Yield whether no other process is at this run; the claim ends with the block, or with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(json.dumps(_key(study, setting), sort_keys=True).encode()).hexdigest()[:24]
-    with (folder / name).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def _key(study: str, setting: Setting) -> dict[str, Any]:
-    """Return what a run's line is found by."""
-    from dataclasses import asdict
-
-    return {"study": study, "setting": asdict(setting)}
+    work(
+        lambda: wanted(list(lines), options.datasets, options.methods, changes),
+        run,
+        lines,
+        options.results / "methods.locks",
+        options.most,
+    )
 
 
 def _run(study: str, setting: Setting, task: StudyTask, lines: Lines) -> None:
     """Run one setting and keep its line; one that diverges is kept as such."""
     from benchmarks.methods_runs import JUDGED, run
+    from benchmarks.resumable import key
 
     outcome = run(setting, task, () if study == "grid" else JUDGED)
-    lines.add(_key(study, setting), outcome)
+    lines.add(key(study, setting), outcome)
     shown = f"{setting.dataset} {setting.method} ε={setting.epsilon} {setting.partition} seed {setting.seed}"
     rate, minutes = setting.learning_rate, outcome["cpu_minutes"]
     print(f"{study} {shown} rate {rate:g}: {outcome['validation']} in {60 * minutes:.0f} s", flush=True)
@@ -142,13 +111,11 @@ def _write_page(results: Path, lines: Lines) -> None:
     """Write tables and plots of all runs there are."""
     from benchmarks.methods_plots import plots
     from benchmarks.methods_tables import page
+    from benchmarks.resumable import write_whole
 
     kept = list(lines)
-    (results / "methods").mkdir(parents=True, exist_ok=True)
     for name, text in (("methods.md", page(kept)), *((f"methods/{n}", svg) for n, svg in plots(kept))):
-        fresh = results / f".methods.{os.getpid()}"
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(results / name)
+        write_whole(results, name, text)
 
 
 if __name__ == "__main__":

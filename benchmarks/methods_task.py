@@ -1,4 +1,4 @@
-"""The data of the methods study: SST-2 and TREC after the frozen lower layers, cut into training, validation and test.
+"""The data of the studies: SST-2, TREC and Banking77 after the frozen lower layers, cut into training and test.
 
 The lower layers are computed once (`sst2_cache`) and kept in a file that every process maps, so that several
 processes hold one copy. Validation rows are held out of the training rows, and rates are chosen on them alone.
@@ -24,11 +24,11 @@ from fedlora_priv.modeling import LoraSettings, attach_lora, load_tokenizer
 from fedlora_priv.precision import BaseDtype
 from fedlora_priv.training import TokenisedExamples, tokenise
 
-Name = Literal["sst2", "trec"]
+Name = Literal["sst2", "trec", "banking77"]
 Partition = Literal["iid", "skewed"]
 Rows = tuple[list[str], list[int]]
 
-HELD_OUT: Mapping[str, int] = {"sst2": 2000, "trec": 952}
+HELD_OUT: Mapping[str, int] = {"sst2": 2000, "trec": 952, "banking77": 1003}
 """Training rows that no client holds: rates are chosen on them."""
 
 SKEW = 0.5
@@ -69,18 +69,28 @@ class StudyTask:
                 return [self.train.subset(np.sort(part)) for part in parts]
 
 
-def load(name: Name, data: Path, layers: int, *, encoder: Path | None = None, cache: Path) -> StudyTask:
+def load(
+    name: Name,
+    data: Path,
+    layers: int,
+    *,
+    attended: bool = False,
+    encoder: Path | None = None,
+    cache: Path,
+) -> StudyTask:
     """Return a task with all but the uppermost `layers` computed.
 
     Args:
-        name: "sst2" (GLUE's train.tsv and dev.tsv) or "trec" (TREC.train and TREC.test, six coarse labels).
+        name: "sst2" (GLUE's train.tsv and dev.tsv), "trec" (TREC.train and TREC.test, six coarse labels) or
+            "banking77" (train.csv and test.csv, 77 labels).
         data: the folder with those files.
         layers: how many layers are left.
+        attended: the lowest of them without its attention, which is computed, too.
         encoder: a local folder instead of MiniLM.
         cache: where the lower layers' outputs are kept.
     """
     folder = assets.fetch(assets.MINILM, print) if encoder is None else encoder
-    train, test = _sst2(data) if name == "sst2" else _trec(data)
+    train, test = {"sst2": _sst2, "trec": _trec, "banking77": _banking77}[name](data)
     order = np.random.default_rng(_SPLIT).permutation(len(train[0]))
     held_out = min(HELD_OUT[name], len(order) // 5)
     tokenizer = load_tokenizer(folder)
@@ -90,24 +100,26 @@ def load(name: Name, data: Path, layers: int, *, encoder: Path | None = None, ca
         whole.subset(order[:held_out]),
         tokenise(tokenizer, *test, max_length=64),
     )
-    lower = _kept(folder, parts, layers, cache)
+    lower = _kept(folder, parts, layers, attended, cache)
     return StudyTask(name, 1 + max(train[1]), lower, *lower.examples)
 
 
-def _kept(folder: Path, parts: tuple[TokenisedExamples, ...], layers: int, cache: Path) -> Lowered:
+def _kept(
+    folder: Path, parts: tuple[TokenisedExamples, ...], layers: int, attended: bool, cache: Path
+) -> Lowered:
     """Return the lower layers' outputs from the cache, or compute them; their tensor is mapped, not read."""
-    digest = hashlib.sha256(f"{folder} {layers}".encode())
+    digest = hashlib.sha256(f"{folder} {layers}{' attended' if attended else ''}".encode())
     for part in parts:
         digest.update(np.concatenate([*part.input_ids, part.lengths()]).tobytes())
     path = cache / f"lower-{digest.hexdigest()[:16]}.pt"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        done = lowered(folder, parts, layers)
+        done = lowered(folder, parts, layers, attended=attended)
         fresh = path.with_suffix(f".{os.getpid()}")
         torch.save(done.states, fresh)
         fresh.replace(path)
     states = torch.load(path, mmap=True, weights_only=True)
-    return Lowered(folder, layers, states, rows_of_states(parts), 0.0)
+    return Lowered(folder, layers, states, rows_of_states(parts), 0.0, attended)
 
 
 def _sst2(folder: Path) -> tuple[Rows, Rows]:
@@ -129,3 +141,13 @@ def _trec(folder: Path) -> tuple[Rows, Rows]:
         return [text for _, text in lines], [_COARSE.index(label.split(":")[0]) for label, _ in lines]
 
     return read("TREC.train"), read("TREC.test")
+
+
+def _banking77(folder: Path) -> tuple[Rows, Rows]:
+    """Return Banking77's training and test questions; labels are numbered in the order of their names."""
+    tables = [read_table(folder / f"{name}.csv", Columns("text", "category")) for name in ("train", "test")]
+    names = sorted({str(label) for table in tables for label in table.labels or ()})
+    train, test = (
+        (table.texts, [names.index(str(label)) for label in table.labels or ()]) for table in tables
+    )
+    return train, test

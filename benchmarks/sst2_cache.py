@@ -35,6 +35,7 @@ class Lowered:
         states: bfloat16 (1 + tokens, width), the lower layers' output for every token.
         examples: the given examples, their token ids replaced by rows of `states`.
         cpu_minutes: what computing the states took.
+        attended: whether the lowest of the upper layers' attention is done, too: its feed-forward net is left.
     """
 
     encoder: Path
@@ -42,12 +43,15 @@ class Lowered:
     states: Tensor
     examples: tuple[TokenisedExamples, ...]
     cpu_minutes: float
+    attended: bool = False
 
     def base(self, dtype: BaseDtype = "float32", num_labels: int = 2) -> MeanPoolingClassifier:
         """Return a fresh classifier of the upper layers, in `dtype`, that takes rows of `states` for token ids."""
         base = MeanPoolingClassifier.from_pretrained(str(self.encoder), num_labels)
         encoder: Any = base.encoder
         encoder.encoder.layer = encoder.encoder.layer[-self.layers :]
+        if self.attended:
+            encoder.encoder.layer[0].attention = _Attended()
         encoder.config.num_hidden_layers = self.layers
         encoder.config.vocab_size = len(self.states)
         encoder.embeddings = _Rows(self.states, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
@@ -66,24 +70,37 @@ class _Rows(nn.Module):
         return nn.functional.embedding(input_ids, self._states).to(self._dtype)
 
 
-def lowered(encoder: Path, examples: tuple[TokenisedExamples, ...], layers: int) -> Lowered:
+class _Attended(nn.Module):
+    """In the place of a layer's attention that is done already: passes its input on."""
+
+    def forward(self, hidden_states: Tensor, *_args: Any, **_ignored: Any) -> tuple[Tensor, None]:
+        return hidden_states, None
+
+
+def lowered(
+    encoder: Path, examples: tuple[TokenisedExamples, ...], layers: int, *, attended: bool = False
+) -> Lowered:
     """Return the examples after all layers of a BERT but the uppermost `layers`.
 
     Args:
         encoder: a folder with a BERT.
         examples: any number of data sets.
         layers: how many are left to train, fewer than the BERT has.
+        attended: compute the attention of the lowest one left, too; nothing of it can be trained then.
     """
     began = time.process_time()
     model: Any = MeanPoolingClassifier.from_pretrained(str(encoder), 2).encoder
     model.eval()
-    model.encoder.layer = model.encoder.layer[:-layers]
+    upper, model.encoder.layer = model.encoder.layer[-layers:], model.encoder.layer[:-layers]
+    if attended:
+        upper[0].feed_forward_chunk = nn.Identity()
+        model.encoder.layer.append(upper[0])
     replaced = rows_of_states(examples)
     tokens = sum(int(part.lengths().sum()) for part in examples)
     states = torch.zeros(1 + tokens, int(model.config.hidden_size), dtype=torch.bfloat16)
     for part, rows in zip(examples, replaced, strict=True):
         _fill(states, model, part, [own[0] for own in rows.input_ids])
-    return Lowered(encoder, layers, states, replaced, (time.process_time() - began) / 60)
+    return Lowered(encoder, layers, states, replaced, (time.process_time() - began) / 60, attended)
 
 
 def rows_of_states(examples: tuple[TokenisedExamples, ...]) -> tuple[TokenisedExamples, ...]:

@@ -72,7 +72,8 @@ def refuse_unfit(model: Any, examples: Examples) -> None:
             f"a text has more tokens than the model has positions for ({longest})",
             f"tokenise with max_length = {longest} or less",
         )
-    if any(ids.min() < 0 or ids.max() >= config.vocab_size for ids in examples.input_ids):
+    tokens = np.concatenate(examples.input_ids)
+    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
         raise DataError(
             f"a token is outside the model's vocabulary of {config.vocab_size}",
             "use the model's own tokenizer",

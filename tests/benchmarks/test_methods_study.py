@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from benchmarks import methods_study
+from benchmarks import methods_study, resumable
 from benchmarks.methods_list import KIN, MAIN
 from benchmarks.methods_order import LADDER, choose, wanted
 from benchmarks.methods_plots import plots
@@ -186,7 +186,7 @@ def test_finished_runs_are_not_run_again_and_others_claims_are_kept(
     command("--most", "1")
     assert len(list(Lines(tmp_path / "methods.jsonl"))) == 1
     (_, second), (_, third) = _todo(tmp_path)[:2]
-    with methods_study._claimed(tmp_path / "methods.locks", "grid", second) as mine:
+    with resumable.claimed(tmp_path / "methods.locks", "grid", second) as mine:
         assert mine
         command("--most", "1")
     kept = [line["setting"] for line in Lines(tmp_path / "methods.jsonl")]

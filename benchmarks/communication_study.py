@@ -1,0 +1,131 @@
+"""Accuracy against bytes: supports, densities and bits under masks, on SST-2 and Banking77, without DP and at ε = 8.
+
+::
+
+    python benchmarks/communication_study.py run --data DIR      what is not there yet: rates, then what is compared
+    python benchmarks/communication_study.py page                the tables and plots of what is there
+
+DIR has the folders sst2_glue (GLUE's train.tsv, dev.tsv) and banking77 (train.csv, test.csv). Every finished run is a
+line of RESULTS/communication.jsonl and is not run again. Stop the command at any time and start it again; start it
+twice for two cores.
+
+The order is: for each data set and ε the rates and corner cells, three seeds; then all other cells, one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.communication_setting import Setting
+    from benchmarks.methods_task import StudyTask
+    from benchmarks.sst2_study import Lines
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+
+FOLDERS = {"sst2": "sst2_glue", "banking77": "banking77"}
+"""Where each data set is under --data."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is not there yet, or write the page."""
+    options = _parser().parse_args(arguments)
+    from benchmarks.sst2_study import Lines
+
+    lines = Lines(options.results / "communication.jsonl")
+    if options.action == "run":
+        _work(options, lines)
+    _write_page(options.results, lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("run", "page"))
+    parser.add_argument("--data", type=Path, help="a folder with sst2_glue and banking77")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--cache", type=Path, help="where lower layers' outputs are kept; RESULTS/methods.cache"
+    )
+    parser.add_argument("--datasets", nargs="*", choices=FOLDERS, default=list(FOLDERS))
+    parser.add_argument("--skip", nargs="*", default=[], help="families that are left out, such as ffa")
+    parser.add_argument("--encoder", type=Path, help="a local folder instead of MiniLM, to try the command")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="change every run, to try")
+    parser.add_argument("--most", type=int, help="stop after so many runs")
+    return parser
+
+
+def _work(options: argparse.Namespace, lines: Lines) -> None:
+    """Run settings until none is left that the options ask for, or as many as they allow."""
+    import torch
+
+    from benchmarks.communication_order import wanted
+    from benchmarks.methods_task import load
+    from benchmarks.resumable import work
+
+    torch.set_num_threads(1)
+    changes = dict(change.split("=", 1) for change in options.set)
+    tasks: dict[str, StudyTask] = {}
+
+    def run(study: str, setting: Setting) -> None:
+        if setting.dataset not in tasks:
+            folder = options.data / FOLDERS[setting.dataset]
+            cache = options.cache or options.results / "methods.cache"
+            tasks[setting.dataset] = load(
+                setting.dataset,
+                folder,
+                setting.upper_layers,
+                attended=True,
+                encoder=options.encoder,
+                cache=cache,
+            )
+        _run(study, setting, tasks[setting.dataset], lines)
+
+    work(
+        lambda: wanted(list(lines), options.datasets, options.skip, changes),
+        run,
+        lines,
+        options.results / "communication.locks",
+        options.most,
+    )
+
+
+def _run(study: str, setting: Setting, task: StudyTask, lines: Lines) -> None:
+    """Run one setting and keep its line; one that diverges is kept as such."""
+    from benchmarks.communication_runs import run
+    from benchmarks.resumable import key
+
+    outcome = run(setting, task, test=study == "final")
+    lines.add(key(study, setting), outcome)
+    shown = (
+        f"{setting.dataset} ε={setting.epsilon} {setting.method} {setting.support} 1/{1 / setting.density:g}"
+    )
+    how = (
+        f"{setting.value_bits} bits, feedback {setting.feedback}, train {setting.train}, seed {setting.seed}"
+    )
+    rates = f"rates {setting.learning_rate:g} {setting.server_rate:g} {setting.server_power:g}"
+    found = f"{outcome['validation']:.4f} {outcome['accuracy']}"
+    print(f"{study} {shown}, {how}, {rates}: {found} in {60 * outcome['cpu_minutes']:.0f} s", flush=True)
+
+
+def _write_page(results: Path, lines: Lines) -> None:
+    """Write tables and plots of all runs there are."""
+    from benchmarks.communication_plots import plots
+    from benchmarks.communication_tables import page
+    from benchmarks.resumable import write_whole
+
+    kept = list(lines)
+    for name, text in (("communication.md", page(kept)), *plots(kept)):
+        write_whole(results, name, text)
+
+
+if __name__ == "__main__":
+    # As a script, this file's folder comes first: the study is a package of the project.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    main()

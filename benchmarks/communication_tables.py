@@ -1,0 +1,347 @@
+"""The communication study's lines as Markdown: targets, accuracy by support, density and bits, FLASC, bytes, rates."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.common import markdown
+from benchmarks.communication_bytes import RING, RoundBytes, dense_bytes, round_bytes
+from benchmarks.communication_order import (
+    BITS,
+    BUDGETS,
+    CORNERS,
+    DENSITIES,
+    FAMILIES,
+    OTHERS,
+    SUPPORTS,
+    TELLING,
+    Budget,
+    Cell,
+)
+from benchmarks.communication_setting import Setting
+
+Line = Mapping[str, Any]
+Key = tuple[object, ...]
+"""What makes a row: how changes travel and what is trained, whatever the rates and the seed."""
+
+TITLES: Mapping[str, str] = {"sst2": "SST-2", "banking77": "Banking77"}
+ROWS: Mapping[str, int] = {"sst2": 872, "banking77": 3080}
+"""Test rows."""
+
+DENSE = Cell("dense", {"value_bits": None})
+"""What everything is held against: dense LoRA, float32, in the clear."""
+
+LEAST_TIMES, LARGEST_LOSS = 20, 1.0
+"""The first target: so many times fewer bytes, at most so many points below dense LoRA."""
+
+LOSSLESS_TIMES = 10
+"""The second: so many times fewer, and no loss beyond one standard deviation of dense LoRA."""
+
+INTRODUCTION = f"""# Accuracy against bytes
+
+What follows from these tables is in [docs/communication-study.md](../../docs/communication-study.md). They are made by
+`python benchmarks/communication_study.py page` from `communication.jsonl`, where every line is a run; `... run --data
+DIR` runs what is missing.
+
+* **Model.** MiniLM (all-MiniLM-L6-v2), mean pooling; LoRA of rank 32, α = 32, A and B, on both maps of the last
+  layer's feed-forward net, and a trained head: 123,650 coordinates on SST-2 and 152,525 on Banking77 with its 77
+  labels. All below is frozen and computed once.
+* **Federation.** 10 clients, i.i.d., 12 rounds of 2 steps, Poisson batches of 64 on average; for Banking77 at ε = 8 one
+  step a round on 300 of its 900 rows. SGD under DP, Adam without; clip norm 1, δ = 1e-5, every client's noise planned
+  for its own rows.
+* **Up.** Masked rows: stochastic rounding to 8 or 4 bits by scales of LoRA components that follow earlier sums, four
+  more bits for a sum over ten, added modulo 2^b. Rows of 32 bits are float32 in the clear. `server-topk` explores with
+  a quarter of its support; clients vote in two of the 12 rounds.
+* **Bytes** are of the mean client and round, by `communication.meter`, with keys, shares, votes and framing, for one
+  colluder and a ring of {RING} neighbours or the complete graph; a task's header, some hundred bytes, is left out.
+  *Times less* is against 4 bytes for every coordinate, what dense LoRA in float32 sends.
+* **FLASC** as published: each client's own top-k as float32 with its indices, AdamW at the server, the masked state is
+  evaluated; insecure. Its clients train with DP-SGD as all others do.
+* **Rates** are chosen on held-out training rows (*validation*), with a seed that is not compared.
+"""
+
+
+class Runs:
+    """Compared runs by budget and row."""
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self._by_row: dict[tuple[Budget, Key], list[tuple[Setting, Line]]] = defaultdict(list)
+        for line in lines:
+            if line["study"] == "final":
+                setting = Setting.from_json(line["setting"])
+                self._by_row[(setting.dataset, setting.epsilon), _key(setting)].append((setting, line))
+
+    def of(self, budget: Budget, cell: Cell) -> list[tuple[Setting, Line]]:
+        """Return a cell's runs by seed."""
+        found = self._by_row.get((budget, _key(_setting(budget, cell))), [])
+        return sorted(found, key=lambda pair: pair[0].seed)
+
+    def accuracies(self, budget: Budget, cell: Cell) -> dict[int, float]:
+        """Return test accuracy in per cent by seed; a run that diverged has none, and counts as 0."""
+        return {setting.seed: 100 * (line["accuracy"] or 0.0) for setting, line in self.of(budget, cell)}
+
+    def sizes(self, budget: Budget, cell: Cell, neighbours: int | None = RING) -> RoundBytes | None:
+        """Return the bytes of a cell's client and round; None without a run, which has the dimension."""
+        found = self.of(budget, cell)
+        return None if not found else round_bytes(found[0][0], found[0][1]["coordinates"], neighbours)
+
+    def times_less(self, budget: Budget, cell: Cell, neighbours: int | None = RING) -> float | None:
+        """Return how many times less than dense float32 LoRA is uploaded."""
+        sizes, found = self.sizes(budget, cell, neighbours), self.of(budget, cell)
+        return None if sizes is None else dense_bytes(found[0][1]["coordinates"]) / sizes.uploaded
+
+
+def page(lines: Sequence[Line]) -> str:
+    """Return the whole page."""
+    runs = Runs(lines)
+    parts = [INTRODUCTION, *_amount(lines)]
+    for budget in BUDGETS:
+        if runs.of(budget, DENSE):
+            parts += [f"## {title(budget)}\n", f"![Accuracy against bytes]({plot_file(budget)})\n"]
+            parts += [
+                *_corners(runs, budget),
+                *_bits(runs, budget),
+                *_ways(runs, budget),
+                *_rest(runs, budget),
+            ]
+    return "\n".join([*parts, *_rates(lines)]) + "\n"
+
+
+def title(budget: Budget) -> str:
+    """Return a data set and ε as the page names them."""
+    dataset, epsilon = budget
+    return f"{TITLES[dataset]}, {'no DP' if epsilon is None else f'ε = {epsilon:g}'}"
+
+
+def plot_file(budget: Budget) -> str:
+    """Return the path of a plot, from the page."""
+    dataset, epsilon = budget
+    return f"communication/{dataset}-{'none' if epsilon is None else f'{epsilon:g}'}.svg"
+
+
+def shown_density(density: float) -> str:
+    """Return a density as the page names it.
+
+    >>> shown_density(1.0), shown_density(1 / 16)
+    ('1', '1/16')
+    """
+    return "1" if density == 1 else f"1/{1 / density:g}"
+
+
+def shown(cell: Cell) -> str:
+    """Return a cell in words."""
+    setting = _setting(BUDGETS[0], cell)
+    density = shown_density(setting.density)
+    if setting.method == "flasc":
+        return f"FLASC, {density}"
+    extras = [
+        "FFA-LoRA" if setting.method == "ffa" else "",
+        "dense" if setting.support == "dense" else f"{setting.support}, {density}",
+        f"{setting.value_bits or 32} bits",
+        "feedback" if setting.feedback else "",
+        "trains the support" if setting.train == "support" else "",
+        "" if setting.download_density == 1 else f"download {shown_density(setting.download_density)}",
+    ]
+    return ", ".join(filter(None, extras))
+
+
+def difference(runs: Runs, budget: Budget, cell: Cell) -> tuple[float, float | None] | None:
+    """Return the mean of test accuracy less dense LoRA's, seed by seed, in points, and its standard error."""
+    dense, own = runs.accuracies(budget, DENSE), runs.accuracies(budget, cell)
+    gaps = [own[seed] - dense[seed] for seed in sorted(own.keys() & dense.keys())]
+    if not gaps:
+        return None
+    return statistics.mean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
+
+
+def _amount(lines: Sequence[Line]) -> Iterator[str]:
+    """Yield a line on how much was run."""
+    if lines:
+        hours = sum(line["cpu_minutes"] for line in lines) / 60
+        grids = sum(line["study"] == "grid" for line in lines)
+        yield f"Run so far: {grids} runs to choose rates, {len(lines) - grids} compared; {hours:.1f} CPU hours.\n"
+
+
+def _corners(runs: Runs, budget: Budget) -> Iterator[str]:
+    """Yield the cells of several seeds, held against dense LoRA and the targets."""
+    dataset = budget[0]
+    spread = runs.accuracies(budget, DENSE).values()
+    deviation = statistics.stdev(spread) if len(spread) > 1 else 0.0
+    error = 100 * math.sqrt(0.8 * 0.2 / ROWS[dataset])
+    yield (
+        "Test accuracy after the last round in per cent, mean ± deviation over seeds (validation rows), and less dense "
+        "float32 LoRA of the same seeds, ± standard error over them. "
+        f"{ROWS[dataset]} test rows: a run near 80 % has a standard error of {error:.1f} for them alone, which "
+        "runs share in part. Bytes of a client and round; in brackets on the complete graph.\n"
+    )
+    yield from _header(
+        "what travels", "seeds", "accuracy", "less dense", "bytes up", "times less", "bytes down",
+        f"≥ {LEAST_TIMES}×, ≥ −{LARGEST_LOSS:g}", f"≥ {LOSSLESS_TIMES}×, ≥ −{deviation:.1f}",
+    )  # fmt: skip
+    for cell in CORNERS:
+        sizes, whole = runs.sizes(budget, cell), runs.sizes(budget, cell, None)
+        gap, times = difference(runs, budget, cell), runs.times_less(budget, cell)
+        if sizes is None or whole is None or gap is None or times is None:
+            continue
+        masked = cell.changes.get("value_bits") is not None
+        on_graph = f" ({runs.times_less(budget, cell, None):.1f})" if masked else ""
+        met = ("", "") if not masked else (
+            _met(times >= LEAST_TIMES and gap[0] >= -LARGEST_LOSS),
+            _met(times >= LOSSLESS_TIMES and gap[0] >= -deviation),
+        )  # fmt: skip
+        yield markdown((
+            shown(cell), str(len(runs.of(budget, cell))), _accuracy(runs, budget, cell), _gap(gap),
+            f"{sizes.uploaded:,.0f}", f"{times:.1f}{on_graph}", f"{sizes.downloaded:,.0f}", *met,
+        ))  # fmt: skip
+    yield ""
+
+
+def _met(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def _bits(runs: Runs, budget: Budget) -> Iterator[str]:
+    """Yield accuracy by support and density, a column for each number of bits."""
+    rows = [("dense", 1.0), *((support, density) for support in SUPPORTS for density in DENSITIES)]
+    cells = {
+        row: [Cell("", {"support": row[0], "density": row[1], "value_bits": b}) for b in BITS] for row in rows
+    }
+    if not any(runs.of(budget, cell) for row in rows[1:] for cell in cells[row]):
+        return
+    yield "Accuracy, and times fewer bytes up, by bits of a value:\n"
+    yield from _header("support", "density", *(f"{b or 32} bits" for b in BITS))
+    for row in rows:
+        found = [_short(runs, budget, cell) for cell in cells[row]]
+        if any(found):
+            yield markdown((row[0], shown_density(row[1]), *found))
+    yield ""
+
+
+def _ways(runs: Runs, budget: Budget) -> Iterator[str]:
+    """Yield what feedback and training the support alone do, beside FLASC at the same density."""
+    more: Sequence[Mapping[str, Any]] = ({}, {"feedback": True}, {"train": "support"})
+    rows = []
+    for density in DENSITIES:
+        flasc = _short(runs, budget, Cell("", {"method": "flasc", "density": density}))
+        for support in SUPPORTS:
+            base = {"support": support, "density": density, "value_bits": 4}
+            found = [_short(runs, budget, Cell("", {**base, **extra})) for extra in more]
+            if any(found):
+                rows.append((support, shown_density(density), *found, flasc))
+    if rows:
+        yield "At 4 bits: what feedback does, and training the support alone; FLASC at that density:\n"
+        yield from _header("support", "density", "plain", "feedback", "trains the support", "FLASC, 32 bits")
+        yield from (markdown(row) for row in rows)
+        yield ""
+
+
+def _rest(runs: Runs, budget: Budget) -> Iterator[str]:
+    """Yield the cells that are in no other table."""
+    cells = [
+        cell
+        for cell in (*TELLING, *OTHERS)
+        if (cell.family == "ffa" or "download_density" in cell.changes or cell.changes.get("density") == 1.0)
+        and runs.of(budget, cell)
+    ]
+    if cells:
+        yield from _header("what travels", "accuracy", "less dense", "bytes up", "times less", "bytes down")
+        for cell in cells:
+            sizes, gap = runs.sizes(budget, cell), difference(runs, budget, cell)
+            assert sizes is not None
+            yield markdown((
+                shown(cell), _accuracy(runs, budget, cell), "" if gap is None else _gap(gap),
+                f"{sizes.uploaded:,.0f}", f"{_whole(runs, budget) / sizes.uploaded:.1f}", f"{sizes.downloaded:,.0f}",
+            ))  # fmt: skip
+        yield ""
+
+
+def _whole(runs: Runs, budget: Budget) -> int:
+    """Return what dense LoRA of A and B uploads."""
+    return dense_bytes(runs.of(budget, DENSE)[0][1]["coordinates"])
+
+
+def _rates(lines: Sequence[Line]) -> Iterator[str]:
+    """Yield validation accuracy by what was searched, the chosen in bold."""
+    grids: dict[tuple[Budget, str], dict[float, float]] = defaultdict(dict)
+    for line in lines:
+        setting = Setting.from_json(line["setting"])
+        if line["study"] == "grid":
+            name = next(n for n, f in FAMILIES.items() if f.field and _is_of(setting, f.changes))
+            searched = getattr(setting, FAMILIES[name].field or "")
+            grids[(setting.dataset, setting.epsilon), name][searched] = line["validation"]
+    if not grids:
+        return
+    yield "## Rates\n"
+    yield (
+        "Validation accuracy in per cent by learning rate (dense, topk, support, ffa), by the server's rate (flasc) or "
+        "by the power p of the factor density^-p (random; its learning rate is that of dense). Feedback and votes "
+        "take topk's.\n"
+    )
+    yield from _header("data", "family", "searched: accuracy")
+    for (budget, name), found in sorted(grids.items(), key=lambda entry: _place(entry[0])):
+        best = max(sorted(found), key=lambda value: found[value])
+        cells = (f"{value:g}: {100 * found[value]:.1f}" for value in sorted(found))
+        marked = (
+            f"**{cell}**" if value == best else cell for value, cell in zip(sorted(found), cells, strict=True)
+        )
+        yield markdown((title(budget), name, ", ".join(marked)))
+
+
+def _place(entry: tuple[Budget, str]) -> tuple[int, int]:
+    """Return where a grid stands in the table."""
+    return BUDGETS.index(entry[0]), list(FAMILIES).index(entry[1])
+
+
+def _is_of(setting: Setting, changes: Mapping[str, Any]) -> bool:
+    """Return whether a grid's run is that of a family."""
+    return _key(setting) == _key(_setting((setting.dataset, setting.epsilon), Cell("", changes)))
+
+
+def _setting(budget: Budget, cell: Cell) -> Setting:
+    """Return a cell's setting, rates and seed apart."""
+    plain = Setting(budget[0], "fedit", 0.0, budget[1], "iid", 0)
+    return replace(plain, **cell.changes)
+
+
+def _key(setting: Setting) -> Key:
+    """Return what makes a row."""
+    return (
+        setting.method, setting.support, setting.density, setting.value_bits, setting.feedback, setting.train,
+        setting.download_density,
+    )  # fmt: skip
+
+
+def _short(runs: Runs, budget: Budget, cell: Cell) -> str:
+    """Return mean accuracy ± deviation, and how many times less is uploaded."""
+    times = runs.times_less(budget, cell)
+    return "" if times is None else f"{_mean(runs.accuracies(budget, cell).values())} · {times:.1f}×"
+
+
+def _accuracy(runs: Runs, budget: Budget, cell: Cell) -> str:
+    """Return mean accuracy ± deviation on test rows, and the mean of validation rows."""
+    validation = 100 * statistics.mean(line["validation"] for _, line in runs.of(budget, cell))
+    return f"{_mean(runs.accuracies(budget, cell).values())} ({validation:.1f})"
+
+
+def _mean(values: Iterable[float]) -> str:
+    """Return mean ± deviation."""
+    found = list(values)
+    deviation = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.1f}{deviation}"
+
+
+def _gap(gap: tuple[float, float | None]) -> str:
+    """Return a difference and its standard error."""
+    mean, error = gap
+    return f"{mean:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+
+def _header(*cells: str) -> Iterator[str]:
+    """Yield a table's header."""
+    yield markdown(cells)
+    yield markdown(("---",) * len(cells))
