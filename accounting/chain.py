@@ -218,21 +218,38 @@ def _check_release(charge: Charge, entry: Release) -> None:
 
 
 def _check_exchange(charge: Charge, entry: Release) -> None:
-    """A later exchange answers one announcement, right after the client confirmed the exchange before."""
+    """A later exchange answers one announcement, right after the client confirmed the exchange before.
+
+    One that answers none is a ring: coordinates of the same update that no other exchange has, which only some clients
+    send, of those whose first sum was confirmed.
+    """
     where = f"exchange {entry.exchange!r} of row {charge.reservation}"
     if type(entry.exchange) is not int or entry.exchange < 0:
         raise ValueError(f"{where}: exchanges are counted from 0")
-    if (entry.announced is None) != (entry.exchange == 0):
-        raise ValueError(f"{where}: something is announced before every exchange but the first")
+    if entry.announced is not None and entry.exchange == 0:
+        raise ValueError(f"{where}: nothing is announced before the first exchange")
     begun = [old for old in charge.releases if old.session == entry.session is not None]
     if any((old.exchange, old.announced) != (entry.exchange, entry.announced) for old in begun):
         raise ValueError(f"{where}: session {entry.session} is of another exchange or announcement")
     if entry.exchange == 0 or begun:
         return
+    if entry.announced is None:
+        _check_ring(charge, entry, where)
+        return
     # Unmasked, there are no sessions: an exchange that is sent again after a crash leaves no row.
     before = charge.releases if entry.session is None else charge.releases[-1:]
     if not any(old.exchange == entry.exchange - 1 and _is_confirmed(old, entry) for old in before):
         raise ValueError(f"{where} does not follow a confirmed exchange {entry.exchange - 1}")
+
+
+def _check_ring(charge: Charge, entry: Release, where: str) -> None:
+    """A ring follows the confirmed first exchange; masked ones come in order, each once in a round as it was begun."""
+    same = [old for old in charge.releases if (old.session is None) == (entry.session is None)]
+    firsts = [place for place, old in enumerate(same) if old.exchange == 0]
+    if not firsts or not _is_confirmed(same[firsts[-1]], entry):
+        raise ValueError(f"{where} does not follow a confirmed exchange 0")
+    if entry.session is not None and any(old.exchange >= entry.exchange for old in same[firsts[-1] + 1 :]):
+        raise ValueError(f"{where} follows a later one, or is there already")
 
 
 def _is_confirmed(old: Release, entry: Release) -> bool:

@@ -7,7 +7,7 @@ into each reservation, so that a report which admits more exchanges, or other ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import canonical
@@ -35,5 +35,22 @@ def by_round(stated: Mapping[str, Any]) -> dict[int, list[Contract]]:
 
 
 def coordinates(contract: Contract) -> int:
-    """What the exchanges of a contract add up to, one client's coordinates in a round."""
-    return sum(sum(exchange["travels"].values()) for exchange in contract["exchanges"])
+    """What the exchanges of a contract add up to, one client's coordinates in a round; votes count as such."""
+    return sum(sent(exchange) for exchange in contract["exchanges"])
+
+
+def sent(exchange: Mapping[str, Any]) -> int:
+    """How many coordinates travel in an exchange: all of its arrays', unless it says that some are left out."""
+    return int(exchange.get("coordinates", sum(exchange["travels"].values())))
+
+
+def numbered(exchanges: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
+    """A round's listed exchanges with their numbers: their places, unless they say that others were lost between."""
+    return [(exchange.get("exchange", place), exchange) for place, exchange in enumerate(exchanges)]
+
+
+def ring(contract: Contract, number: int) -> Sequence[str] | None:
+    """The clients that send what is summed in an exchange, if it is a ring: coordinates that only they send."""
+    exchanges = contract["exchanges"]
+    clients: Sequence[str] | None = exchanges[number].get("clients") if number < len(exchanges) else None
+    return clients

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from fedlora_priv import config_methods
+from fedlora_priv import config_communication, config_methods
 from fedlora_priv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def check(experiment: Experiment) -> None:
         _secure_aggregation(experiment)
     _adaptive_clipping(experiment)
     _recomputed_activations(experiment)
-    _communication(experiment)
     _dropouts(experiment)
     config_methods.check(experiment)
+    config_communication.check(experiment)
 
 
 def check_delta(delta: float, examples: int) -> None:
@@ -240,18 +240,6 @@ def _recomputed_activations(experiment: Experiment) -> None:
             "training.per_example = 'ghost' runs backward twice, which the recomputed activations of "
             "training.gradient_checkpointing do not allow",
             "choose 'auto' or 'direct'",
-        )
-
-
-def _communication(experiment: Experiment) -> None:
-    """Refuse a density that nothing applies. No sum overflows: 16 bits for 65,535 clients fill the ring of 32."""
-    communication = experiment.communication
-    if communication.support == "voted-topk" or communication.densities:
-        raise ConfigError("communication: votes and densities by client are not built yet", "leave them out")
-    if communication.support == "dense" and communication.density < 1:
-        raise ConfigError(
-            f"communication.density = {communication.density:g} has no effect with support = 'dense'",
-            "choose 'server-topk' or 'seeded-random-k', or density = 1",
         )
 
 

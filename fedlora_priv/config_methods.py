@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from fedlora_priv.config import Experiment
     from fedlora_priv.methods import Contract
 
-FEWEST_BITS = 8
-"""Bits of a value that maps of products need: with fewer, rounding is much of what a sketch says (docs/methods.md)."""
-
 
 def check(experiment: Experiment) -> None:
     """Raise unless the method can honour what is asked of it.
@@ -29,10 +26,8 @@ def check(experiment: Experiment) -> None:
     _rounds(experiment)
     _ranks(experiment)
     for contract in _contracts(experiment):
-        _travels_whole(experiment, contract)
         _base(experiment, contract)
     _lost_exchanges(experiment)
-    _outlives_a_round(experiment)
 
 
 def _idle_options(experiment: Experiment) -> None:
@@ -121,60 +116,15 @@ def _contracts(experiment: Experiment) -> list[Contract]:
     return [phase.contract(nothing) for phase, _ in phases(method, experiment.federation.rounds)]
 
 
-def _travels_whole(experiment: Experiment, contract: Contract) -> None:
-    """Refuse to leave out coordinates of maps that mean nothing in part, or to round them away."""
-    communication, name = experiment.communication, experiment.federation.method
-    if not contract.travels_whole:
-        return
-    if communication.density < 1:
-        raise ConfigError(
-            f"communication.density = {communication.density:g} leaves out coordinates, but what "
-            f"federation.method = {name!r} sums means nothing in part",
-            "set communication.support = 'dense' and density = 1",
-        )
-    if communication.value_bits < FEWEST_BITS:
-        raise ConfigError(
-            f"communication.value_bits = {communication.value_bits} are too few for federation.method = {name!r}, "
-            "whose sums are maps of products",
-            f"use at least {FEWEST_BITS}, better 12",
-        )
-
-
-def _outlives_a_round(experiment: Experiment) -> None:
-    """Refuse what crosses rounds by coordinate where the next round has other coordinates."""
-    from fedlora_priv.communication.choices import Choice
-    from fedlora_priv.communication.errors import CommunicationError
-    from fedlora_priv.methods import Layout, for_experiment, phases
-
-    communication = experiment.communication
-    choice = Choice(
-        error_feedback=communication.error_feedback, download_density=communication.download_density
-    )
-    masked, nothing = experiment.secure_aggregation.mode == "secure", Layout((), {})
-    for phase, _ in phases(for_experiment(experiment), experiment.federation.rounds):
-        try:
-            choice.require_allowed(phase, phase.contract(nothing), experiment.privacy.mode, masked=masked)
-        except CommunicationError as error:
-            raise ConfigError(str(error)) from None
-    if (
-        communication.error_feedback
-        and communication.support == "server-topk"
-        and not communication.exploration
-    ):
-        raise ConfigError(
-            "communication.error_feedback keeps what was left out for later rounds, and with support = 'server-topk' "
-            "and exploration = 0 what has never been sent never is",
-            "set exploration above 0, for example 0.25",
-        )
-
-
 def _lost_exchanges(experiment: Experiment) -> None:
     """Refuse to act out the loss of a client in an exchange that its round does not have."""
+    from fedlora_priv.federation.course import course
     from fedlora_priv.methods import Layout, for_experiment
 
     method = for_experiment(experiment)
     for dropout in experiment.simulate.dropouts:
-        exchanges = method.at(dropout.round).contract(Layout((), {})).exchanges
+        contract = method.at(dropout.round).contract(Layout((), {}))
+        exchanges = len(course(experiment, contract, dropout.round))
         if dropout.exchange >= exchanges:
             raise ConfigError(
                 f"simulate.dropouts names exchange {dropout.exchange} of round {dropout.round}, whose last is exchange "

@@ -48,7 +48,7 @@ def _check_released(case: Case, found: Findings, client_id: str, entry: Mapping[
     if not committed:
         found.problems.append(f"{where} is in the sum, but its ledger has no committed charge")
         return
-    check_released(case, found, where, committed, entry["exchanges"])
+    check_released(case, found, client_id, where, committed, entry["exchanges"])
 
 
 def _check_what_releases_cost(found: Findings, client_id: str, chain: Chain) -> None:

@@ -3,6 +3,9 @@
 A round is one sum, or several over the clients of the first; each is a session of its own, and all are maps of one
 update under one charge. That a client released them in order, each after it had confirmed the one before, and each for
 one announcement, is a rule of the ledger itself (check 1).
+
+Where clients send different fractions of their coordinates, what only some of them send is a *ring*: a sum of its own,
+over those of them that were in the first one, answering nothing. A lost ring loses no round.
 """
 
 from __future__ import annotations
@@ -20,12 +23,19 @@ Exchange = Mapping[str, Any]
 
 
 def check_released(
-    case: Case, found: Findings, where: str, charges: Sequence[Charge], exchanges: Sequence[Exchange]
+    case: Case,
+    found: Findings,
+    client_id: str,
+    where: str,
+    charges: Sequence[Charge],
+    exchanges: Sequence[Exchange],
 ) -> None:
     """A survivor's `charges` of a round went into the exchanges that the report lists, and into no others."""
-    for number, exchange in enumerate(exchanges):
+    for number, exchange in contracts.numbered(exchanges):
         if number and not _has_sum(case, exchange):
             continue  # a client that was lost then need not have sent anything
+        if client_id not in exchange.get("survivors", (client_id,)):
+            continue  # not in this ring's sum
         releases = [
             release
             for charge in charges
@@ -43,13 +53,18 @@ def check_exchanges(case: Case, found: Findings, entry: Mapping[str, Any]) -> No
     where, exchanges = f"round {entry['round']}", entry["exchanges"]
     if entry["survivors"] and not exchanges:
         found.problems.append(f"{where} has survivors, and no exchange that they were in")
-    for number, exchange in enumerate(exchanges):
-        if (exchange["announced"] is None) != (number == 0):
+    for place, (number, exchange) in enumerate(contracts.numbered(exchanges)):
+        ring = _ring(case, entry, number)
+        if (exchange["announced"] is None) != (number == 0 or ring is not None):
             found.problems.append(
-                f"{where}: exchange {number} follows an announcement unless it is the first"
+                f"{where}: exchange {number} follows an announcement unless it is the first, or a ring"
             )
-        if number + 1 < len(exchanges) and not _has_sum(case, exchange):
+        if place + 1 < len(exchanges) and not _has_sum(case, exchange) and ring is None:
             found.problems.append(f"{where}: exchange {number} has no sum, and another exchange after it")
+        _check_survivors(case, found, entry, number, exchange, ring)
+    numbers = [number for number, _ in contracts.numbered(exchanges)]
+    if numbers != sorted(set(numbers)) or numbers[:1] not in ([], [0]):
+        found.problems.append(f"{where} lists its exchanges out of order: {numbers}")
     if not entry["survivors"]:
         if any(_has_sum(case, exchange) for exchange in exchanges):
             found.problems.append(f"{where} lists a sum, and no survivor that is in it")
@@ -58,6 +73,44 @@ def check_exchanges(case: Case, found: Findings, entry: Mapping[str, Any]) -> No
         if client_id not in entry["survivors"]:
             _check_not_in_it(found, where, client_id, charge, exchanges)
     _check_certificate(found, where, entry)
+
+
+def _ring(case: Case, entry: Mapping[str, Any], number: int) -> Sequence[str] | None:
+    """The clients that send an exchange of that round, if its contract says that only they do."""
+    governing = contracts.by_round(case.report["method"]).get(entry["round"], [])
+    return contracts.ring(governing[0], number) if len(governing) == 1 else None
+
+
+def _check_survivors(
+    case: Case,
+    found: Findings,
+    entry: Mapping[str, Any],
+    number: int,
+    exchange: Exchange,
+    ring: Sequence[str] | None,
+) -> None:
+    """An exchange sums the round's survivors, a ring some of those that send it: enough to hide each other."""
+    where = f"round {entry['round']}, exchange {number}"
+    listed = exchange.get("survivors")
+    if listed is None or not _has_sum(case, exchange):
+        if ring is not None and _has_sum(case, exchange):
+            found.problems.append(f"{where} is of some clients only, and does not say of whom")
+        return
+    if ring is None:
+        if set(listed) != set(entry["survivors"]):
+            found.problems.append(f"{where} is not of the round's survivors")
+        return
+    if not set(listed) <= set(ring) & set(entry["survivors"]):
+        found.problems.append(f"{where} has clients that do not send it, or are not in the first sum")
+    secure = case.secure_aggregation
+    colluders = secure.get("max_colluders", 0)
+    if secure.get("mode") == "secure" and len(listed) < colluders + 2:
+        found.problems.append(
+            f"{where} sums {len(listed)} clients: beside {colluders} colluders nobody would be hidden by another"
+        )
+    for client_id, charge in case.all_charges():
+        if client_id not in listed and exchange["session_id"] in _confirmed(charge) - {None}:
+            found.problems.append(f"{where}: {client_id} has confirmed it, and the report leaves it out")
 
 
 def _check_not_in_it(
@@ -112,6 +165,11 @@ def check_method(case: Case, found: Findings) -> None:
     """Rounds and ledgers have the exchanges that the method has, by the method that the clients recorded."""
     stated = case.report["method"]
     for contract in stated["contracts"]:
+        for exchange in contract["exchanges"]:
+            if contracts.sent(exchange) > sum(exchange["travels"].values()):
+                found.problems.append(
+                    f"the contract of round {contract['rounds'][0]} lets more coordinates travel than it has"
+                )
         if contract["round_dimension"] != contracts.coordinates(contract):
             found.problems.append(
                 f"the contract of round {contract['rounds'][0]} states {contract['round_dimension']} coordinates, "
@@ -135,7 +193,7 @@ def check_method(case: Case, found: Findings) -> None:
 def _check_number(
     case: Case, found: Findings, entry: Mapping[str, Any], governing: Sequence[contracts.Contract]
 ) -> None:
-    """A round that changed the state had as many exchanges as its contract asks, and never more."""
+    """A round that changed the state had as many exchanges as its contract asks, rings aside, and never more."""
     where = f"round {entry['round']}"
     if len(governing) != 1:
         found.problems.append(f"{where} has {len(governing)} contracts, and needs one")
@@ -143,11 +201,12 @@ def _check_number(
     most, given = len(governing[0]["exchanges"]), len(entry["exchanges"])
     if given > most:
         found.problems.append(f"{where} lists {given} exchanges, its method has {most}")
-    summed = sum(_has_sum(case, exchange) for exchange in entry["exchanges"])
+    needed = [number for number in range(most) if contracts.ring(governing[0], number) is None]
+    summed = {number for number, one in contracts.numbered(entry["exchanges"]) if _has_sum(case, one)}
     finished = entry["survivors"] and entry.get("aborted") is None
-    if finished and summed < most and not governing[0]["may_stop_early"]:
+    if finished and not summed >= set(needed) and not governing[0]["may_stop_early"]:
         found.problems.append(
-            f"{where} ends after {summed} of {most} exchanges, all of which its method needs"
+            f"{where} ends after {len(summed)} of {most} exchanges, all of which its method needs"
         )
 
 
@@ -176,10 +235,11 @@ def _check_in_one_go(found: Findings, where: str, charge: Charge, exchanges: Seq
     A round that was begun again has other sums, maybe of other clients: its exchanges go with its own first one.
     """
     sessions = [exchange["session_id"] for exchange in exchanges]
+    numbers = {number for number, _ in contracts.numbered(exchanges)}
     begun = False
     for release in charge.releases:
         if release.session is None:
-            if release.exchange >= len(exchanges):
+            if release.exchange not in numbers:
                 found.doubts.append(
                     f"{where}: its ledger records an unmasked exchange {release.exchange} that is not listed: that "
                     "it gave no sum is the report's word"

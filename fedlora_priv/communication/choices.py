@@ -8,6 +8,8 @@
                                                                its guarantee only if it was noised at the client in full
     votes only in methods of one exchange, under masks         the vote takes the exchange before the values; without
                                                                masks the server would see each client's votes
+    a vote for several rounds only where arrays move by mean   what was voted for is another coordinate after an SVD
+    tiers only in methods of one exchange, without votes       what wider tiers send takes the exchanges after the first
     per-channel scales only in mode `local`                    noise that is shared must not be clipped
 
 `protocols` refuses a second time, where it can see it: a vote or a residual takes no vector that was not declared
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedlora_priv.communication.errors import CommunicationError
+from fedlora_priv.config_federation import CommunicationSection
 from fedlora_priv.methods.base import Contract, Method
 
 SupportKind = Literal["dense", "seeded-random-k", "server-topk", "voted-topk"]
@@ -43,6 +46,7 @@ class Choice:
 
     Args:
         support, densities: which coordinates, and what fraction of them in each tier; one tier unless there are more.
+        vote_every: rounds for which a voted support is kept.
         value_bits: bits of one client's value, sign included.
         error_feedback: whether clients keep what was left out.
         channel_scales: whether each channel has a scale of its own.
@@ -51,6 +55,7 @@ class Choice:
 
     support: SupportKind = "dense"
     densities: tuple[float, ...] = (1.0,)
+    vote_every: int = 1
     value_bits: int = 16
     error_feedback: bool = False
     channel_scales: bool = False
@@ -64,8 +69,26 @@ class Choice:
             raise CommunicationError("the densities of tiers increase", "list the narrowest tier first")
         if self.support == "dense" and self.densities != (1.0,):
             raise CommunicationError("a dense support has density 1", "choose another support")
+        if self.support == "voted-topk" and len(self.densities) > 1:
+            raise CommunicationError("a vote is for one support, and tiers have several", "use one density")
         if not 2 <= self.value_bits <= 16:
             raise CommunicationError(f"a value travels in 2 to 16 bits, not in {self.value_bits}")
+
+    @classmethod
+    def of(cls, communication: CommunicationSection) -> Choice:
+        """Return what an experiment file asks for.
+
+        Raises:
+            CommunicationError: its values do not go together.
+        """
+        return cls(
+            support=communication.support,
+            densities=communication.tiers,
+            vote_every=communication.vote_every,
+            value_bits=communication.value_bits,
+            error_feedback=communication.error_feedback,
+            download_density=communication.download_density,
+        )
 
     @property
     def reveals(self) -> str:
@@ -84,10 +107,9 @@ class Choice:
             CommunicationError: names the first rule of the module's docstring that is broken.
         """
         self._require_whole(method, contract)
-        if not method.moves_by_mean and (self.error_feedback or self.download_density < 1):
-            what = "error feedback" if self.error_feedback else "a masked download"
+        if not method.moves_by_mean and (lasting := self._lasting()):
             raise CommunicationError(
-                f"{what} does not go with {method.name!r}, whose coordinates are others in the next round",
+                f"{lasting} does not go with {method.name!r}, whose coordinates are others in the next round",
                 "use a method that moves arrays by their mean change",
             )
         if mode != "local" and (self.error_feedback or self.channel_scales or self.support == "voted-topk"):
@@ -98,12 +120,26 @@ class Choice:
             )
         if self.support == "voted-topk":
             self._require_vote(contract, masked=masked)
+        if len(self.densities) > 1 and contract.exchanges > 1:
+            raise CommunicationError(
+                f"tiers take the exchanges after the first, and this method has {contract.exchanges} of its own",
+                "use one density",
+            )
+
+    def _lasting(self) -> str | None:
+        """Return what of this choice outlives a round, if anything does."""
+        if self.error_feedback:
+            return "error feedback"
+        if self.download_density < 1:
+            return "a masked download"
+        return "a support kept after its vote" if self.vote_every > 1 else None
 
     def _require_whole(self, method: Method, contract: Contract) -> None:
         """Refuse to leave out parts of what must travel whole."""
         if contract.travels_whole and self.densities != (1.0,):
             raise CommunicationError(
-                f"what {method.name!r} uploads must travel whole: it has maps of products in it",
+                f"what {method.name!r} uploads must travel whole: it has maps of products in it, which mean "
+                "nothing in part",
                 "use density 1",
             )
         if contract.travels_whole and self.value_bits < LEAST_WHOLE_BITS:

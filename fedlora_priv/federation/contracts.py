@@ -4,29 +4,46 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedlora_priv.methods import Layout, Method, Role, phases
+from fedlora_priv.communication.choices import REVEALS
+from fedlora_priv.config import Experiment
+from fedlora_priv.config_federation import CommunicationSection
+from fedlora_priv.federation.course import Leg, courses
+from fedlora_priv.methods import Contract, Layout, Method, Role
 from fedlora_priv.methods.base import Shapes
 
 
-def stated(method: Method, layout: Layout, rounds: int, own: Mapping[str, Layout]) -> dict[str, Any]:
+def stated(
+    experiment: Experiment, method: Method, layout: Layout, own: Mapping[str, Layout]
+) -> dict[str, Any]:
     """Return the report's `method`: each contract with the rounds that it governs.
 
     Args:
+        experiment: what says which coordinates travel, and in how many rounds.
         method: as the server has it.
         layout: the federation's.
-        rounds: how many the run has.
         own: by client, the layout of its own model.
+
+    Raises:
+        CommunicationError: two densities leave as many coordinates.
     """
+    communication = experiment.communication
     contracts = [
-        {"rounds": numbers, **_contract(phase, layout, own)} for phase, numbers in phases(method, rounds)
+        {"rounds": numbers, **_contract(phase, legs, communication, layout, own)}
+        for phase, legs, numbers in courses(experiment, method, layout)
     ]
     return {"name": method.name, "title": method.title, "contracts": contracts}
 
 
-def _contract(method: Method, layout: Layout, own: Mapping[str, Layout]) -> dict[str, Any]:
+def _contract(
+    method: Method,
+    legs: tuple[Leg, ...],
+    communication: CommunicationSection,
+    layout: Layout,
+    own: Mapping[str, Layout],
+) -> dict[str, Any]:
     """Return one contract as the report states it, without its rounds."""
     contract = method.contract(layout)
     return {
@@ -38,19 +55,37 @@ def _contract(method: Method, layout: Layout, own: Mapping[str, Layout]) -> dict
         "exact": contract.exact,
         "weights": contract.weights,
         "may_stop_early": contract.may_stop_early,
-        "exchanges": [
-            {
-                "announced": _by_kind(contract.announced(number), layout),
-                "travels": _by_kind(contract.exchange(number), layout),
-            }
-            for number in range(contract.exchanges)
-        ],
-        "round_dimension": contract.round_dimension,
+        "exchanges": [_exchange(contract, leg, layout) for leg in legs],
+        "round_dimension": sum(leg.coordinates for leg in legs),
         "noised": {client_id: _trained(method, mine, contract.trains) for client_id, mine in own.items()},
         "noise": contract.noise,
-        "leaks": contract.leaks,
+        "leaks": "; ".join([contract.leaks, *_also_leaks(legs, communication)]),
         "notes": list(contract.notes),
     }
+
+
+def _also_leaks(legs: tuple[Leg, ...], communication: CommunicationSection) -> Iterator[str]:
+    """Yield what the server learns of how uploads travel, beyond their sum."""
+    if any(leg.carries == "votes" for leg in legs):
+        yield REVEALS[communication.support]
+    if any(leg.is_ring for leg in legs):
+        yield "of what only some clients send, the sum over those alone"
+
+
+def _exchange(contract: Contract, leg: Leg, layout: Layout) -> dict[str, Any]:
+    """Return one exchange as the report states it: what is not said travels whole, as values, from everybody."""
+    travels = _by_kind(contract.exchange(leg.upload), layout)
+    stated: dict[str, Any] = {
+        "announced": _by_kind(contract.announced(leg.upload), layout),
+        "travels": travels,
+    }
+    if leg.carries == "votes":
+        stated["carries"] = leg.carries
+    if leg.coordinates < leg.dimension:
+        stated["coordinates"] = leg.coordinates
+    if leg.senders is not None:
+        stated["clients"] = list(leg.senders)
+    return stated
 
 
 def _trained(method: Method, own: Layout, roles: frozenset[Role]) -> int:

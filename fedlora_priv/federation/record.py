@@ -23,7 +23,7 @@ from fedlora_priv.federation import wire
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.provenance import noise_source, versions
-from fedlora_priv.federation.rounds import RoundRecord
+from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.session import protection
 from fedlora_priv.federation.setup import Parts
@@ -98,16 +98,25 @@ def _anchors(history: History, statements: Mapping[str, Statement]) -> list[Anch
     return list({**earlier, **closing}.values())
 
 
+def _exchange(one: ExchangeRecord) -> dict[str, Any]:
+    """Return an exchange as the report lists it: a ring with its number and whose sum it is, others are the round's."""
+    listed: dict[str, Any] = {
+        "session_id": one.session,
+        "transcript": one.transcript,
+        "announced": one.announced,
+    }
+    if one.number and one.announced is None:
+        listed |= {"exchange": one.number, "survivors": list(one.survivors)}
+    return listed
+
+
 def _round(entry: RoundRecord) -> dict[str, Any]:
     """Return a round as the report lists it."""
     return {
         "round": entry.round,
         "survivors": list(entry.survivors),
         **entry.losses(),
-        "exchanges": [
-            {"session_id": one.session, "transcript": one.transcript, "announced": one.announced}
-            for one in entry.exchanges
-        ],
+        "exchanges": [_exchange(one) for one in entry.exchanges],
         "certificate": entry.certificate,
         "aborted": entry.aborted,
     }
@@ -168,7 +177,8 @@ def _outputs(parts: Parts, history: History) -> list[dict[str, str]]:
     secure = parts.experiment.secure_aggregation.mode == "secure"
     plans, contracts = parts.plans.values(), parts.stated_method["contracts"]
     charged = next(plan.round_event().kind for plan in plans)
-    exchanges = max(len(contract["exchanges"]) for contract in contracts)
+    stated = [exchange for contract in contracts for exchange in contract["exchanges"]]
+    exchanges = max(sum(not _is_extra(one) for one in contract["exchanges"]) for contract in contracts)
     maps = "updates" if exchanges == 1 else f"updates, or of up to {exchanges} maps of each,"
     adapter = "the global adapter after each round, checkpoints and the adapter folder"
     if any(contract["changes_base"] for contract in contracts):
@@ -184,6 +194,15 @@ def _outputs(parts: Parts, history: History) -> list[dict[str, str]]:
     ]
     if exchanges > 1:
         outputs.append(("what the server announces between exchanges, which follows from the sums", charged))
+    if any("carries" in exchange for exchange in stated):
+        outputs.append(
+            (
+                "for every coordinate, chosen or not, how many clients voted for it; and which were chosen",
+                charged,
+            )
+        )
+    if secure and any("clients" in exchange for exchange in stated):
+        outputs.append(("of what only some clients send, its sum over those alone", charged))
     if parts.home_roles:
         kept = ", ".join(sorted(parts.home_roles))
         measured = (
@@ -202,6 +221,11 @@ def _outputs(parts: Parts, history: History) -> list[dict[str, str]]:
         metric = parts.experiment.model.metric
         outputs.append((f"{metric} on held-out examples that the experiment declares public", "public"))
     return [{"what": what, "covered_by": cover} for what, cover in outputs]
+
+
+def _is_extra(exchange: Mapping[str, Any]) -> bool:
+    """Whether a stated exchange is of votes, or of what only some clients send: no further map of updates."""
+    return "carries" in exchange or "clients" in exchange
 
 
 def partition(parts: Parts) -> Partition | None:

@@ -110,7 +110,7 @@ class Parts:
     def stated_method(self) -> dict[str, Any]:
         """What the method lets leave in every round, as the report states it; every client's ledger names it."""
         own = {client_id: trainer.layout for client_id, trainer in self.trainers.items()}
-        return contracts.stated(self.method, self.layout, self.experiment.federation.rounds, own)
+        return contracts.stated(self.experiment, self.method, self.layout, own)
 
     def rehearse(self) -> Rehearsal:
         """Return what a rehearsal of the clients' steps saw, with the settings of the one with the least noise.

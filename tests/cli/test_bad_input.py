@@ -122,7 +122,7 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "a hybrid without its second phase": (
         overrides(*WHOLE, "federation.method=hybrid", "aggregation.switch_round=9"), 2, "one of its phases has none",
     ),
-    "sketches in part": (overrides("federation.method=fra"), 2, "means nothing in part"),
+    "sketches in part": (overrides("federation.method=fra"), 2, "mean nothing in part"),
     "an option of another method": (overrides("aggregation.products=exact"), 2, "no effect with federation.method"),
     "a folder of somebody else's files": (strange_folder, 6, "no run folder"),
     "output under a file": (output_is_a_file, 6, "cannot write"),

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from accounting import contract as accounted
 from accounting import report as reports
+from fedlora_priv.config import Experiment
 from fedlora_priv.federation import contracts
 from fedlora_priv.methods import METHODS
 from fedlora_priv.methods.base import Layout, LoraModule, Method
@@ -18,12 +19,14 @@ LAYOUT = Layout(
     (LoraModule("q", 12, 8, 4, 2.0), LoraModule("v", 8, 12, 4, 2.0)),
     {"head.weight": (2, 8), "head.bias": (2,)},
 )
+TOML = '[experiment]\nname = "stated"\n[data]\npublic = true\n[privacy]\nepsilon = 8.0\n'
 M, N, R, HEAD = 20, 20, 4, 18  # the modules' rows together, their columns, the rank, the head's coordinates
 
 
 def stated(method: Method, layout: Layout, rounds: int, **own: Layout) -> dict[str, Any]:
     """As `contracts.stated`, with one client that has the federation's model unless others are given."""
-    return contracts.stated(method, layout, rounds, own or {"client-1": layout})
+    experiment = Experiment.from_toml(TOML, [f"federation.rounds={rounds}"])
+    return contracts.stated(experiment, method, layout, own or {"client-1": layout})
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,0 +1,100 @@
+"""What may not be asked for of how uploads travel. Part of `config_checks`.
+
+What a method's sums bear and what a vote needs are rules of `communication.choices.Choice`; here are those between
+keys of the file, and that every sum has enough clients in it. No sum overflows: 16 bits for 65,535 clients fill 32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedlora_priv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedlora_priv.config import Experiment
+
+
+def check(experiment: Experiment) -> None:
+    """Raise unless uploads can travel as the experiment asks.
+
+    Raises:
+        ConfigError: names the first rule that is broken.
+    """
+    _idle_options(experiment)
+    _densities(experiment)
+    _choice(experiment)
+
+
+def _idle_options(experiment: Experiment) -> None:
+    """Refuse options that another one leaves without effect."""
+    communication = experiment.communication
+    if communication.density < 1 and (communication.support == "dense" or communication.densities):
+        why = "support = 'dense'" if communication.support == "dense" else "one density for each client"
+        raise ConfigError(
+            f"communication.density = {communication.density:g} has no effect with {why}",
+            "choose 'server-topk', 'seeded-random-k' or 'voted-topk', or density = 1"
+            if communication.support == "dense"
+            else "leave one of the two out",
+        )
+    if communication.vote_every > 1 and communication.support != "voted-topk":
+        raise ConfigError(
+            f"communication.vote_every = {communication.vote_every} has no effect with support = "
+            f"{communication.support!r}",
+            "choose 'voted-topk', or leave it out",
+        )
+    if (
+        communication.error_feedback
+        and communication.support == "server-topk"
+        and not communication.exploration
+    ):
+        raise ConfigError(
+            "communication.error_feedback keeps what was left out for later rounds, and with support = 'server-topk' "
+            "and exploration = 0 what has never been sent never is",
+            "set exploration above 0, for example 0.25",
+        )
+
+
+def _densities(experiment: Experiment) -> None:
+    """Refuse densities that are not one per client, and wide tiers in which masks would hide nobody."""
+    given, clients = experiment.communication.densities, experiment.federation.clients
+    if given and len(given) != clients:
+        raise ConfigError(
+            f"communication.densities has {len(given)} densities for {clients} clients",
+            "give one for each, in roster order",
+        )
+    secure = experiment.secure_aggregation
+    if not given or secure.mode == "insecure":
+        return
+    needed = max(secure.max_colluders + 2, secure.min_survivors or 0)
+    for density in experiment.communication.tiers:
+        holders = sum(mine >= density for mine in given)
+        if holders < needed:
+            raise ConfigError(
+                f"{holders} of {clients} clients have a density of {density:g} or more, and what they send beyond "
+                f"the others is a sum of its own, which needs {needed} to hide one of them",
+                "give that density to more clients, or to none",
+            )
+
+
+def _choice(experiment: Experiment) -> None:
+    """Refuse what the method's sums could not bear, or what would show one client's choice."""
+    # Imported here: this loads numpy, which reading a file needs no more than it needs cryptography.
+    from fedlora_priv.communication.choices import Choice
+    from fedlora_priv.communication.errors import CommunicationError
+    from fedlora_priv.methods import Layout, for_experiment, phases
+
+    masked = experiment.secure_aggregation.mode == "secure"
+    found = phases(for_experiment(experiment), experiment.federation.rounds)
+    try:
+        choice = Choice.of(experiment.communication)
+        for method, _ in found:
+            contract = method.contract(Layout((), {}))
+            choice.require_allowed(method, contract, experiment.privacy.mode, masked=masked)
+    except CommunicationError as error:
+        raise ConfigError(f"communication: {error}") from error
+    if choice.vote_every > 1 and len(found) > 1:
+        raise ConfigError(
+            f"communication.vote_every = {choice.vote_every} keeps a support for other rounds, and federation.method = "
+            f"{experiment.federation.method!r} sends other arrays in them",
+            "set it to 1",
+        )

@@ -1,0 +1,576 @@
+"""Rounds in which clients send different fractions, or vote for what travels, coordinate by coordinate in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from fedlora_priv.config import Experiment
+from fedlora_priv.config_federation import Dropout
+from fedlora_priv.engines.base import Step
+from fedlora_priv.federation import checkpoint, wire
+from fedlora_priv.federation.ballots import BallotChannel
+from fedlora_priv.federation.checkpoint import History
+from fedlora_priv.federation.exchange import ExchangeSum, Summed
+from fedlora_priv.federation.rounds import RoundResult
+from fedlora_priv.federation.server import FederationServer
+from fedlora_priv.methods import State
+from fedlora_priv.methods.fedit import FedIT
+from protocols.prg import SecretStream
+from protocols.secagg.codec import decode, encode
+from protocols.secagg.messages import Proposal
+from protocols.sparsify import Support
+
+from .paper import LAYOUT, Killed, Meddling, Paper, initial_state, trained
+
+CONTRACT = FedIT().contract(LAYOUT)
+NAMES, D = list(CONTRACT.uploads), CONTRACT.dimension
+TIERS = (0.25, 1.0, 0.25, 1.0, 1.0)
+TOML = '[experiment]\nname = "mix"\n[data]\npublic = true\n[privacy]\nepsilon = 8.0\n'
+REFUSED = wire.Message(wire.REFUSED, {"code": "FederationError"})
+
+
+@pytest.fixture
+def paper(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Paper]]:
+    made: list[Paper] = []
+
+    def make(mode: str = "secure", dropouts: Any = (), federation: Any = None, **communication: Any) -> Paper:
+        path = experiment_file(
+            federation={"rounds": 4} | (federation or {}),
+            training={"deterministic_noise": True},
+            communication={"density": 1.0, "value_bits": 22} | communication,
+            secure_aggregation={"mode": mode},
+        )
+        folder = tmp_path / f"paper-{len(made)}"
+        made.append(Paper(Experiment.load(path), FedIT(), folder, dropouts=dropouts))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def flat(arrays: Mapping[str, Any]) -> np.ndarray:
+    return np.concatenate([np.asarray(arrays[name], float).ravel() for name in NAMES])
+
+
+def change(client_id: str, state: State) -> np.ndarray:
+    """What a client makes of a state, less that state."""
+    after = trained(client_id, {**state}, CONTRACT.trains)
+    return flat(after) - flat(state)
+
+
+def require_means(
+    small: Paper, before: State, result: RoundResult, senders: Mapping[tuple[int, ...], list[str]]
+) -> None:
+    """Each coordinate has moved by the mean change of those who sent it, and no other has moved."""
+    assert result.summed is not None
+    wanted = np.zeros(D)
+    for part in result.summed.parts:
+        if isinstance(part.exchange.channel, BallotChannel):
+            continue
+        at, quantiser = part.exchange.values.support.indices, part.exchange.values.quantiser
+        largest = quantiser.dequantise_sum(np.full(at.size, quantiser.levels, np.uint32), 1)
+        clients = senders[tuple(at.tolist())]
+        assert part.n == len(clients)
+        sent = [np.clip(change(client_id, before)[at], -largest, largest) for client_id in clients]
+        wanted[at] = np.mean(sent, axis=0)
+    assert len(senders) == len(indices(result))
+    moved = flat(small.state.state) - flat(before)
+    assert np.abs(moved - wanted).max() <= 2e-6
+    assert_array_equal(moved[wanted == 0], 0.0)
+
+
+def indices(result: RoundResult) -> list[tuple[int, ...]]:
+    assert result.summed is not None
+    return [
+        tuple(part.exchange.values.support.indices.tolist())
+        for part in result.summed.parts
+        if not isinstance(part.exchange.channel, BallotChannel)
+    ]
+
+
+# --- tiers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("support", ["seeded-random-k", "server-topk"])
+def test_a_coordinate_moves_by_the_mean_of_those_who_send_it(
+    paper: Callable[..., Paper], support: str
+) -> None:
+    small = paper(support=support, densities=TIERS)
+    everybody, wide = [f"client-{i}" for i in range(1, 6)], ["client-2", "client-4", "client-5"]
+    narrow = []
+    for number in (1, 2):
+        before, result = small.state.state, small.round()
+        assert result.record.aborted is None
+        first, ring = indices(result)
+        assert len(first) == -(-D // 4)
+        assert sorted(first + ring) == list(range(D))
+        require_means(small, before, result, {first: everybody, ring: wide})
+        one, other = result.record.exchanges
+        assert (one.number, other.number, one.announced, other.announced) == (0, 1, None, None)
+        assert (list(one.survivors), list(other.survivors)) == (everybody, wide)
+        narrow.append(first)
+        for client in small.clients:
+            (charge,) = [c for c in client._setup.ledger.charges() if c.round == number]
+            mine = {release.exchange for release in charge.releases}
+            assert mine == ({0, 1} if client.client_id in wide else {0})
+            assert charge.remasked == charge.announced_again == 0
+    assert narrow[0] != narrow[1]
+
+
+def test_unmasked_rings_give_the_same_integers(paper: Callable[..., Paper]) -> None:
+    masked, plain = (
+        paper(mode, support="seeded-random-k", densities=TIERS) for mode in ("secure", "insecure")
+    )
+    one, other = masked.round(), plain.round()
+    assert one.summed is not None
+    assert other.summed is not None
+    for mine, theirs in zip(one.summed.parts, other.summed.parts, strict=True):
+        assert mine.ring_sum.any()
+        assert_array_equal(mine.ring_sum, theirs.ring_sum)
+    for name, array in masked.state.state.items():
+        assert_array_equal(array, plain.state.state[name])
+
+
+SIX = {"clients": 6}
+SIX_TIERS = (0.25, 1.0, 1.0, 0.5, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("phase", ["advertise", "mask", "confirm"])
+def test_a_ring_loses_a_client_and_is_the_mean_of_the_others(paper: Callable[..., Paper], phase: Any) -> None:
+    lost = Dropout(round=1, client_id="client-3", phase=phase, exchange=1)
+    small = paper(support="server-topk", densities=SIX_TIERS, federation=SIX, dropouts=[lost])
+    before, result = small.state.state, small.round()
+    everybody = [f"client-{i}" for i in range(1, 7)]
+    assert list(result.record.survivors) == everybody
+    left = [c for c in everybody if c != "client-3"]
+    first, middle, wide = indices(result)
+    in_middle = everybody[1:] if phase == "confirm" else [c for c in left if c != "client-1"]
+    in_wide = ["client-2", "client-5", "client-6"]
+    require_means(small, before, result, {first: everybody, middle: in_middle, wide: in_wide})
+    assert ("client-3", f"{phase} of exchange 1") in result.record.lost
+
+
+def test_a_lost_ring_costs_its_coordinates_and_the_next_one_goes_on(paper: Callable[..., Paper]) -> None:
+    """Of five in the middle ring four must be in its sum, and three are; of the wide one three are enough."""
+    lost = [Dropout(round=1, client_id=f"client-{i}", phase="mask", exchange=1) for i in (4, 6)]
+    small = paper(support="seeded-random-k", densities=SIX_TIERS, federation=SIX, dropouts=lost)
+    before, result = small.state.state, small.round()
+    assert result.record.aborted is None
+    assert [entry.transcript is None for entry in result.record.exchanges] == [False, True, False]
+    first, wide = indices(result)
+    everybody = [f"client-{i}" for i in range(1, 7)]
+    require_means(small, before, result, {first: everybody, wide: ["client-2", "client-3", "client-5"]})
+    again = small.round()
+    assert again.record.aborted is None
+    assert len(again.record.exchanges) == 3
+
+
+def test_without_the_first_ring_there_is_no_round(paper: Callable[..., Paper]) -> None:
+    lost = [Dropout(round=1, client_id=f"client-{i}", phase="mask") for i in (1, 3)]
+    small = paper(support="seeded-random-k", densities=TIERS, dropouts=lost)
+    result = small.round()
+    assert result.summed is None
+    assert small.state.state is small.begun.state
+    assert len(result.record.exchanges) == 1
+
+
+@pytest.mark.parametrize("at", [8, 23, 33, 41])
+def test_a_crash_anywhere_changes_nothing_of_the_result(paper: Callable[..., Paper], at: int) -> None:
+    whole = paper(support="seeded-random-k", densities=TIERS)
+    broken = paper(support="seeded-random-k", densities=TIERS)
+    whole.round()
+    crash(broken, at)
+    result = broken.round()
+    assert result.record.aborted is None
+    for name, array in whole.state.state.items():
+        assert_array_equal(array, broken.state.state[name])
+    assert broken.trainings == 5
+
+
+def crash(broken: Paper, at: int) -> None:
+    """End every process before its `at`-th message, and start them again."""
+    left = at
+
+    def kill(step: Step, client_id: str, data: bytes) -> bytes:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        return data
+
+    broken.use(Meddling(broken.clients, kill))
+    with pytest.raises(Killed):
+        broken.round()
+    broken.live()
+
+
+# --- a server that plays with rings ----------------------------------------------------------------------
+
+
+def meddled(
+    small: Paper, phase: str, exchange: int, edit: Callable[[wire.Message], wire.Message]
+) -> RoundResult:
+    """A round in which the messages of one step are edited."""
+
+    def meddle(step: Step, client_id: str, data: bytes) -> bytes:
+        if (step.phase, step.exchange) != (phase, exchange):
+            return data
+        return wire.encode(edit(wire.decode(data)))
+
+    small.use(Meddling(small.clients, meddle))
+    return small.round()
+
+
+def proposal(edit: Callable[[Any], Any]) -> Callable[[wire.Message], wire.Message]:
+    """Edit the parameters of a session."""
+
+    def changed(message: wire.Message) -> wire.Message:
+        parameters = edit(decode(Proposal, message.blobs["body"], "server", 2**20).parameters)
+        everybody = (replace(parameters.groups[0], contributors=tuple(range(parameters.n))),)
+        least = min(parameters.min_survivors, parameters.n)
+        parameters = replace(parameters, groups=everybody, min_survivors=least, min_contributors=least)
+        return replace(message, blobs={"body": encode(Proposal(parameters))})
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda p: replace(p, min_survivors=2, quorum=2, threshold=2, max_colluders=0),
+        lambda p: replace(
+            p, roster=p.roster[:2], degree=1, quorum=2, threshold=2, min_survivors=2, max_colluders=0
+        ),
+        lambda p: replace(p, exchange=0),
+        lambda p: replace(p, roster=("client-1", *p.roster), degree=3, quorum=3),
+    ],
+)
+def test_a_thin_ring_is_refused(paper: Callable[..., Paper], edit: Callable[[Any], Any]) -> None:
+    """Fewer in its sum than hide one, another exchange, or more clients than send it: no word of an upload leaves."""
+    small = paper(support="seeded-random-k", densities=TIERS)
+    result = meddled(small, "advertise", 1, proposal(edit))
+    assert {code for _, code in result.record.refused} == {"PolicyViolation"}
+    assert result.summed is not None
+    assert len(result.summed.parts) == 1
+    for client in small.clients:
+        (charge,) = client._setup.ledger.charges()
+        assert {release.exchange for release in charge.releases} == {0}
+
+
+def test_a_client_is_not_asked_for_what_only_others_send(paper: Callable[..., Paper]) -> None:
+    small = paper(support="seeded-random-k", densities=TIERS)
+    small.round()
+    message = wire.encode(wire.Message(wire.EXCHANGE, {"exchange": 1}))
+    assert wire.decode(small.clients[0].handle(message)) == REFUSED
+
+
+@pytest.mark.parametrize("number", [0, 2, None, True, "1"])
+def test_a_ring_that_is_not_there_is_refused(paper: Callable[..., Paper], number: Any) -> None:
+    small = paper(support="seeded-random-k", densities=TIERS)
+    edit: Callable[[wire.Message], wire.Message] = lambda m: replace(m, fields={"exchange": number})  # noqa: E731
+    result = meddled(small, "announce", 1, edit)
+    assert {code for _, code in result.record.refused} == {"FederationError"}
+
+
+def test_a_ring_before_the_first_sum_is_confirmed_is_refused(paper: Callable[..., Paper]) -> None:
+    small = paper(support="seeded-random-k", densities=TIERS)
+    message = small.server.task(small.state).to_message(small.begun.state)
+    client = small.clients[1]
+    assert wire.decode(client.handle(wire.encode(message))).kind == wire.TRAINED
+    ring = wire.encode(wire.Message(wire.EXCHANGE, {"exchange": 1}))
+    assert wire.decode(client.handle(ring)) == REFUSED
+
+
+def other_supports(blobs: Mapping[str, bytes]) -> list[dict[str, bytes]]:
+    """Supports that are not those of the seed, or not nested."""
+    first, ring = (Support.from_bytes(blobs[name], D).indices for name in ("support", "support/1"))
+    swapped = Support(D, np.sort(np.append(ring[1:], first[0]))).to_bytes()
+    short = Support(D, ring[1:]).to_bytes()
+    return [
+        {"support/1": swapped},  # a coordinate of both
+        {"support/1": short},
+        {"support": Support(D, first[1:]).to_bytes()},
+        {"support/2": short},
+        {"support": Support(D, np.arange(first.size)).to_bytes()},
+        {"support/1": b"\x07"},
+    ]
+
+
+@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("support", ["seeded-random-k", "server-topk"])
+def test_supports_that_the_experiment_does_not_have_are_refused_before_anything_is_charged(
+    paper: Callable[..., Paper], support: str, case: int
+) -> None:
+    small = paper(support=support, densities=TIERS)
+    message = small.server.task(small.state).to_message(small.begun.state)
+    edited = replace(message, blobs={**message.blobs, **other_supports(message.blobs)[case]})
+    client = small.clients[1]
+    answer = wire.decode(client.handle(wire.encode(edited)))
+    assert answer == REFUSED
+    assert len(client._setup.ledger.rows()) == 1
+    without = {name: blob for name, blob in message.blobs.items() if name != "support/1"}
+    assert wire.decode(client.handle(wire.encode(replace(message, blobs=without)))) == REFUSED
+    assert wire.decode(client.handle(wire.encode(message))).kind == wire.TRAINED
+
+
+# --- every mix of densities -------------------------------------------------------------------------------
+
+DENSITIES = (1 / 64, 1 / 16, 0.25, 0.5, 1.0)
+
+
+@st.composite
+def mixes(draw: st.DrawFn) -> tuple[list[float], str, list[list[bool]], int]:
+    n = draw(st.integers(3, 8))
+    mine = draw(st.lists(st.sampled_from(DENSITIES), min_size=n, max_size=n))
+    kind = draw(st.sampled_from(["seeded-random-k", "server-topk"]))
+    rings = len(set(mine))
+    there = [draw(st.lists(st.booleans(), min_size=n, max_size=n)) for _ in range(rings)]
+    return mine, kind, there, draw(st.integers(0, 2**32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixes())
+def test_sums_are_exact_under_every_mix_of_densities_survivors_and_losses(
+    mix: tuple[list[float], str, list[list[bool]], int],
+) -> None:
+    """What comes out is n times each coordinate's mean of the very integers that its senders sent, else zero."""
+    mine, kind, there, seed = mix
+    n = len(mine)
+    experiment = Experiment.from_toml(
+        TOML,
+        [
+            f"federation.clients={n}", f"communication.support={kind}", f"communication.densities={mine}",
+            "communication.value_bits=12", "secure_aggregation.mode=insecure",
+        ],
+    )  # fmt: skip
+    server = FederationServer(experiment, LAYOUT, FedIT(), initial_state(), 1.0)
+    task = server.task(server.begin())
+    assert [exchange.number for exchange in task.known] == list(range(len(set(mine))))
+    rng = np.random.default_rng(seed)
+    updates = rng.normal(0, 0.05, (n, D)).astype(np.float32)
+    sent, count = np.zeros(D), np.zeros(D)
+    parts, reached = [], np.zeros(D, int)
+    alive = list(range(n))
+    for j, (exchange, survive) in enumerate(zip(task.known, there, strict=True)):
+        channel, density = exchange.values, sorted(set(mine))[j]
+        senders = [c for c in range(n) if mine[c] >= density]
+        if j:
+            assert exchange.leg.senders == tuple(f"client-{c + 1}" for c in senders)
+        survivors = [c for c in senders if c in alive and (survive[c] or (j == 0 and c == senders[0]))]
+        alive = survivors if j == 0 else alive
+        reached[channel.support.indices] += 1
+        if not survivors:
+            continue
+        rings = [channel.encode(updates[c], SecretStream(bytes([c]) * 32)) for c in survivors]
+        total = np.sum(rings, axis=0, dtype=np.uint64) % (1 << channel.quantiser.modulus_bits)
+        parts.append(ExchangeSum(exchange, total.astype(np.uint32), len(survivors)))
+        half = 1 << (channel.quantiser.modulus_bits - 1)
+        signed = [(r.astype(np.int64) + half) % (2 * half) - half for r in rings]
+        step = channel.quantiser.dequantise_sum(np.ones_like(rings[0]), 1)
+        sent[channel.support.indices] = np.sum(signed, axis=0) * step
+        count[channel.support.indices] = len(survivors)
+    assert (reached <= 1).all()
+    assert reached.sum() == max(1, int(np.ceil(max(mine) * D)))
+    got = np.concatenate([array.ravel() for array in Summed(tuple(parts)).sums.values()])
+    wanted = np.divide(len(alive) * sent, count, out=np.zeros(D), where=count > 0)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=0)
+    assert_array_equal(got == 0, wanted == 0)
+
+
+# --- votes -----------------------------------------------------------------------------------------------
+
+VOTED = {"support": "voted-topk", "density": 0.2}
+K = -(-D // 5)
+
+
+def most_voted(before: State, clients: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """How many of the clients have each coordinate among their K largest."""
+    counts = np.zeros(D, int)
+    for client_id in clients:
+        counts[np.argsort(-np.abs(change(client_id, before).astype(np.float32)), kind="stable")[:K]] += 1
+    order = np.sort(counts)[::-1]
+    return counts, order[K - 1]
+
+
+def test_what_most_vote_for_travels_and_moves_by_the_mean(paper: Callable[..., Paper]) -> None:
+    small = paper(**VOTED)
+    everybody = [f"client-{i}" for i in range(1, 6)]
+    for number in (1, 2):
+        before, result = small.state.state, small.round()
+        assert result.record.aborted is None
+        assert result.summed is not None
+        (chosen,) = indices(result)
+        counts, last = most_voted(before, everybody)
+        votes, values = result.summed.parts
+        assert_array_equal(votes.ring_sum, counts)
+        assert len(chosen) == K
+        assert set(np.flatnonzero(counts > last)) <= set(chosen) <= set(np.flatnonzero(counts >= last))
+        require_means(small, before, result, {chosen: everybody})
+        first, second = result.record.exchanges
+        assert first.announced is None
+        assert second.announced == values.exchange.recorded
+        for client in small.clients:
+            (charge,) = [c for c in client._setup.ledger.charges() if c.round == number]
+            assert [r.exchange for r in charge.releases] == [0, 0, 1, 1]
+            assert {r.announced for r in charge.releases} == {None, second.announced}
+
+
+def test_who_is_lost_before_it_voted_is_in_neither_sum(paper: Callable[..., Paper]) -> None:
+    small = paper(**VOTED, dropouts=[Dropout(round=1, client_id="client-2", phase="mask")])
+    before, result = small.state.state, small.round()
+    left = ["client-1", "client-3", "client-4", "client-5"]
+    assert list(result.record.survivors) == left
+    assert result.summed is not None
+    assert_array_equal(result.summed.parts[0].ring_sum, most_voted(before, left)[0])
+    require_means(small, before, result, {indices(result)[0]: left})
+
+
+def test_who_has_voted_and_is_lost_loses_the_round(paper: Callable[..., Paper]) -> None:
+    small = paper(**VOTED, dropouts=[Dropout(round=1, client_id="client-2", phase="confirm")])
+    result = small.round()
+    assert result.record.aborted == "exchange 1 needs all 5 clients of the first one, and 4 were ready"
+    assert small.state.state is small.begun.state
+    assert small.state.voted is None
+
+
+@pytest.mark.parametrize("at", [8, 23, 33, 47, 58])
+def test_a_crash_anywhere_changes_nothing_of_a_vote(paper: Callable[..., Paper], at: int) -> None:
+    whole, broken = paper(**VOTED), paper(**VOTED)
+    whole.round()
+    crash(broken, at)
+    assert broken.round().record.aborted is None
+    for name, array in whole.state.state.items():
+        assert_array_equal(array, broken.state.state[name])
+    for client in broken.clients:
+        (charge,) = client._setup.ledger.charges()
+        assert charge.announced_again == 0  # the same votes elect the same support
+
+
+def test_a_support_is_kept_for_as_many_rounds_as_asked_for(
+    paper: Callable[..., Paper], tmp_path: Path
+) -> None:
+    """Rounds 1 and 3 vote, also after the server's process has ended in between."""
+    small = paper(**VOTED, vote_every=2)
+    everybody = [f"client-{i}" for i in range(1, 6)]
+    chosen = []
+    for number, exchanges in ((1, 2), (2, 1), (3, 2), (4, 1)):
+        checkpoint.save(tmp_path / "checkpoints", small.state, History())
+        stored = checkpoint.load(tmp_path / "checkpoints")
+        assert stored is not None
+        small.state = stored[0]
+        before, result = small.state.state, small.round()
+        assert result.record.aborted is None
+        assert len(result.record.exchanges) == exchanges, number
+        chosen += indices(result)
+        require_means(small, before, result, {chosen[-1]: everybody})
+    assert chosen[0] == chosen[1] != chosen[2] == chosen[3]
+
+
+def test_a_round_after_a_lost_vote_goes_on_with_what_there_is(paper: Callable[..., Paper]) -> None:
+    """The first vote is lost, so round 2 has a random support; round 4 has what round 3 voted for."""
+    lost = Dropout(round=1, client_id="client-2", phase="confirm")
+    small = paper(**VOTED, vote_every=2, dropouts=[lost])
+    small.round()
+    before, result = small.state.state, small.round()
+    (chosen,) = indices(result)
+    assert len(chosen) == K
+    require_means(small, before, result, {chosen: [f"client-{i}" for i in range(1, 6)]})
+    assert small.state.voted is None
+
+
+@pytest.mark.parametrize("more", [1, -1, 2**4 - 1])
+def test_a_spoilt_vote_loses_the_round(paper: Callable[..., Paper], more: int) -> None:
+    """A client that votes for one coordinate more or fewer than it may."""
+    small = paper(**VOTED)
+    real = BallotChannel.votes
+
+    def cheat(channel: BallotChannel, update: Any) -> Any:
+        ballot = real(channel, update)
+        at = int(np.flatnonzero(ballot == (0 if more > 0 else 1))[0])
+        ballot[at] = (int(ballot[at]) + more) % 2**channel.rules.modulus_bits
+        return ballot
+
+    client = small.clients[2]
+    handle = client.handle
+
+    def spoiling(data: bytes) -> bytes:
+        BallotChannel.votes = cheat  # type: ignore[method-assign]
+        try:
+            return handle(data)
+        finally:
+            BallotChannel.votes = real  # type: ignore[method-assign]
+
+    client.handle = spoiling  # type: ignore[method-assign]
+    result = small.round()
+    assert result.summed is None
+    assert small.state.state is small.begun.state
+    if more == 1:
+        assert result.record.aborted is not None
+        assert "somebody spoilt the vote" in result.record.aborted
+
+
+def announced_support(edit: Callable[[Support], bytes]) -> Callable[[wire.Message], wire.Message]:
+    def changed(message: wire.Message) -> wire.Message:
+        support = Support.from_bytes(message.blobs["support"], D)
+        return replace(message, blobs={**message.blobs, "support": edit(support)})
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: (
+            Support(D, np.append(s.indices, [i for i in range(D) if i not in s.indices][-1:])[:0]).to_bytes()
+            if False
+            else b"\x00"
+        ),  # all of them
+        lambda s: Support(D, s.indices[1:]).to_bytes(),
+        lambda s: s.to_bytes()[:-1],
+        lambda s: b"",
+    ],
+)
+def test_an_announced_support_of_another_size_is_refused(
+    paper: Callable[..., Paper], edit: Callable[[Support], bytes]
+) -> None:
+    small = paper(**VOTED)
+    result = meddled(small, "announce", 1, announced_support(edit))
+    assert {code for _, code in result.record.refused} == {"FederationError"}
+    assert small.state.state is small.begun.state
+
+
+def test_a_support_that_one_client_alone_was_told_gets_nothing_of_it(paper: Callable[..., Paper]) -> None:
+    small = paper(**VOTED)
+    other = announced_support(lambda s: Support(D, np.sort(D - 1 - s.indices)).to_bytes())
+
+    def meddle(step: Step, client_id: str, data: bytes) -> bytes:
+        if (step.phase, step.exchange, client_id) != ("announce", 1, "client-1"):
+            return data
+        return wire.encode(other(wire.decode(data)))
+
+    small.use(Meddling(small.clients, meddle))
+    result = small.round()
+    assert result.record.refused == [("client-1", "PolicyViolation")]
+    assert result.summed is None
+
+
+def test_the_server_does_not_choose_where_clients_vote(paper: Callable[..., Paper]) -> None:
+    small = paper(**VOTED)
+    task = small.server.task(small.state)
+    message = task.to_message(small.begun.state)
+    assert not message.blobs
+    told = replace(message, blobs={"support": b"\x00"})
+    assert wire.decode(small.clients[0].handle(wire.encode(told))) == REFUSED
+    upload = wire.encode(wire.Message(wire.UPLOAD))
+    assert wire.decode(small.clients[0].handle(wire.encode(message))).kind == wire.TRAINED
+    assert wire.decode(small.clients[0].handle(upload)) == REFUSED
