@@ -42,10 +42,18 @@ def travels_text(exchange: Contract) -> str:
 
     >>> travels_text({"travels": {"lora_A": 2048, "head": 66}})
     '2,114 coordinates (lora_A 2,048, head 66)'
+    >>> travels_text({"travels": {"lora_A": 2048}, "coordinates": 512, "clients": ["client-2", "client-3"]})
+    '512 of 2,048 coordinates (lora_A 2,048), from client-2, client-3 alone'
     """
-    travels = exchange["travels"]
+    travels, sent = exchange["travels"], exchange.get("coordinates")
     parts = ", ".join(f"{kind} {count:,}" for kind, count in travels.items())
-    return f"{sum(travels.values()):,} coordinates ({parts})"
+    text = f"{sum(travels.values()):,} coordinates ({parts})"
+    if sent is not None:
+        text = f"{sent:,} of {text}"
+    if exchange.get("carries") == "votes":
+        text = f"votes on {text}"
+    clients = exchange.get("clients")
+    return text if clients is None else f"{text}, from {', '.join(clients)} alone"
 
 
 def consequences(contract: Contract) -> list[str]:

@@ -87,9 +87,7 @@ def _print_method(console: Console, planned: dict[str, Any]) -> None:
         print_fact(console, "", f"{which}{'; '.join(consequences(contract))}")
         for number, exchange in enumerate(planned_sizes["exchanges"]):
             of = f"exchange {number}: " if len(planned_sizes["exchanges"]) > 1 else ""
-            print_fact(
-                console, "upload", f"{which}{of}{_exchange_text(exchange, sizes['modulus_bits'], dense)}"
-            )
+            print_fact(console, "upload", f"{which}{of}{_exchange_text(exchange, dense)}")
     whole = f"{sizes['values_over_dense_lora']:.3f} of dense float32 LoRA ({dense / 1000:,.1f} kB a round)"
     print_fact(
         console,
@@ -103,12 +101,16 @@ def _print_method(console: Console, planned: dict[str, Any]) -> None:
         )
 
 
-def _exchange_text(exchange: Mapping[str, int], bits: int, dense: int) -> str:
+def _exchange_text(exchange: Mapping[str, Any], dense: int) -> str:
     """Return what one client sends in an exchange."""
-    return (
-        f"{exchange['coordinates_that_travel']:,} of {exchange['coordinates']:,} coordinates at {bits} bits, "
-        f"{exchange['bytes'] / 1000:,.1f} kB a client and round, {exchange['bytes'] / dense:.3f} of dense float32 LoRA"
+    what = "votes on " if exchange["carries"] == "votes" else ""
+    text = (
+        f"{what}{exchange['coordinates_that_travel']:,} of {exchange['coordinates']:,} coordinates at "
+        f"{exchange['bits']} bits, {exchange['bytes'] / 1000:,.1f} kB a client and round, "
+        f"{exchange['bytes'] / dense:.3f} of dense float32 LoRA"
     )
+    clients = exchange["clients"]
+    return text if clients is None else f"{text}, from {', '.join(clients)} alone"
 
 
 def graph_text(secure: Mapping[str, Any]) -> str:

@@ -474,8 +474,8 @@ def test_unmasked_exchanges_are_recorded_in_order_too(open_ledger: OpenLedger) -
         ({"session": None, "exchange": 1, "announced": "bb"}, "does not follow a confirmed exchange 0"),
         ({"session": "02", "exchange": 1, "announced": "bb"}, "of another exchange or announcement"),
         ({"session": "02", "exchange": 0}, "of another exchange or announcement"),
-        ({"session": "03", "exchange": 0, "announced": "bb"}, "every exchange but the first"),
-        ({"session": "03", "exchange": 1}, "every exchange but the first"),
+        ({"session": "03", "exchange": 0, "announced": "bb"}, "nothing is announced before the first"),
+        ({"session": "03", "exchange": 1}, "follows a later one, or is there already"),
         ({"session": "03", "exchange": 1, "announced": "no hex"}, "lower-case hex"),
         ({"session": "03", "exchange": -1, "announced": "bb"}, "counted from 0"),
         ({"session": "03", "exchange": True, "announced": "bb"}, "counted from 0"),
@@ -493,6 +493,43 @@ def test_exchanges_out_of_order_are_refused(
     with pytest.raises(LedgerError, match=reason):
         ledger.release(reservation, **release)
     assert ledger.rows() == rows
+
+
+def test_rings_follow_the_confirmed_first_exchange_in_order(open_ledger: OpenLedger) -> None:
+    """Ring 1 was lost and ring 2 was not; then a crash, and the round begins again."""
+    ledger = open_ledger()
+    reservation = committed(ledger)
+    ledger.release(reservation, session="01")
+    with pytest.raises(LedgerError, match="does not follow a confirmed exchange 0"):
+        ledger.release(reservation, session="02", exchange=1)
+    ledger.release(reservation, session="01", transcript="aa")
+    ledger.release(reservation, session="02", exchange=1)
+    sent(ledger, reservation, "03", 2)
+    for exchange in (1, 2):
+        with pytest.raises(LedgerError, match="follows a later one, or is there already"):
+            ledger.release(reservation, session="04", exchange=exchange)
+    with pytest.raises(LedgerError, match="does not follow a confirmed exchange 0"):
+        ledger.release(reservation, session=None, exchange=1)
+    ledger.release(reservation, session="05")
+    with pytest.raises(LedgerError, match="does not follow a confirmed exchange 0"):
+        ledger.release(reservation, session="06", exchange=1)
+    ledger.release(reservation, session="05", transcript="bb")
+    sent(ledger, reservation, "06", 1)
+    (charge,) = ledger.charges()
+    assert [release.exchange for release in charge.releases] == [0, 0, 1, 2, 2, 0, 0, 1, 1]
+    assert (charge.remasked, charge.announced_again) == (2, 0)
+    ledger.verify()
+
+
+def test_unmasked_rings_are_of_a_round_that_has_begun(open_ledger: OpenLedger) -> None:
+    ledger = open_ledger()
+    reservation = committed(ledger)
+    with pytest.raises(LedgerError, match="does not follow a confirmed exchange 0"):
+        ledger.release(reservation, session=None, exchange=1)
+    ledger.release(reservation, session=None)
+    for exchange in (2, 1):  # after a crash in ring 2, of which a repeated row says nothing
+        ledger.release(reservation, session=None, exchange=exchange)
+    assert len(ledger.charges()[0].releases) == 3
 
 
 def test_a_first_exchange_that_nobody_confirmed_has_no_second(open_ledger: OpenLedger) -> None:
