@@ -23,6 +23,7 @@ from fedlora_priv.reports.html import render
 from fedlora_priv.reports.markup import element
 from fedlora_priv.reports.summary import bytes_text, power_text, summarise, up_text
 from fedlora_priv.reports.terminal import print_summary
+from fedlora_priv.reports.traffic import counted
 
 VIEWS = ("server", "released-model", "colluding-clients")
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -110,6 +111,21 @@ def metrics_of(clients: int = 5, rounds: int = 12, accuracy: bool = True) -> lis
     return rows
 
 
+def with_kinds(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows with bytes by kind, which add up to what they have in all."""
+    up = {"keys": 2_500, "shares": 8_000, "votes": 0, "values": 66_500, "support": 0, "framing": 1_000}
+    down = {"keys": 13_000, "shares": 7_500, "votes": 0, "values": 98_000, "support": 500, "framing": 2_000}
+    return [
+        {
+            **row,
+            "bytes_by_kind": {
+                client_id: {"up": dict(up), "down": dict(down)} for client_id in row["uploaded_bytes"]
+            },
+        }
+        for row in metrics
+    ]
+
+
 class Page(HTMLParser):
     """Checks that tags nest, and collects tags, attributes and visible text."""
 
@@ -177,6 +193,40 @@ def test_figures_are_well_formed_and_accessible() -> None:
         for tip in root.iter():
             for key in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy"):
                 assert -1 <= float(tip.get(key, 0)) <= svg.WIDTH + 1
+
+
+def test_bytes_by_kind_are_shown_where_they_were_counted() -> None:
+    metrics = with_kinds(metrics_of())
+    page, plain = Page(render(report_of(), metrics)), Page(render(report_of(), metrics_of()))
+    assert "What travelled" in page.text
+    assert "What travelled" not in plain.text
+    bars = {kind: len(page.classes(f"bar-{kind}")) for kind in ("values", "keys", "support", "votes")}
+    assert bars == {"values": 22, "keys": 22, "support": 11, "votes": 0}  # of 12 rounds one has no sum
+    assert (len(plain.classes("bar-up")), len(page.classes("bar-up"))) == (11, 0)
+    lines = [line.split() for line in terminal(report_of(), metrics).splitlines()]
+    (heads,) = [line for line in lines if line[:2] == ["keys", "shares"]]
+    assert heads == ["keys", "shares", "values", "support", "framing", "all", "×", "dense"]
+    (mean,) = [line for line in lines if line[:4] == ["up,", "a", "round,", "mean"]]
+    assert " ".join(mean[4:]) == "2.5 kB 8.0 kB 66.5 kB 0 B 1.0 kB 78.0 kB 0.262"
+    (run,) = [line for line in lines if line[:3] == ["down,", "whole", "run"]]  # 5 clients, 12 rounds
+    assert " ".join(run[3:]) == "780.0 kB 450.0 kB 5.88 MB 30.0 kB 120.0 kB 7.26 MB 0.406"
+    assert "keys" not in terminal(report_of(), metrics_of())
+
+
+def test_a_client_that_was_lost_has_no_part_in_the_mean() -> None:
+    metrics = with_kinds(metrics_of())
+    metrics[1]["bytes_by_kind"]["client-3"]["up"]["values"] = 10**9
+    up = (counted(metrics) or {})["up"]
+    assert (up["mean"]["all"], up["most"]["all"]) == (78_000, 78_000)
+    assert up["run"]["all"] == 78_000 * 60 - 66_500 + 10**9
+    assert counted([*metrics, *metrics_of(rounds=1)]) is None
+
+
+def test_methods_of_one_exchange_speak_of_rounds() -> None:
+    summed = [{"round": 1, "survivors": ["client-1"], "exchanges": [{}]}]
+    assert "a sum in 1 of 1 rounds" in terminal(report_of(rounds=summed), metrics_of())
+    lost = [{"round": 1, "survivors": [], "exchanges": [{}]}]
+    assert "a sum in 0 of 1 rounds" in terminal(report_of(rounds=lost), metrics_of())
 
 
 def test_rendering_is_deterministic() -> None:

@@ -56,7 +56,7 @@ def test_the_closing_table_states_method_exchanges_and_certificate() -> None:
     print_summary(console, hybrid_report(), metrics_of())
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "rounds 1–4 fra, rounds 5–12 ffa" in shown
-    assert "14 exchanges, of 16 that it may have" in shown
+    assert "14 exchanges in 12 rounds, of 16 that it may have" in shown
     assert "4.00%" in shown
     assert "1.00% to 4.00% in 4 rounds" in shown
 

@@ -1,4 +1,4 @@
-"""Bytes of a round by kind, in both directions, from its parameters alone: what the wire will count.
+"""Bytes of a round by kind, in both directions: of real messages, and beforehand from a round's parameters alone.
 
     kind      up                                            down
     keys      a client's public keys                        those of its neighbours, with their paths
@@ -9,7 +9,8 @@
     framing   envelopes, signatures, statements, anchors    envelopes, proposals, statements, bounds
 
 A message of secure aggregation counts whole as the kind it is for, but for a masked vector: its packed words are votes
-or values, the rest of it framing. Envelopes are those of `federation.wire`.
+or values, the rest of it framing. Envelopes are those of `federation.wire`. `sort` says this of a message that went
+over the wire, `wire_bytes` of one that will; both by the same rules.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from fedlora_priv.communication.errors import CommunicationError
+from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
 from protocols.errors import LocalProtocolError
-from protocols.packing import packed_size
-from protocols.secagg.interface import Phase
+from protocols.secagg.codec import least_size
+from protocols.secagg.interface import PHASES, Phase
+from protocols.secagg.messages import MaskedVector
 from protocols.secagg.session import SessionParameters, recommended
 from protocols.secagg.sizes import Direction, session_sizes
 from protocols.tiers import Tiers
@@ -33,7 +36,12 @@ KINDS: tuple[Kind, ...] = ("keys", "shares", "votes", "values", "support", "fram
 Table = Counter[tuple[str, Direction, Kind]]
 """Bytes by client_id, direction and kind."""
 
+Carries = Literal["values", "votes"]
+"""What the masked vectors of a session are."""
+
 _SUPPORT, _BOUNDS = "support", "bounds"
+_MASKED_FRAMING = 2 + least_size(MaskedVector)
+"""Bytes of a masked vector's message besides its packed words."""
 _KIND_OF: Mapping[tuple[Direction, Phase], Kind] = {
     ("up", "advertise"): "keys", ("down", "share"): "keys",
     ("up", "share"): "shares", ("down", "mask"): "shares", ("up", "reveal"): "shares",
@@ -68,10 +76,10 @@ class Summed:
     """
 
     parameters: SessionParameters
-    carries: Literal["values", "votes"] = "values"
+    carries: Carries = "values"
     answered: Mapping[Phase, Set[str]] | None = None
     t1: bytes = bytes(32)
-    attachment_bytes: int = 0
+    attachment_bytes: int | Mapping[str, int] = 0
 
 
 def wire_bytes(steps: Iterable[Told | Summed]) -> Table:
@@ -80,6 +88,25 @@ def wire_bytes(steps: Iterable[Told | Summed]) -> Table:
     for step in steps:
         table.update(_told(step) if isinstance(step, Told) else _summed(step))
     return table
+
+
+def sort(data: bytes, way: Direction, carries: Carries = "values") -> Counter[Kind]:
+    """Return the bytes of one message that went over the wire by kind; what nobody can read is framing.
+
+    Args:
+        data: the message, envelope and all.
+        way: "up" if a client sent it.
+        carries: what a masked vector in it would be.
+    """
+    sizes: Counter[Kind] = Counter()
+    try:
+        message = wire.decode(data)
+    except FederationError:
+        message = wire.Message("")
+    for name, blob in message.blobs.items():
+        sizes.update(_blob(message.kind, message.fields, name, len(blob), way, carries))
+    sizes["framing"] += len(data) - sizes.total()
+    return sizes
 
 
 def by_direction(table: Table, client_id: str) -> dict[Direction, dict[Kind, int]]:
@@ -160,35 +187,41 @@ def _told(step: Told) -> Table:
 
 
 def _message(client_id: str, way: Direction, message: wire.Message) -> Table:
-    """Return the bytes of one message: its blobs are mostly values, the rest is framing."""
-    table: Table = Counter()
-    for name, blob in message.blobs.items():
-        table[client_id, way, _kind(name)] += len(blob)
-    table[client_id, way, "framing"] += len(wire.encode(message)) - table.total()
-    return table
+    """Return the bytes of one message."""
+    return Counter({(client_id, way, kind): size for kind, size in sort(wire.encode(message), way).items()})
 
 
-def _kind(blob: str) -> Kind:
-    """Return what a blob of that name is for."""
-    return "support" if _SUPPORT in blob.split("/") else "framing" if blob == _BOUNDS else "values"
+def _blob(
+    message: str, fields: Mapping[str, Any], name: str, size: int, way: Direction, carries: Carries
+) -> dict[Kind, int]:
+    """Return the bytes of one blob of a message by kind, without those that are framing."""
+    if message == wire.PHASE:
+        phase = fields.get("phase")
+        return next((_body(one, size, way, carries) for one in PHASES if one == phase), {})
+    if message in (wire.CLOSE, wire.STATEMENT) or name == _BOUNDS:
+        return {}
+    return {"support" if _SUPPORT in name.split("/") else "values": size}
+
+
+def _body(phase: Phase, size: int, way: Direction, carries: Carries) -> dict[Kind, int]:
+    """Return the bytes of a message of secure aggregation by kind, without those that are framing."""
+    if (way, phase) == ("up", "mask"):
+        return {carries: max(0, size - _MASKED_FRAMING)}
+    kind = _KIND_OF.get((way, phase))
+    return {} if kind is None else {kind: size}
 
 
 def _summed(step: Summed) -> Table:
     """Return the bytes of a session in its envelopes."""
     table: Table = Counter()
-    parameters = step.parameters
-    packed = packed_size(parameters.vector_length, parameters.modulus_bits)
     sizes = session_sizes(
-        parameters, answered=step.answered, t1=step.t1, attachment_bytes=step.attachment_bytes
+        step.parameters, answered=step.answered, t1=step.t1, attachment_bytes=step.attachment_bytes
     )
     for (client_id, way, phase), size in sizes.items():
-        envelope = _envelope(phase, size)
-        if (way, phase) == ("up", "mask"):
-            table[client_id, way, step.carries] += packed
-            table[client_id, way, "framing"] += size - packed + envelope
-        else:
-            table[client_id, way, _KIND_OF.get((way, phase), "framing")] += size
-            table[client_id, way, "framing"] += envelope
+        body = _body(phase, size, way, step.carries)
+        for kind, part in body.items():
+            table[client_id, way, kind] += part
+        table[client_id, way, "framing"] += size - sum(body.values()) + _envelope(phase, size)
     return table
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fedlora_priv.communication.meter import Carries, Kind, Table, by_direction, sort
+from protocols.secagg.sizes import Direction
+
 
 @dataclass(frozen=True)
 class Step:
-    """Where in a federation messages go to and fro: the round (1-based), its exchange (0-based) and the phase."""
+    """Where in a federation messages go to and fro: the round (1-based), its exchange (0-based) and the phase.
+
+    `carries` says what the masked vectors of that exchange are; it makes no other step of it.
+    """
 
     round: int
     phase: str
     exchange: int = 0
+    carries: Carries = field(default="values", compare=False)
 
     @property
     def name(self) -> str:
@@ -37,10 +44,39 @@ class Engine(Protocol):
 
 @dataclass
 class Traffic:
-    """Bytes of messages by client: what each client sent (uploaded) and was sent (downloaded)."""
+    """Bytes of messages by client, direction and kind, as `communication.meter` defines them."""
 
-    uploaded: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    downloaded: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    table: Table = field(default_factory=Counter)
+
+    @property
+    def uploaded(self) -> dict[str, int]:
+        """What each client sent."""
+        return self._totals("up")
+
+    @property
+    def downloaded(self) -> dict[str, int]:
+        """What each client was sent."""
+        return self._totals("down")
+
+    def by_client(self) -> dict[str, dict[Direction, dict[Kind, int]]]:
+        """Return the table as JSON values: by client, direction and kind, all kinds of them."""
+        return {
+            client_id: by_direction(self.table, client_id)
+            for client_id in sorted({c for c, _, _ in self.table})
+        }
+
+    def count(self, client_id: str, way: Direction, data: bytes, carries: Carries) -> None:
+        """Add one message."""
+        for kind, size in sort(data, way, carries).items():
+            self.table[client_id, way, kind] += size
+
+    def _totals(self, way: Direction) -> dict[str, int]:
+        """Return the sums over kinds."""
+        totals: Counter[str] = Counter()
+        for (client_id, direction, _), size in self.table.items():
+            if direction == way:
+                totals[client_id] += size
+        return dict(totals)
 
 
 class Metered:
@@ -59,9 +95,9 @@ class Metered:
         """Pass the messages on; count them and the answers."""
         answers = self._engine.exchange(messages, step)
         for client_id, data in messages.items():
-            self._traffic.downloaded[client_id] += len(data)
+            self._traffic.count(client_id, "down", data, step.carries)
         for client_id, data in answers.items():
-            self._traffic.uploaded[client_id] += len(data)
+            self._traffic.count(client_id, "up", data, step.carries)
         return answers
 
     def take(self) -> Traffic:

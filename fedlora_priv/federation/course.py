@@ -16,15 +16,13 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from fedlora_priv.communication.errors import CommunicationError
+from fedlora_priv.communication.meter import Carries
 from fedlora_priv.config import Experiment
 from fedlora_priv.methods import phases
 from fedlora_priv.methods.base import Contract, Layout, Method
 from protocols.voting import VoteRules
-
-Carries = Literal["values", "votes"]
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,7 @@ class Loop:
             "epsilon": running_epsilon(self.plans, record.round),
             "uploaded_bytes": dict(traffic.uploaded),
             "downloaded_bytes": dict(traffic.downloaded),
+            "bytes_by_kind": traffic.by_client(),
         }
 
 

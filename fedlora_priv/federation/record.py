@@ -6,6 +6,7 @@ The report's claims are computed by `accounting.report` from the clients' ledger
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from accounting.anchor import Anchor
 from accounting.chain import replay
 from accounting.errors import LedgerError
 from accounting.rows import PARTITION_FILE, Partition
+from fedlora_priv.communication.meter import KINDS
+from fedlora_priv.communication.tally import DIRECTIONS
 from fedlora_priv.config import Experiment
-from fedlora_priv.engines.base import Engine, Step
+from fedlora_priv.engines.base import Engine, Step, Traffic
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.checkpoint import History
@@ -63,9 +66,13 @@ def _statement(client_id: str, public_key: bytes, data: bytes) -> Statement:
 
 
 def build(
-    parts: Parts, folder: RunFolder, history: History, statements: Mapping[str, Statement]
+    parts: Parts, folder: RunFolder, history: History, statements: Mapping[str, Statement], closing: Traffic
 ) -> dict[str, Any]:
-    """Return the report of a run, valid under the published schema."""
+    """Return the report of a run, valid under the published schema.
+
+    Args:
+        closing: the bytes of what was sent after the last round.
+    """
     experiment = parts.experiment
     return reports.build(
         run=folder.run.hex(),
@@ -80,7 +87,7 @@ def build(
         anchors=_anchors(history, statements),
         rounds=[_round(entry) for entry in history.records],
         metrics=_metrics(parts, history),
-        bytes=_bytes(parts, history),
+        bytes=_bytes(parts, history, closing),
         randomness=_randomness(experiment),
         outputs=_outputs(parts, history),
         versions=versions(),
@@ -146,8 +153,12 @@ def _evaluated_on(parts: Parts) -> str:
     )
 
 
-def _bytes(parts: Parts, history: History) -> dict[str, Any]:
-    """Return the bytes of all rounds' messages, whole, beside dense float32 LoRA for as many rounds."""
+def _bytes(parts: Parts, history: History, closing: Traffic) -> dict[str, Any]:
+    """Return the bytes of all rounds' messages, whole, beside dense float32 LoRA for as many rounds.
+
+    What is sent after the last round, such as ledgers, is apart. A run that was resumed when it was complete sends
+    that again.
+    """
     totals = {}
     for way in ("uploaded", "downloaded"):
         totals[way] = {
@@ -162,6 +173,22 @@ def _bytes(parts: Parts, history: History) -> dict[str, Any]:
         "dense_lora_fp32_per_client_and_round": dense,
         "uploaded_by_client": totals["uploaded"],
         "downloaded_by_client": totals["downloaded"],
+        "by_kind": _by_kind(parts, history),
+        "after_the_rounds": {"uploaded": closing.uploaded, "downloaded": closing.downloaded},
+    }
+
+
+def _by_kind(parts: Parts, history: History) -> dict[str, dict[str, dict[str, int]]]:
+    """Return the bytes of all rounds by client, direction and kind."""
+    totals: dict[str, dict[str, Counter[str]]] = {
+        client_id: {way: Counter(dict.fromkeys(KINDS, 0)) for way in DIRECTIONS} for client_id in parts.plans
+    }
+    for row in history.metrics:
+        for client_id, mine in row.get("bytes_by_kind", {}).items():
+            for way, sizes in mine.items():
+                totals[client_id][way].update(sizes)
+    return {
+        client_id: {way: dict(sizes) for way, sizes in mine.items()} for client_id, mine in totals.items()
     }
 
 

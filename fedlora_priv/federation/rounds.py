@@ -245,7 +245,8 @@ class RoundConductor:
             running.record.exchanges.append(entry)
             outgoing = server.start()
             for phase in PHASES:
-                self._phase(running, server, outgoing, Step(running.task.round, phase, exchange.number))
+                step = Step(running.task.round, phase, exchange.number, exchange.leg.carries)
+                self._phase(running, server, outgoing, step)
                 outgoing = server.advance()
             result = server.result()
         except SessionAborted as error:

@@ -134,7 +134,7 @@ def conduct(
         personal.ask(metered, parts.layout, parts.home_roles, state.state, state.round, keep=True)
     progress.say("collecting the clients' ledgers and writing the report")
     statements = record.collect(metered, roster, state.round)
-    report = record.build(parts, folder, history, statements)
+    report = record.build(parts, folder, history, statements, metered.take())
     _save_adapter(parts, state, folder, report)
     record.write(folder.path, report, history.metrics, statements, record.partition(parts))
     return Outcome(

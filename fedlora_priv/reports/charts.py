@@ -12,6 +12,9 @@ from fedlora_priv.reports.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Sc
 MATRIX_CLIENTS = 40
 """Up to so many clients the survivors are shown one by one, beyond that as a count."""
 
+STACKED = ("values", "votes", "support", "keys", "shares", "framing")
+"""Kinds of bytes as a bar has them, from the bottom up: what grows with the model first."""
+
 _FLOOR = HEIGHT - BOTTOM
 
 _STROKES = {"cell-lost": "M-1 -1 L1 1 M1 -1 L-1 1", "cell-refused": "M-1 0 L1 0"}
@@ -83,14 +86,16 @@ def certificate(errors: Mapping[int, float], rounds: int) -> Markup:
 
 def traffic(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
     """Return mean bytes up and down per surviving client, by round, against dense float32 LoRA."""
-    rows = [
-        (
-            int(row["round"]),
-            [_mean(survivors_bytes(row, key)) for key in ("uploaded_bytes", "downloaded_bytes")],
-        )
-        for row in metrics
-    ]
-    top = max([value for _, pair in rows for value in pair] + [summary.dense_bytes or 0.0], default=0.0)
+    if by_kind(metrics):
+        rows = [(int(row["round"]), [_kinds(row, way) for way in ("up", "down")]) for row in metrics]
+    else:
+        keys = {"up": "uploaded_bytes", "down": "downloaded_bytes"}
+        rows = [
+            (int(row["round"]), [{way: _mean(survivors_bytes(row, key))} for way, key in keys.items()])
+            for row in metrics
+        ]
+    every = [sum(parts.values()) for _, pair in rows for parts in pair]
+    top = max([*every, summary.dense_bytes or 0.0], default=0.0)
     if not rows or top == 0:
         return None
     marks = svg.ticks(0, top * 1.06, wanted=4)
@@ -99,11 +104,13 @@ def traffic(summary: Summary, metrics: Sequence[Row]) -> Markup | None:
     parts += svg.x_axis(len(metrics), x, _FLOOR)
     width = min(16.0, 0.36 * (x(2) - x(1)))
     for number, pair in rows:
-        for value, class_, word, left in zip(
-            pair, ("bar-up", "bar-down"), ("up", "down"), (-width - 0.5, 0.5), strict=True
-        ):
-            tip = f"round {number}: {bytes_text(value)} {word}"
-            parts.append(svg.box(x(number) + left, y(value), width, _FLOOR - y(value), class_, tip))
+        for stack, word, left in zip(pair, ("up", "down"), (-width - 0.5, 0.5), strict=True):
+            below = 0.0
+            for kind, size in stack.items():
+                tip = f"round {number}, {word}: {bytes_text(size)}" + (f" {kind}" if kind != word else "")
+                place = (x(number) + left, y(below + size), width, y(below) - y(below + size))
+                parts += [svg.box(*place, f"bar-{kind}", tip, radius=0)] if size else []
+                below += size
     if summary.dense_bytes:
         parts += svg.level(
             y(summary.dense_bytes), "limit", f"dense float32 LoRA: {bytes_text(summary.dense_bytes)}"
@@ -185,6 +192,21 @@ def _rounds_scale(rounds: int, margin: float = 0.0) -> Scale:
     inset = 10 if margin == 0 else 0
     last = max(2, rounds) if margin == 0 else rounds
     return Scale(1 - margin, last + margin, LEFT + inset, WIDTH - RIGHT - inset)
+
+
+def by_kind(metrics: Sequence[Row]) -> bool:
+    """Whether the bytes of every round are counted by kind."""
+    return bool(metrics) and all("bytes_by_kind" in row for row in metrics)
+
+
+def _kinds(row: Row, way: str) -> dict[str, float]:
+    """Return the mean bytes by kind of the clients that reached a round's sum, from the bottom of a bar up."""
+    counted = [
+        row["bytes_by_kind"][client_id][way]
+        for client_id in row["survivors"]
+        if client_id in row["bytes_by_kind"]
+    ]
+    return {kind: _mean([float(sizes.get(kind, 0)) for sizes in counted]) for kind in STACKED}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from fedlora_priv.reports import charts
+from fedlora_priv.reports import charts, traffic
 from fedlora_priv.reports.contracts import (
     certified_errors,
 )
@@ -65,6 +65,7 @@ def render(report: Report, metrics: Sequence[Row]) -> str:
         _outputs(report),
         method_section(report),
         _plan(report),
+        traffic.section(metrics, summary.dense_bytes, summary.clients),
         rounds_section(report, summary, metrics),
         _provenance(report),
     )
@@ -208,7 +209,7 @@ def _plots(report: Report, summary: Summary, metrics: Sequence[Row]) -> Markup:
         ),
         (
             "Bytes by round",
-            join(_key("up", "up"), _key("down", "down"), "mean per surviving client, on the wire"),
+            _traffic_caption(metrics),
             charts.traffic(summary, metrics),
         ),
         (
@@ -229,6 +230,16 @@ def _plots(report: Report, summary: Summary, metrics: Sequence[Row]) -> Markup:
         caption = "‖mean of the clients' products − result‖ / ‖mean‖, of all modules together"
         cards.append(("Certificate by round", caption, charts.certificate(errors, len(metrics))))
     return element("section", (_plot(*card) for card in cards), class_="plots", aria_label="By round")
+
+
+def _traffic_caption(metrics: Sequence[Row]) -> Markup:
+    """Return what the bars of bytes mean."""
+    if not charts.by_kind(metrics):
+        return join(_key("up", "up"), _key("down", "down"), "mean per surviving client, on the wire")
+    words = "left up, right down; mean per surviving client, on the wire"
+    return join(
+        [_key(f"kind-{kind}", kind) for kind in charts.STACKED if traffic.any_of(metrics, kind)], words
+    )
 
 
 def _plot(heading: str, caption: str, drawing: Markup | None) -> Markup:

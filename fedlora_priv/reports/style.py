@@ -8,6 +8,8 @@ STYLE = """\
   --bad: #c0261b;
   --up: #2459c9; --down: #a9c1ee; --in: #3f9c6d; --lost: #d9534a; --refused: #d99a2b; --out: #cfd6de;
   --warn-back: #fff6e3; --bad-back: #fdecea;
+  --kind-values: #2459c9; --kind-votes: #7a3fb5; --kind-support: #3f9c6d; --kind-keys: #d99a2b;
+  --kind-shares: #e3bf7d; --kind-framing: #9aa7b6;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -16,6 +18,8 @@ STYLE = """\
     --bad: #ff7d73;
     --up: #7fa8ff; --down: #3d5686; --in: #3f9c6d; --lost: #d9534a; --refused: #c58a24; --out: #364250;
     --warn-back: #2c2415; --bad-back: #341a18;
+    --kind-values: #7fa8ff; --kind-votes: #c79bf2; --kind-support: #63c796; --kind-keys: #d99a2b;
+    --kind-shares: #a5803f; --kind-framing: #667485;
   }
 }
 * { box-sizing: border-box; }
@@ -66,7 +70,7 @@ svg .grid { stroke: var(--grid); display: inline; }
 svg text { font-size: 12px; fill: var(--soft); }
 svg .end { text-anchor: end; }
 svg .middle { text-anchor: middle; }
-svg .note { font-weight: 600; }
+svg .note { font-weight: 600; paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round; }
 .primary { stroke: var(--primary); } .primary-dot { fill: var(--primary); }
 .secondary { stroke: var(--secondary); } .secondary-dot { fill: var(--secondary); }
@@ -76,6 +80,9 @@ svg .note { font-weight: 600; }
 .level.limit { stroke: var(--limit); } svg .limit-text { fill: var(--limit); }
 .level.quiet { stroke: var(--soft); } svg .quiet-text { fill: var(--soft); }
 .bar-up { fill: var(--up); } .bar-down { fill: var(--down); }
+.bar-values { fill: var(--kind-values); } .bar-votes { fill: var(--kind-votes); }
+.bar-support { fill: var(--kind-support); } .bar-keys { fill: var(--kind-keys); }
+.bar-shares { fill: var(--kind-shares); } .bar-framing { fill: var(--kind-framing); }
 .cell-in { fill: var(--in); }
 .cell-lost { fill: var(--lost); }
 .cell-refused { fill: var(--refused); }

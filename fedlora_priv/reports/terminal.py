@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedlora_priv.reports import traffic
 from fedlora_priv.reports.contracts import (
     by_round,
     certified_errors,
@@ -40,6 +41,8 @@ def print_summary(console: Console, report: Report, metrics: Sequence[Row]) -> N
     for line in (*lines, *_method(report), *_certificate(report)):
         table.add_row(*(Text(cell) for cell in line))  # Text: a report's words are no console markup
     console.print(table)
+    if (found := traffic.counted(metrics)) is not None:
+        console.print(traffic.terminal_table(found, summary.dense_bytes, summary.clients * summary.rounds))
 
 
 def _print_warnings(console: Console, summary: Summary) -> None:
@@ -106,12 +109,20 @@ def _method(report: Report) -> list[Line]:
     stated = contracts(report)
     if not stated:
         return []
-    sums = sum(len(record.get("exchanges") or ()) for record in report["rounds"])
-    planned = sum(len(contract["exchanges"]) for contract in by_round(report).values())
     phases = [f"rounds {rounds_text(contract['rounds'])} {contract['name']}" for contract in stated]
     meaning = f"{', '.join(phases)}; " if len(stated) > 1 else ""
-    meaning += f"{report['method']['title']}; {sums} exchanges, of {planned} that it may have"
+    meaning += f"{report['method']['title']}; {_sums(report)}"
     return [("method", str(report["method"]["name"]), meaning)]
+
+
+def _sums(report: Report) -> str:
+    """Return how many sums were taken: of rounds where each has one, else of the exchanges that they may have."""
+    planned = [len(contract["exchanges"]) for contract in by_round(report).values()]
+    begun = [len(record.get("exchanges") or ()) for record in report["rounds"]]
+    if max(planned) == 1 and max(begun, default=0) <= 1:
+        summed = sum(bool(record["survivors"]) for record in report["rounds"])
+        return f"a sum in {summed} of {len(planned)} rounds"
+    return f"{sum(begun)} exchanges in {len(begun)} rounds, of {sum(planned)} that it may have"
 
 
 def _certificate(report: Report) -> list[Line]:

@@ -44,7 +44,7 @@ def session_sizes(
     *,
     answered: Mapping[Phase, Set[str]] | None = None,
     t1: bytes = bytes(32),
-    attachment_bytes: int = 0,
+    attachment_bytes: int | Mapping[str, int] = 0,
 ) -> Sizes:
     """Return the length of every message of a session, also of requests that found nobody.
 
@@ -52,7 +52,7 @@ def session_sizes(
         answered: who answered in each phase, each a subset of the one before; everybody in all unless given. Who did
             not was still asked, and is lost from then on.
         t1: the transcript that orders a ring's clients; of no matter for a complete graph.
-        attachment_bytes: what each client attaches to its confirmation.
+        attachment_bytes: what clients attach to their confirmations, each as much or by client_id.
 
     Raises:
         LocalProtocolError: the parameters are unsafe, or somebody answers who was lost before.
@@ -78,9 +78,10 @@ def session_sizes(
             client_id = parameters.roster[index]
             sizes[client_id, "down", phase] = _request(phase, parameters, index, graph, present)
             if index in here:
-                sizes[client_id, "up", phase] = _answer(
-                    phase, parameters, index, graph, present, attachment_bytes
+                attached = (
+                    attachment_bytes if isinstance(attachment_bytes, int) else attachment_bytes[client_id]
                 )
+                sizes[client_id, "up", phase] = _answer(phase, parameters, index, graph, present, attached)
         before = set(here)
     return sizes
 

@@ -69,6 +69,12 @@ def test_the_report_says_what_happened(finished_run: Path) -> None:
     assert report["rounds"][1]["lost"] == [{"client_id": "client-4", "phase": "mask"}]
     sizes = report["bytes"]
     assert sizes["dense_lora_fp32_per_client"] == 8 * sizes["dense_lora_fp32_per_client_and_round"]
+    for client_id, kinds in sizes["by_kind"].items():
+        assert sum(kinds["up"].values()) == sizes["uploaded_by_client"][client_id]
+        assert sum(kinds["down"].values()) == sizes["downloaded_by_client"][client_id]
+        assert all(kinds["up"][kind] > 0 for kind in ("keys", "shares", "values", "framing"))
+    ledger = sum(len(line) + 1 for line in (finished_run / "ledger.jsonl").read_text().splitlines())
+    assert 0 < sum(sizes["after_the_rounds"]["uploaded"].values()) - ledger < 5 * 1000  # and five anchors
     assert {"schema_version", "claims", "ledger_head", "versions"} <= set(report)
 
 
@@ -77,7 +83,7 @@ def test_nothing_private_is_in_the_public_files(finished_run: Path) -> None:
     rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     allowed = {
         "round", "accuracy", "survivors", "lost", "refused", "aborted", "epsilon", "uploaded_bytes",
-        "downloaded_bytes",
+        "downloaded_bytes", "bytes_by_kind",
     }  # fmt: skip
     assert all(set(row) == allowed for row in rows)
     # Sizes of messages that carry private results must not depend on them.

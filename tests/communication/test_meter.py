@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,12 @@ from fedlora_priv.communication.meter import (
     most_uploaded,
     one_session,
     ring_sessions,
+    sort,
     wire_bytes,
 )
 from fedlora_priv.communication.scales import relative_error
 from fedlora_priv.config import Experiment
-from fedlora_priv.engines.base import Metered
+from fedlora_priv.engines.base import Metered, Step
 from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.rounds import RoundConductor
@@ -40,6 +41,18 @@ from protocols.sparsify import support_bytes
 from protocols.tiers import Tiers, nested_topk
 
 
+class Answering:
+    """An engine whose clients give one answer."""
+
+    client_ids = ("ada",)
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+
+    def exchange(self, messages: Mapping[str, bytes], step: Step) -> Mapping[str, bytes]:
+        return dict.fromkeys(messages, self.answer)
+
+
 def session(n: int, length: int = 1, bits: int = 8, degree: int | None = None) -> SessionParameters:
     """A session of n clients."""
     counts = recommended(n, 1, degree)
@@ -49,14 +62,20 @@ def session(n: int, length: int = 1, bits: int = 8, degree: int | None = None) -
         degree=counts.degree, vector_length=length, modulus_bits=bits, bound=1, context=bytes(32))  # fmt: skip
 
 
-@pytest.mark.parametrize("lost", [None, "share", "mask", "reveal"])
+@pytest.mark.parametrize(
+    ("lost", "secure"),
+    [(None, {}), ("share", {}), ("mask", {}), ("reveal", {}), ("share", {"neighbours": 2}), ("mask", {"neighbours": 2}),
+     ("confirm", {"neighbours": 2})],
+)  # fmt: skip
 def test_a_real_round_takes_what_it_is_said_to_take(
-    experiment_file: Callable[..., Path], lost: Phase | None
+    experiment_file: Callable[..., Path], lost: Phase | None, secure: dict[str, int]
 ) -> None:
+    """Kind by kind, for every client in both directions, whoever is lost; on a ring by the order that T1 gave."""
     dropouts = () if lost is None else ({"round": 1, "client_id": "client-2", "phase": lost},)
     path = experiment_file(
         communication={"support": "server-topk", "density": 0.05, "value_bits": 5},
         simulate={"dropouts": list(dropouts)},
+        secure_aggregation={"max_colluders": 0, **secure} if secure else {},
     )
     experiment = Experiment.load(path)
     parts = assemble(experiment, lambda line: None)
@@ -83,7 +102,10 @@ def test_a_real_round_takes_what_it_is_said_to_take(
         (attachment_bytes,) = {len(anchor.to_bytes()) for anchor in result.anchors.values()}
         message = task.to_message(begun.state)
         begin = Told(message, wire.Message(wire.TRAINED), experiment.client_ids, everybody)
-        table = wire_bytes([begin, Summed(parameters, answered=there, attachment_bytes=attachment_bytes)])
+        t1 = bytes.fromhex(result.record.exchanges[0].transcript or "")
+        session = Summed(parameters, answered=there, t1=t1, attachment_bytes=attachment_bytes)
+        table = wire_bytes([begin, session])
+        assert +table == +counted.table
         for client_id in everybody:
             assert sum(by_direction(table, client_id)["up"].values()) == counted.uploaded[client_id]
             assert sum(by_direction(table, client_id)["down"].values()) == counted.downloaded[client_id]
@@ -104,6 +126,26 @@ def test_a_real_round_takes_what_it_is_said_to_take(
     for client in clients:
         client.close()
     folder.close()
+
+
+def test_messages_that_nobody_can_read_are_framing() -> None:
+    closing = wire.encode(wire.Message(wire.STATEMENT, {}, {"ledger": b"x" * 500, "anchor": b"y" * 9}))
+    odd = wire.encode(wire.Message(wire.PHASE, {"phase": ["mask"]}, {"body": b"x" * 7}))
+    short = wire.encode(wire.Message(wire.PHASE, {"phase": "mask"}, {"body": b"x"}))
+    for data in (b"", b"\xff" * 900, closing, odd):
+        assert +sort(data, "up") == ({"framing": len(data)} if data else {})
+    assert sort(short, "up").total() == len(short)
+
+
+def test_what_a_masked_vector_carries_makes_no_other_step() -> None:
+    step = Step(1, "mask", 0, "votes")
+    assert step == Step(1, "mask", 0)
+    body = b"x" * (70 + 500)
+    traffic = Metered(Answering(wire.encode(wire.Message(wire.PHASE, {"phase": "mask"}, {"body": body}))))
+    for carries, other in (("votes", "values"), ("values", "votes")):
+        traffic.exchange({"ada": b""}, Step(1, "mask", 0, carries))
+        up = traffic.take().by_client()["ada"]["up"]
+        assert (up[carries], up[other]) == (500, 0)
 
 
 def test_a_vote_is_counted_as_votes() -> None:
