@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedlora_priv.config import Experiment
 from fedlora_priv.federation.contracts import stated
 from fedlora_priv.methods import METHODS, Layout, LoraModule
 from fedlora_priv.methods.crossterm import CrossTerm
@@ -18,6 +19,10 @@ from tests.test_html import Page, metrics_of, report_of
 
 LAYOUT = Layout((LoraModule("layer.0.query", 12, 10, 2, 2.0),), {"head.weight": (2, 12)})
 OWN = {f"client-{i}": LAYOUT for i in range(1, 6)}
+EXPERIMENT = Experiment.from_toml(
+    '[experiment]\nname = "shown"\n[data]\npublic = true\n[privacy]\nepsilon = 8.0\n',
+    ["federation.rounds=12"],
+)
 
 
 def hybrid_report() -> dict[str, Any]:
@@ -34,7 +39,7 @@ def hybrid_report() -> dict[str, Any]:
             else []
         )
         rounds.append({"round": number, "survivors": ids, "exchanges": sums, "certificate": certificate})
-    method = stated(hybrid(5, CrossTerm(fallback="exact")), LAYOUT, 12, OWN)
+    method = stated(EXPERIMENT, hybrid(5, CrossTerm(fallback="exact")), LAYOUT, OWN)
     return {**report, "method": method, "rounds": rounds}
 
 
@@ -63,7 +68,7 @@ def test_the_closing_table_states_method_exchanges_and_certificate() -> None:
 
 def test_every_method_can_be_shown() -> None:
     for method in METHODS.values():
-        page = Page(render({**report_of(), "method": stated(method, LAYOUT, 12, OWN)}, metrics_of()))
+        page = Page(render({**report_of(), "method": stated(EXPERIMENT, method, LAYOUT, OWN)}, metrics_of()))
         assert method.title in page.text
 
 

@@ -60,7 +60,7 @@ def _contract(
         "noised": {client_id: _trained(method, mine, contract.trains) for client_id, mine in own.items()},
         "noise": contract.noise,
         "leaks": "; ".join([contract.leaks, *_also_leaks(legs, communication)]),
-        "notes": list(contract.notes),
+        "notes": [*contract.notes, *_across_rounds(communication)],
     }
 
 
@@ -70,6 +70,17 @@ def _also_leaks(legs: tuple[Leg, ...], communication: CommunicationSection) -> I
         yield REVEALS[communication.support]
     if any(leg.is_ring for leg in legs):
         yield "of what only some clients send, the sum over those alone"
+
+
+def _across_rounds(communication: CommunicationSection) -> Iterator[str]:
+    """Yield what ties a round to the ones before it, besides the global state."""
+    if communication.error_feedback:
+        yield "what a client sends is its update and what earlier rounds of the run left out of its updates"
+    if communication.download_density < 1:
+        yield (
+            f"clients start from the {communication.download_density:.4g} of the coordinates that have moved most, "
+            "the others being as they were before the first round"
+        )
 
 
 def _exchange(contract: Contract, leg: Leg, layout: Layout) -> dict[str, Any]:

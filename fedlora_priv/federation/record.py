@@ -230,6 +230,10 @@ def _outputs(parts: Parts, history: History) -> list[dict[str, str]]:
         )
     if secure and any("clients" in exchange for exchange in stated):
         outputs.append(("of what only some clients send, its sum over those alone", charged))
+    if parts.experiment.communication.error_feedback:
+        outputs.append(
+            ("with each update what earlier rounds left out of the same client's updates", charged)
+        )
     if parts.home_roles:
         kept = ", ".join(sorted(parts.home_roles))
         measured = (

@@ -68,7 +68,7 @@ def consequences(contract: Contract) -> list[str]:
         facts.append("changes the base weights: what was added is shipped with the adapter")
     if contract["may_stop_early"]:
         facts.append("the last exchange only where the one before was not enough")
-    return facts
+    return [*facts, *contract["notes"]]
 
 
 def certified_errors(rounds: Sequence[Mapping[str, Any]]) -> dict[int, float]:
