@@ -147,11 +147,16 @@ def ask(
         number: the round that gave it.
         keep: whether clients are to save their models: the run has ended.
     """
-    arrays = wire.pack_arrays({name: state[name] for name in travelling(layout, home, state)})
-    message = wire.encode(wire.Message(wire.PERSONAL, {"round": number, "keep": keep}, arrays))
+    message = wire.encode(question(layout, home, state, number, keep=keep))
     step = Step(number + 1, "keep") if keep else Step(number, "personal")  # who was lost is back afterwards
     answers = engine.exchange(dict.fromkeys(engine.client_ids, message), step)
     return dict(sorted(_numbers(answers).items()))
+
+
+def question(layout: Layout, home: frozenset[Role], state: State, number: int, *, keep: bool) -> wire.Message:
+    """Return the message that asks a client how good its own model is, as `ask` sends it."""
+    arrays = wire.pack_arrays({name: state[name] for name in travelling(layout, home, state)})
+    return wire.Message(wire.PERSONAL, {"round": number, "keep": keep}, arrays)
 
 
 def _numbers(answers: Mapping[str, bytes]) -> dict[str, float]:

@@ -8,8 +8,11 @@ from typing import Any
 from accounting.gdp import gaussian_mu, tpr_at_fpr
 from accounting.planning import Plan
 from accounting.pricing import epsilon
+from fedlora_priv.communication.tally import tally
 from fedlora_priv.config import Experiment
+from fedlora_priv.engines.base import Traffic
 from fedlora_priv.federation.course import Leg, courses
+from fedlora_priv.federation.foretold import foretold
 from fedlora_priv.federation.learner import Say
 from fedlora_priv.federation.plans import whole_run
 from fedlora_priv.federation.session import protection
@@ -78,7 +81,7 @@ def _rows(parts: Parts) -> dict[str, int]:
 def planned_bytes(parts: Parts) -> dict[str, Any]:
     """Return one client's bytes, by contract and exchange: packed values, beside plain float32 LoRA.
 
-    Keys, shares and framing come on top; the report counts them on the wire.
+    `wire` is what all messages will take on the wire, kind by kind, as the report will count it (`foretold`).
     """
     experiment, dense = parts.experiment, parts.layout.dense_fp32_bytes
     bits = Quantiser(1.0, experiment.communication.value_bits, experiment.federation.clients).modulus_bits
@@ -93,6 +96,7 @@ def planned_bytes(parts: Parts) -> dict[str, Any]:
         "contracts": contracts,
         "values_per_client": run,
         "values_over_dense_lora": run / (dense * experiment.federation.rounds),
+        "wire": tally([Traffic(table).by_client() for table in foretold(parts)]),
     }
 
 

@@ -50,7 +50,7 @@ def rehearsed_spreads(
     d = sum(array.size for name, array in start.items() if layout.role(name) in contract.trains)
     spread = planned_step(experiment, d, noise_multiplier)
     crowd = [
-        _trained(layout, contract, start, spread, shared.seed, k) for k in range(CROWD if exchange else 1)
+        made_up(layout, contract, start, spread, shared.seed, k) for k in range(CROWD if exchange else 1)
     ]
     sums: dict[str, NDArray[Any]] = {}
     while shared.exchange < exchange:
@@ -70,7 +70,7 @@ def rehearsed_spreads(
     return found
 
 
-def _trained(
+def made_up(
     layout: Layout, contract: Contract, start: State, spread: float, seed: int, client: int
 ) -> Mapping[str, NDArray[np.float32]]:
     """Return what a made-up client has trained."""

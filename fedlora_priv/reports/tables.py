@@ -13,6 +13,7 @@ from rich.text import Text
 
 from accounting.case import Verdict
 from fedlora_priv.doctor import Finding
+from fedlora_priv.reports import traffic
 from fedlora_priv.reports.contracts import consequences, contracts, rounds_text
 from fedlora_priv.reports.summary import environment_text
 
@@ -92,9 +93,10 @@ def _print_method(console: Console, planned: dict[str, Any]) -> None:
     print_fact(
         console,
         "",
-        f"{sizes['values_per_client'] / 1000:,.1f} kB a client in the whole run, {whole}; keys and "
-        "shares come on top",
+        f"{sizes['values_per_client'] / 1000:,.1f} kB of values a client in the whole run, {whole}",
     )
+    times = len(planned["clients"]) * planned["rounds"]
+    console.print(traffic.terminal_table(sizes["wire"], dense, times))
     if len(set(planned["ranks"].values())) > 1:
         print_fact(
             console, "ranks", ", ".join(f"{client_id} {rank}" for client_id, rank in planned["ranks"].items())
