@@ -24,8 +24,8 @@ Budget = tuple[Name, float | None]
 BUDGETS: tuple[Budget, ...] = (("sst2", 8.0), ("sst2", None), ("banking77", None), ("banking77", 8.0))
 """In the order in which they are run."""
 
-OWN: Mapping[Budget, Mapping[str, Any]] = {("banking77", 8.0): {"batch": 300, "steps": 1}}
-"""What differs from the other runs: 900 rows a client are too few to hide in many small batches."""
+OWN: Mapping[Budget, Mapping[str, Any]] = {("banking77", 8.0): {"batch": 128}}
+"""What differs from the other runs: with 900 rows a client the noise is twice as much, and larger batches bear it."""
 
 SEEDS = (0, 1, 2)
 GRID_SEED = 9

@@ -6,8 +6,9 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
+from benchmarks.communication_cells import DENSE, Line, Runs, shown, title
 from benchmarks.communication_order import BUDGETS, CORNERS, OTHERS, TELLING, Budget, Cell
-from benchmarks.communication_tables import DENSE, Line, Runs, plot_file, shown, title
+from benchmarks.communication_tables import plot_file
 from fedlora_priv.reports import svg
 from fedlora_priv.reports.markup import Markup, element
 from fedlora_priv.reports.svg import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Scale

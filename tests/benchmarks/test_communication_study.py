@@ -284,6 +284,7 @@ def test_the_page_holds_every_cell_against_dense_and_the_targets() -> None:
     assert "| dense, 32 bits | 3 | 80.0 ± 0.0 (80.0) | +0.0 ± 0.0 | 494,600 | 1.0 | 494,601 |  |  |" in text
     assert "| yes | yes |" in text  # 1/16 at 4 bits
     assert "| no | no |" in text  # dense at 4 bits
+    assert "| feedback, against none | +0.0 ± 0.0 (9) | +0.0 ± 0.0 (9) |  |  |" in text
     assert "SST-2, ε = 8 | random | **0: 80.0**, 0.5: 79.5, 1: 79.0 |" in text
     for table in text.split("\n\n"):
         rows = [row for row in table.splitlines() if row.startswith("|")]
