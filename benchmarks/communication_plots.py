@@ -88,7 +88,7 @@ def _kind(cell: Cell) -> str:
 
 def _legend() -> Iterator[Markup]:
     """Yield a dot and a name for each support, at the upper right."""
-    left = WIDTH - RIGHT - 318.0
+    left = WIDTH - RIGHT - 350.0
     for kind in KINDS:
         yield element("circle", cx=left, cy=24, r=3.2, class_=kind)
         yield svg.text(kind, left + 6, 28, "name")
