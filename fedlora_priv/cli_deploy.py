@@ -133,9 +133,7 @@ def deploy(
     if for_trial:
         if card or host:
             raise ConfigError("--for-trial makes all keys here, for 127.0.0.1", "leave out --card and --host")
-        plan = bundle.Plan(
-            experiment, out, ["127.0.0.1", "localhost"], port, "127.0.0.1", days, not public_source
-        )
+        plan = bundle.Plan.on_one_machine(experiment, out, port, days, own_data=not public_source)
         agreement = bundle.deploy_trial(plan, versions(), lambda line: console.print(line, markup=False))
     else:
         plan = bundle.Plan(experiment, out, host or [], port, days=days, own_data=not public_source)

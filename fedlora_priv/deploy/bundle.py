@@ -31,7 +31,7 @@ from fedlora_priv.federation.agreement import Agreement
 from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.holdings import agreed_size, everybodys, require_common_source
 from fedlora_priv.federation.learner import Say
-from fedlora_priv.federation.parties import SUPERLINK_PORT, SUPERNODE_PORT
+from fedlora_priv.federation.parties import SUPERLINK_PORT
 from fedlora_priv.federation.runfolder import RUN_BYTES
 
 TRIAL_FILE, ROWS_FILE, EVALUATION_FILE = "TRIAL.txt", "rows.jsonl", "evaluation.jsonl"
@@ -75,8 +75,8 @@ class Plan:
         *,
         own_data: bool = True,
     ) -> Plan:
-        """Return the plan of a trial: nothing listens but on 127.0.0.1."""
-        return Plan(experiment, out, LOOPBACK, port, LOOPBACK[0], days, own_data, SUPERNODE_PORT)
+        """Return the plan of a trial: nothing listens but on 127.0.0.1, the nodes on the ports after the server's."""
+        return Plan(experiment, out, LOOPBACK, port, LOOPBACK[0], days, own_data, port + 1)
 
 
 def deploy(plan: Plan, cards: Sequence[Card], versions: Mapping[str, str]) -> Agreement:
