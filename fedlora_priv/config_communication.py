@@ -26,7 +26,7 @@ def check(experiment: Experiment) -> None:
 
 
 def _idle_options(experiment: Experiment) -> None:
-    """Refuse options that another one leaves without effect."""
+    """Refuse options that another one leaves without effect, or makes impossible."""
     communication = experiment.communication
     if communication.density < 1 and (communication.support == "dense" or communication.densities):
         why = "support = 'dense'" if communication.support == "dense" else "one density for each client"
@@ -41,6 +41,12 @@ def _idle_options(experiment: Experiment) -> None:
             f"communication.vote_every = {communication.vote_every} has no effect with support = "
             f"{communication.support!r}",
             "choose 'voted-topk', or leave it out",
+        )
+    if communication.train == "support" and experiment.training.per_example == "ghost":
+        raise ConfigError(
+            "training.per_example = 'ghost' takes the norms of whole arrays, of which communication.train = 'support' "
+            "trains a part",
+            "choose 'auto' or 'direct'",
         )
     if (
         communication.error_feedback

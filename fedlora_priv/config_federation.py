@@ -252,6 +252,13 @@ class CommunicationSection(Section):
         "only move arrays by their mean change.",
     )
 
+    train: Literal["all", "support"] = Field(
+        default="all",
+        description="What clients train: all coordinates, of which those of the support then travel; or those of the "
+        "support alone, so that only they are clipped and noised. The second for methods that only move arrays by "
+        "their mean change, and for supports that are known before training: not 'voted-topk'.",
+    )
+
     @property
     def tiers(self) -> tuple[float, ...]:
         """The different densities, the narrowest first.

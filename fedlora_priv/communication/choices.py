@@ -10,6 +10,11 @@
                                                                masks the server would see each client's votes
     a vote for several rounds only where arrays move by mean   what was voted for is another coordinate after an SVD
     tiers only in methods of one exchange, without votes       what wider tiers send takes the exchanges after the first
+    training the support alone only where arrays move by       a coordinate must be the same thing in training, in
+    their mean change and all that is trained is uploaded,     the upload and in the next state; and no noise may be
+    in one exchange                                            missing where something stays at home
+    training the support alone not with votes, nor with        votes are cast on what was trained; and nothing is left
+    error feedback                                             out of an upload that is zero elsewhere
     per-channel scales only in mode `local`                    noise that is shared must not be clipped
 
 `protocols` refuses a second time, where it can see it: a vote or a residual takes no vector that was not declared
@@ -51,6 +56,7 @@ class Choice:
         error_feedback: whether clients keep what was left out.
         channel_scales: whether each channel has a scale of its own.
         download_density: what fraction of the global state is sent down, by magnitude; 1 for all of it.
+        train: whether clients train everything, or what is in the support and nothing else.
     """
 
     support: SupportKind = "dense"
@@ -60,6 +66,7 @@ class Choice:
     error_feedback: bool = False
     channel_scales: bool = False
     download_density: float = 1.0
+    train: Literal["all", "support"] = "all"
 
     def __post_init__(self) -> None:
         for density in (*self.densities, self.download_density):
@@ -88,6 +95,7 @@ class Choice:
             value_bits=communication.value_bits,
             error_feedback=communication.error_feedback,
             download_density=communication.download_density,
+            train=communication.train,
         )
 
     @property
@@ -125,6 +133,8 @@ class Choice:
                 f"tiers take the exchanges after the first, and this method has {contract.exchanges} of its own",
                 "use one density",
             )
+        if self.train == "support":
+            self._require_trained_alone(method, contract)
 
     def _lasting(self) -> str | None:
         """Return what of this choice outlives a round, if anything does."""
@@ -146,6 +156,34 @@ class Choice:
             raise CommunicationError(
                 f"{method.name!r} needs at least {LEAST_WHOLE_BITS} bits a value, not {self.value_bits}",
                 "raise value_bits",
+            )
+
+    def _require_trained_alone(self, method: Method, contract: Contract) -> None:
+        """Refuse to train the support alone where it is not known, or means something else to the method."""
+        if self.support == "dense":
+            raise CommunicationError(
+                "train = 'support' has no effect where everything travels", "choose a support with a density"
+            )
+        if self.support == "voted-topk":
+            raise CommunicationError(
+                "votes are cast on what was trained, so what wins cannot be what is trained",
+                "train 'all', or choose 'server-topk' or 'seeded-random-k'",
+            )
+        if self.error_feedback:
+            raise CommunicationError(
+                "error feedback keeps what was left out, and nothing is where only the support is trained",
+                "train 'all', or leave error feedback out",
+            )
+        if not method.moves_by_mean or contract.travels_whole or contract.exchanges > 1:
+            raise CommunicationError(
+                f"only changes of arrays can be trained in part, and {method.name!r} makes more of them",
+                "use a method that moves arrays by their mean change",
+            )
+        if contract.stays_home:
+            raise CommunicationError(
+                f"with {method.name!r} {' and '.join(sorted(contract.stays_home))} never travel, so they are in no "
+                "support",
+                "train 'all'",
             )
 
     def _require_vote(self, contract: Contract, *, masked: bool) -> None:

@@ -67,8 +67,10 @@ class UpdateAttack:
         """Return the estimated counts, (m,), from one noised update and the state it started from."""
         names = [name for name in sorted(start) if self.trainer.layout.role(name) in self.trains]
         moved = np.concatenate([(start[name] - update[name]).ravel() for name in names]).astype(np.float64)
-        seen = torch.from_numpy(moved * self.plan.planned_batch_size / self.learning_rate)
-        gradients = self._gradients(start, names)
+        # Noise moves all that is trained. What has not moved was not trained, nor any gradient of it clipped.
+        moving = moved != 0 if moved.any() else np.ones(moved.shape, dtype=np.bool_)
+        seen = torch.from_numpy(moved[moving] * self.plan.planned_batch_size / self.learning_rate)
+        gradients = self._gradients(start, names, torch.from_numpy(moving))
         values, vectors = torch.linalg.eigh(gradients @ gradients.T)
         real = values > _RANK_TOLERANCE * values.max()
         values, vectors = values[real], vectors[:, real]
@@ -94,19 +96,17 @@ class UpdateAttack:
         surplus = float(along[:most].square().sum()) - noise * (most + 3 * math.sqrt(2 * most))
         return max(rate * (1 - rate) * self.plan.steps_per_round, surplus / float(values[:most].sum()))
 
-    def _gradients(self, start: State, names: list[str]) -> Tensor:
-        """Return the canaries' clipped gradients at `start`, float64 (m, d), computed as training computes them."""
+    def _gradients(self, start: State, names: list[str], moving: Tensor) -> Tensor:
+        """Return the canaries' clipped gradients at `start` of what is `moving`, float64 (m, k), as in training."""
         model = self.trainer.model
         write_state(model, start)
         parameters = trainable_parameters(model)
         trained = {name: parameters[name] for name in names}
-        size = sum(parameter.numel() for parameter in trained.values())
-        gradients: Tensor = torch.empty((len(self.rows), size), dtype=torch.float64)
+        gradients: Tensor = torch.empty((len(self.rows), int(moving.sum())), dtype=torch.float64)
         with per_example_gradients(model, trained) as hooked:
             for indices in microbatches(self.rows.lengths(), _MAX_TOKENS):
-                gradients[indices] = _per_example(
-                    hooked, self.rows.subset(indices), trained, self.trainer.device
-                )
+                rows = self.rows.subset(indices)
+                gradients[indices] = _per_example(hooked, rows, trained, self.trainer.device)[:, moving]
         norms: Tensor = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
         gradients *= self.plan.clip_norm / norms.clamp(min=self.plan.clip_norm)
         return gradients

@@ -31,6 +31,7 @@ from fedlora_priv.federation.release import RoundRelease
 from fedlora_priv.federation.start import moving
 from fedlora_priv.federation.suspension import Suspension
 from fedlora_priv.federation.task import RoundTask, begin
+from fedlora_priv.federation.trained import Marked, support_of, update_key
 from fedlora_priv.methods.base import Layout, Method, Role, Shared, State
 from protocols.errors import ProtocolError
 from protocols.prg import SecretStream
@@ -42,11 +43,18 @@ class LocalTraining(Protocol):
     """Private training on this client's rows; the one thing a client does that needs torch."""
 
     def __call__(
-        self, start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream, clip_norm: float
+        self,
+        start: State,
+        plan: Plan,
+        trains: frozenset[Role],
+        stream: SecretStream,
+        clip_norm: float,
+        support: Marked | None,
     ) -> LocalResult:
         """Return the result of ``plan.steps_per_round`` steps from `start`, the first of which clips to `clip_norm`.
 
-        `stream` is secret. The clip norm of later steps is the same or, if the plan is adaptive, follows counts.
+        Of the roles `trains` all is trained or, if there is one, what is in `support`. `stream` is secret. The clip
+        norm of later steps is the same or, if the plan is adaptive, follows counts.
         """
         ...
 
@@ -82,7 +90,8 @@ class ClientSetup:
         run: 16 random bytes of this run, the same for everybody.
         identity, roster, guard, ledger: its signing key, everyone's pinned keys, its two durable records.
         home, lock: where its finished update and private audit file are kept, and the open lock of that folder.
-        accept: raises FederationError unless training from a state can be private; sees no data.
+        accept: raises FederationError unless training from a state, of all or of a support, can be private; sees no
+            data.
         stream: (purpose, round) → fresh secret randomness.
         train: private training on its own rows.
         own_model: the client's own model, where arrays stay at home; else None.
@@ -102,7 +111,7 @@ class ClientSetup:
     ledger: Ledger
     home: ClientHome
     lock: TextIO
-    accept: Callable[[State], None]
+    accept: Callable[[State, Marked | None], None]
     stream: Callable[[str, int], SecretStream]
     train: LocalTraining
     own_model: OwnModel | None = None
@@ -210,8 +219,8 @@ class FederationClient:
         return RoundTask.from_message(message, setup.layout, setup.method, self._begun, setup.experiment)
 
     def _stored(self, task: RoundTask) -> FinishedUpdate | None:
-        """Return the finished update of exactly this start, if it is stored and the ledger has charged it."""
-        update = self._updates.load(task.state_digest)
+        """Return the finished update of exactly this start and support, if it is stored and was charged."""
+        update = self._updates.load(update_key(task, self._support(task)))
         if update is not None:
             self._require_charged(update, round=task.round)
         return update
@@ -244,6 +253,10 @@ class FederationClient:
         gained = {name: array for name, array in task.state.items() if layout.role(name) == "base"}
         return self._personal.own({**method.start(layout, task.state, shared), **gained})
 
+    def _support(self, task: RoundTask) -> Marked | None:
+        """Return the coordinates that this client trains in a round; None for all that the method trains."""
+        return support_of(self._setup.experiment, task, self.client_id)
+
     def _trained(self, task: RoundTask) -> FinishedUpdate:
         """Reserve, train, store. A crash in between leaves the reservation, which stays charged."""
         setup, run = self._setup, self._setup.run.hex()
@@ -251,7 +264,8 @@ class FederationClient:
             # A second vector of one round, from another start, could be set against the first.
             raise FederationError("an update of this round, from another start, has already been released")
         start = self._start(task)
-        setup.accept(start)
+        support = self._support(task)
+        setup.accept(start, support)
         clip_norm = self._clip_norm()
         event = setup.plan.round_event(clip_norm)
 
@@ -262,10 +276,10 @@ class FederationClient:
         reservation = setup.ledger.reserve(event, round=task.round, run=run, require=require)
         stream = setup.stream("train", task.round)
         trains = setup.method.at(task.round).contract(setup.layout).trains
-        result = setup.train(start, setup.plan, trains, stream, clip_norm)
+        result = setup.train(start, setup.plan, trains, stream, clip_norm, support)
         noted = self._keep_private(task.round, reservation, result)
         update = FinishedUpdate(reservation, result.clip_norm, result.state, noted)
-        self._updates.save(task.state_digest, update)
+        self._updates.save(update_key(task, support), update)
         return update
 
     def _keep_private(self, round: int, reservation: int, result: LocalResult) -> str:

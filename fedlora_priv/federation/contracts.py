@@ -11,6 +11,7 @@ from fedlora_priv.communication.choices import REVEALS
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import CommunicationSection
 from fedlora_priv.federation.course import Leg, courses
+from fedlora_priv.federation.trained import sends
 from fedlora_priv.methods import Contract, Layout, Method, Role
 from fedlora_priv.methods.base import Shapes
 
@@ -45,7 +46,11 @@ def _contract(
     own: Mapping[str, Layout],
 ) -> dict[str, Any]:
     """Return one contract as the report states it, without its rounds."""
-    contract = method.contract(layout)
+    contract, alone = method.contract(layout), communication.train == "support"
+    trained = {
+        client_id: _sent(legs, client_id) if alone else _trained(method, mine, contract.trains)
+        for client_id, mine in own.items()
+    }
     return {
         "name": method.name,
         "title": method.title,
@@ -57,10 +62,10 @@ def _contract(
         "may_stop_early": contract.may_stop_early,
         "exchanges": [_exchange(contract, leg, layout) for leg in legs],
         "round_dimension": sum(leg.coordinates for leg in legs),
-        "noised": {client_id: _trained(method, mine, contract.trains) for client_id, mine in own.items()},
+        "noised": trained,
         "noise": contract.noise,
         "leaks": "; ".join([contract.leaks, *_also_leaks(legs, communication)]),
-        "notes": [*contract.notes, *_across_rounds(communication)],
+        "notes": [*contract.notes, *_of_training(communication)],
     }
 
 
@@ -72,8 +77,10 @@ def _also_leaks(legs: tuple[Leg, ...], communication: CommunicationSection) -> I
         yield "of what only some clients send, the sum over those alone"
 
 
-def _across_rounds(communication: CommunicationSection) -> Iterator[str]:
-    """Yield what ties a round to the ones before it, besides the global state."""
+def _of_training(communication: CommunicationSection) -> Iterator[str]:
+    """Yield what is trained if not everything, and what ties a round to the ones before it besides the global state."""
+    if communication.train == "support":
+        yield "clients train, clip and noise only the coordinates that they send"
     if communication.error_feedback:
         yield "what a client sends is its update and what earlier rounds of the run left out of its updates"
     if communication.download_density < 1:
@@ -97,6 +104,11 @@ def _exchange(contract: Contract, leg: Leg, layout: Layout) -> dict[str, Any]:
     if leg.senders is not None:
         stated["clients"] = list(leg.senders)
     return stated
+
+
+def _sent(legs: tuple[Leg, ...], client_id: str) -> int:
+    """Return how many coordinates a client sends in a round, which are then all that it clips and noises."""
+    return sum(leg.coordinates for leg in legs if sends(leg, client_id))
 
 
 def _trained(method: Method, own: Layout, roles: frozenset[Role]) -> int:

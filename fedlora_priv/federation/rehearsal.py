@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedlora_priv.communication.scales import channel_shapes
 from fedlora_priv.config import Experiment
+from fedlora_priv.federation.course import travelling
 from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
 
 CAUTION = 2.0
@@ -48,6 +49,8 @@ def rehearsed_spreads(
     contract, shared = method.contract(layout), Shared(experiment.experiment.seed, round, rehearsal=True)
     start = method.start(layout, state, shared)
     d = sum(array.size for name, array in start.items() if layout.role(name) in contract.trains)
+    if experiment.communication.train == "support":
+        d = travelling(experiment, contract)  # the signal of as long a gradient is then spread over fewer
     spread = planned_step(experiment, d, noise_multiplier)
     crowd = [
         made_up(layout, contract, start, spread, shared.seed, k) for k in range(CROWD if exchange else 1)

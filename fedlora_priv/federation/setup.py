@@ -35,7 +35,8 @@ from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.state_check import StateCheck
-from fedlora_priv.methods import Layout, Method, Role, State, for_experiment, phases
+from fedlora_priv.federation.trained import Marked, made_up_support
+from fedlora_priv.methods import Contract, Layout, Method, Role, State, for_experiment, phases
 from fedlora_priv.methods.errors import AssumptionError
 from fedlora_priv.modeling import add_squares, with_rank
 from fedlora_priv.precision import resolve_device
@@ -123,20 +124,23 @@ class Parts:
         plan = min(self.plans.values(), key=lambda plan: plan.noise_multiplier)
         settings = step_settings(self.experiment, plan)
         phases = _phases(self.experiment, self.method)
-        trained = dict.fromkeys(phase.contract(self.layout).trains for phase in phases)
+        trained = {
+            contract.trains: contract for contract in (phase.contract(self.layout) for phase in phases)
+        }
         models = dict.fromkeys(self.trainers.values())
-        seen, *_ = [self._rehearsed(model, settings, roles) for model in models for roles in trained]
+        seen, *_ = [
+            self._rehearsed(model, settings, contract) for model in models for contract in trained.values()
+        ]
         return seen
 
-    def _rehearsed(
-        self, trainer: PrivateTrainer, settings: StepSettings, roles: frozenset[Role]
-    ) -> Rehearsal:
+    def _rehearsed(self, trainer: PrivateTrainer, settings: StepSettings, contract: Contract) -> Rehearsal:
         """Rehearse one model, with a residual beside its base weights if the method will put one there."""
         start = read_state(trainer.model)
         residual = made_up_residual(trainer.layout) if self.method.changes_base else {}
         write_state(trainer.model, start | residual)
         try:
-            return rehearse(trainer, settings, trainable=roles)
+            support = made_up_support(self.experiment, contract)
+            return rehearse(trainer, settings, trainable=contract.trains, support=support)
         finally:
             write_state(trainer.model, start)
 
@@ -377,10 +381,15 @@ def _training(parts: Parts, client_id: str) -> LocalTraining:
     examples, trainer = parts.examples[client_id], parts.trainers[client_id]
 
     def train(
-        start: State, plan: Plan, trains: frozenset[Role], stream: SecretStream, clip_norm: float
+        start: State,
+        plan: Plan,
+        trains: frozenset[Role],
+        stream: SecretStream,
+        clip_norm: float,
+        support: Marked | None,
     ) -> LocalResult:
         settings = replace(step_settings(parts.experiment, plan), clip_norm=clip_norm)
-        result = trainer.train(examples, start, settings, stream=stream, trainable=trains)
+        result = trainer.train(examples, start, settings, stream=stream, trainable=trains, support=support)
         if parts.observe is not None:
             parts.observe(client_id, start, result.state)
         return LocalResult(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fedlora_priv.errors import FederationError, FedloraError, StateBeyondBounds
+from fedlora_priv.federation.trained import Marked
 from fedlora_priv.methods import State
 from fedlora_priv.training import coupling, coupling_tolerance
 
@@ -28,14 +29,17 @@ class StateCheck:
         self._model, self._device = model, device
         self._accepted = b""
 
-    def __call__(self, state: State) -> None:
+    def __call__(self, state: State, support: Marked | None = None) -> None:
         """Return if training from this state can be private; clients of one process ask about the same.
+
+        With a `support`, training of that part of the coordinates: rounding that is nothing beside a whole gradient
+        could be much of what a server has left of it.
 
         Raises:
             StateBeyondBounds: an entry is too large, or made-up examples influence each other.
             FederationError: the state does not fit the model.
         """
-        digest = _digest(state)
+        digest = _digest(state) + (b"" if support is None else _digest(support))
         if digest == self._accepted:
             return
         largest = max(float(np.abs(array).max(initial=0.0)) for array in state.values())
@@ -50,13 +54,13 @@ class StateCheck:
                 f"the global state changes base weights by up to {change:.3g}, beyond {LARGEST_ENTRY:g}",
                 "if training diverged, lower training.learning_rate",
             )
-        self._require_uncoupled(state)
+        self._require_uncoupled(state, support)
         self._accepted = digest
 
-    def _require_uncoupled(self, state: State) -> None:
+    def _require_uncoupled(self, state: State, support: Marked | None) -> None:
         """Raise unless made-up examples leave each other's gradients alone at this state."""
         try:
-            error = coupling(self._model, state, device=self._device)
+            error = coupling(self._model, state, device=self._device, support=support)
         except FedloraError as refusal:  # other names or shapes than the model has
             raise FederationError(f"the global state does not fit: {refusal}") from refusal
         if not error <= coupling_tolerance(self._model):
@@ -73,7 +77,7 @@ def _largest_change(state: State) -> float:
     return bound
 
 
-def _digest(state: State) -> bytes:
+def _digest(state: State | Marked) -> bytes:
     """Return 32 bytes over names, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(state):

@@ -25,6 +25,7 @@ from fedlora_priv.federation.home import ClientHome
 from fedlora_priv.federation.rounds import RoundConductor, RoundResult
 from fedlora_priv.federation.server import FederationServer
 from fedlora_priv.federation.setup import stream_factory
+from fedlora_priv.federation.trained import Marked
 from fedlora_priv.methods import Layout, LoraModule, Method, Role, Shared, State
 from fedlora_priv.methods.optimizers import ServerOptimizer
 from protocols.prg import SecretStream
@@ -112,7 +113,7 @@ class Paper:
                     ),
                     home=home,
                     lock=home.lock(),
-                    accept=lambda state: None,
+                    accept=lambda state, support: None,
                     stream=stream_factory(self.experiment, client_id),
                     train=partial(self.train, client_id),
                 )
@@ -134,6 +135,7 @@ class Paper:
         trains: frozenset[Role],
         stream: SecretStream,
         clip_norm: float,
+        support: Marked | None,
     ) -> LocalResult:
         self.trainings += 1
         step = StepRecord(1, 0, 0, 0.5, 0.5, 1.0, 0.5, "0" * 16)
