@@ -52,7 +52,7 @@ def _plot(runs: Runs, budget: Budget) -> Markup:
     ]
     parts += svg.y_axis(marks, [f"{mark:g} %" for mark in marks], y)
     parts += [
-        svg.text(f"{10**power / 1000:.3g} kB", x(power), HEIGHT - BOTTOM + 16, "tick middle")
+        svg.text(f"{10**power / 1000:,.0f} kB", x(power), HEIGHT - BOTTOM + 16, "tick middle")
         for power in powers
     ]
     dense = statistics.mean(runs.accuracies(budget, DENSE).values())
