@@ -33,13 +33,14 @@ def check(experiment: Experiment) -> None:
     declared = experiment.data.declared_examples_per_client
     if declared is not None:
         check_delta(experiment.privacy.delta, experiment.federation.clients * declared)
+    config_communication.check_keys(experiment)
     if experiment.secure_aggregation.mode == "secure":
         _secure_aggregation(experiment)
     _adaptive_clipping(experiment)
     _recomputed_activations(experiment)
     _dropouts(experiment)
     config_methods.check(experiment)
-    config_communication.check(experiment)
+    config_communication.check_choice(experiment)
 
 
 def check_delta(delta: float, examples: int) -> None:

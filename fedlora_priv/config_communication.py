@@ -14,15 +14,14 @@ if TYPE_CHECKING:
     from fedlora_priv.config import Experiment
 
 
-def check(experiment: Experiment) -> None:
-    """Raise unless uploads can travel as the experiment asks.
+def check_keys(experiment: Experiment) -> None:
+    """Raise unless the keys of the section go together, and every ring can have a sum; asked before any other rule.
 
     Raises:
         ConfigError: names the first rule that is broken.
     """
     _idle_options(experiment)
     _densities(experiment)
-    _choice(experiment)
 
 
 def _idle_options(experiment: Experiment) -> None:
@@ -82,8 +81,12 @@ def _densities(experiment: Experiment) -> None:
             )
 
 
-def _choice(experiment: Experiment) -> None:
-    """Refuse what the method's sums could not bear, or what would show one client's choice."""
+def check_choice(experiment: Experiment) -> None:
+    """Raise unless the method's sums bear it, and it shows no client's own choice; asked of a method that is sound.
+
+    Raises:
+        ConfigError: names the first rule that is broken.
+    """
     # Imported here: this loads numpy, which reading a file needs no more than it needs cryptography.
     from fedlora_priv.communication.choices import Choice
     from fedlora_priv.communication.errors import CommunicationError

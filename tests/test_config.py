@@ -181,6 +181,33 @@ def test_combinations_that_cannot_be_honoured(overrides: list[str], words: str) 
 
 
 @pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["support=voted-topk", "density=0.1", "mode=insecure"], "see each client's votes"),
+        (["support=voted-topk", "density=0.1", "method=fra", "products=exact", "vote_every=2"], "others in the next"),
+        (["support=voted-topk", "density=0.1", "method=lora-fair"], "must travel whole"),
+        (["support=voted-topk", "density=0.1", "method=rolora", "vote_every=2"], "sends other arrays in them"),
+        (["support=voted-topk", "densities=[0.5, 0.5, 1.0, 1.0, 1.0]"], "a vote is for one support"),
+        (["support=server-topk", "density=0.1", "vote_every=2"], "vote_every = 2 has no effect"),
+        (["densities=[0.5, 0.5, 1.0, 1.0, 1.0]"], "a dense support has density 1"),
+        (["support=server-topk", "densities=[0.5, 1.0]"], "2 densities for 5 clients"),
+        (["support=server-topk", "density=0.5", "densities=[0.5, 0.5, 1.0, 1.0, 1.0]"], "one density for each client"),
+        (["support=server-topk", "densities=[0.5, 0.5, 0.5, 1.0, 1.0]"], "2 of 5 clients have a density of 1 or more"),
+        (["support=server-topk", "densities=[0.5, 0.5, 1.0, 1.0, 1.0]", "min_survivors=4"], "which needs 4 to hide"),
+        (["support=server-topk", "densities=[0.0, 0.5, 1.0, 1.0, 1.0]"], "greater than 0"),
+        (["support=seeded-random-k", "densities=[0.5, 0.5, 1.0, 1.0, 1.0]", "method=fedask"], "must travel whole"),
+    ],
+)  # fmt: skip
+def test_what_may_not_travel_like_that(overrides: list[str], words: str) -> None:
+    sections = {
+        "mode": "secure_aggregation", "min_survivors": "secure_aggregation", "method": "federation",
+        "products": "aggregation",
+    }  # fmt: skip
+    keys = [f"{sections.get(text.split('=')[0], 'communication')}.{text}" for text in overrides]
+    assert words in refusal(*keys)
+
+
+@pytest.mark.parametrize(
     ("method", "overrides", "words"),
     [
         ("ffa", ["aggregation.products=exact"], "aggregation.products has no effect with federation.method = 'ffa'"),

@@ -22,12 +22,16 @@ from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.exchange import ExchangeSum, Summed
 from fedlora_priv.federation.rounds import RoundResult
 from fedlora_priv.federation.server import FederationServer
+from fedlora_priv.federation.session import client_policy, session_parameters
 from fedlora_priv.methods import State
 from fedlora_priv.methods.fedit import FedIT
+from fedlora_priv.methods.optimizers import Average
 from protocols.prg import SecretStream
 from protocols.secagg.codec import decode, encode
 from protocols.secagg.messages import Proposal
+from protocols.secagg.session import VectorForm
 from protocols.sparsify import Support
+from protocols.voting import value_exchange, value_policy
 
 from .paper import LAYOUT, Killed, Meddling, Paper, initial_state, trained
 
@@ -576,3 +580,58 @@ def test_the_server_does_not_choose_where_clients_vote(paper: Callable[..., Pape
     upload = wire.encode(wire.Message(wire.UPLOAD))
     assert wire.decode(small.clients[0].handle(wire.encode(message))).kind == wire.TRAINED
     assert wire.decode(small.clients[0].handle(upload)) == REFUSED
+
+
+# --- bias ------------------------------------------------------------------------------------------------
+
+ROUNDS = 400
+SIGMAS = 6.0
+"""A normal deviate is beyond six deviations with probability 2e-9; all of the D + 1 figures below, 4e-7 together."""
+
+
+def test_a_random_support_is_unbiased_at_a_learning_rate_of_d_over_k_and_at_no_other() -> None:
+    """The mean move over many rounds from one state with one update: at rate 1 it is k/d of the update."""
+    sparse = ["communication.support=seeded-random-k", "communication.density=0.25"]
+    everywhere = FederationServer(Experiment.from_toml(TOML), LAYOUT, FedIT(), initial_state(), 1.0)
+    begun = everywhere.begin()
+    quantiser = everywhere.task(begun).first.values.quantiser
+    step = quantiser.dequantise_sum(np.ones(D, np.uint32), 1)
+    update = (np.random.default_rng(11).uniform(-0.5, 0.5, D) * step * quantiser.levels).astype(np.float32)
+    k, squares = -(-D // 4), update.astype(float) ** 2
+    share = k / D
+    # A sum over k of D without replacement has a known deviation; each value is rounded by less than a step.
+    deviation = np.sqrt(k * (1 - share) * squares.var(ddof=1) / ROUNDS)
+    rounding = share * float(np.abs(update) @ (step + 1e-7))
+    for rate in (D / k, 1.0):
+        server = FederationServer(
+            Experiment.from_toml(TOML, sparse), LAYOUT, FedIT(), initial_state(), 1.0, Average(rate)
+        )
+        moved, travelled = np.zeros(D), np.zeros(D)
+        for number in range(ROUNDS):
+            state = replace(begun, round=number)
+            task = server.task(state)
+            total = task.first.values.encode(update, SecretStream(bytes(32)))
+            after = server.advance(state, task, Summed((ExchangeSum(task.first, total, 1),)))
+            moved += (flat(after.state) - flat(begun.state)) / ROUNDS
+            travelled[task.first.values.support.indices] += 1
+        along = float(update @ moved)
+        assert abs(along - rate * share * squares.sum()) < rate * (SIGMAS * deviation + rounding)
+        assert np.abs(travelled - ROUNDS * share).max() < SIGMAS * np.sqrt(ROUNDS * share * (1 - share))
+        if rate == 1.0:
+            assert abs(along - squares.sum()) > 10 * (SIGMAS * deviation + rounding)
+
+
+def test_the_exchange_after_a_vote_is_that_of_the_protocols(paper: Callable[..., Paper]) -> None:
+    """What a federation proposes and accepts after any first sum is `protocols.voting`'s, to the last field."""
+    experiment, form = paper(**VOTED).experiment, VectorForm(K, 19, 32767)
+    left = ("client-1", "client-3", "client-4", "client-5")
+    common: dict[str, Any] = {
+        "session_id": bytes(32), "context": bytes(range(32)), "vector_length": K, "modulus_bits": 19, "bound": 32767,
+    }  # fmt: skip
+    first = session_parameters(experiment, experiment.client_ids, round=2, **common)
+    second = session_parameters(experiment, left, round=2, exchange=1, **common)
+    assert second == value_exchange(first, left, **common)
+    mine = client_policy(experiment, D, round=2)
+    after = client_policy(experiment, D, round=2, exchange=1, cohort=frozenset(left), form=form)
+    assert after == value_policy(mine, left, form)
+    after.check(second)
