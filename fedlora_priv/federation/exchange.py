@@ -23,6 +23,8 @@ from fedlora_priv.federation.ballots import BallotChannel
 from fedlora_priv.federation.bounds import ExchangeScales
 from fedlora_priv.federation.channel import UploadChannel
 from fedlora_priv.federation.course import Leg, course, vote_rules
+from fedlora_priv.federation.supports import random_supports
+from fedlora_priv.federation.supports import rings as drawn_rings
 from fedlora_priv.methods.base import Contract, Layout, State
 from protocols.errors import ProtocolError
 from protocols.sparsify import Support
@@ -171,8 +173,20 @@ class Planned:
         exchanges = tuple(
             Exchange(j, self.legs[j], {}, self.values(j, supports[support_blob(j)], bounds)) for j in known
         )
-        _require_disjoint([exchange.values.support for exchange in exchanges])
+        self._require_supports(tuple(exchange.values.support for exchange in exchanges))
         return exchanges
+
+    def _require_supports(self, rings: tuple[Support, ...]) -> None:
+        """Raise unless rings share no coordinate, and are those of the public seed where anybody can draw them."""
+        every = np.concatenate([ring.indices for ring in rings])
+        if np.unique(every).size < every.size:
+            raise FederationError(
+                "the server put a coordinate into two rings, to be summed over different clients"
+            )
+        if self.experiment.communication.support == "seeded-random-k" and rings != drawn_rings(
+            self.experiment, random_supports(self.experiment, self.contract, self.round)
+        ):
+            raise FederationError("the support of a round is not the one that the public seed draws")
 
     def ballots(self) -> BallotChannel:
         """Return the channel of the round's vote, which nobody has to be told."""
@@ -212,15 +226,6 @@ class Planned:
 def support_blob(number: int) -> str:
     """Return the name of the blob that says which coordinates an exchange known from the task is on."""
     return f"{SUPPORT_BLOB}/{number}" if number else SUPPORT_BLOB
-
-
-def _require_disjoint(rings: list[Support]) -> None:
-    """Raise unless no coordinate is in two rings: summed over two sets of clients, it would tell them apart."""
-    every = np.concatenate([ring.indices for ring in rings])
-    if np.unique(every).size < every.size:
-        raise FederationError(
-            "the server put a coordinate into two rings, to be summed over different clients"
-        )
 
 
 @dataclass(frozen=True)

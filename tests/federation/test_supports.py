@@ -329,6 +329,17 @@ def test_supports_that_the_experiment_does_not_have_are_refused_before_anything_
     assert wire.decode(client.handle(wire.encode(message))).kind == wire.TRAINED
 
 
+@pytest.mark.parametrize("support", ["seeded-random-k", "server-topk"])
+def test_a_client_draws_random_supports_itself(paper: Callable[..., Paper], support: str) -> None:
+    """Another support of the right size is taken where only the server can know better."""
+    small = paper(support=support, density=0.25)
+    message = small.server.task(small.state).to_message(small.begun.state)
+    other = {"support": Support(D, np.arange(-(-D // 4))).to_bytes()}
+    edited = replace(message, blobs={**message.blobs, **other})
+    answer = wire.decode(small.clients[0].handle(wire.encode(edited)))
+    assert (answer == REFUSED) == (support == "seeded-random-k")
+
+
 # --- every mix of densities -------------------------------------------------------------------------------
 
 DENSITIES = (1 / 64, 1 / 16, 0.25, 0.5, 1.0)
