@@ -22,9 +22,6 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.federation.course import travelling
 from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
 
-CAUTION = 2.0
-"""A first spread is this many times the rehearsed one: what is planned for all coordinates may be in half of them."""
-
 CROWD = 3
 """So many clients act out the sums of earlier exchanges. Of more, each has less in common with the sum."""
 
@@ -69,7 +66,7 @@ def rehearsed_spreads(
         values = np.stack([upload[name] for upload in uploads]).astype(np.float64)
         across = tuple(i for i in range(values.ndim) if i == 0 or shape[i - 1] == 1)
         size = np.sqrt(np.mean(values**2, axis=across)).reshape(shape)
-        found[name] = CAUTION * np.where(size > 0, size, spread)
+        found[name] = np.where(size > 0, size, spread)
     return found
 
 
