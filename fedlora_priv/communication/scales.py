@@ -316,7 +316,8 @@ def _rounding(value_bits: int, u: float) -> NDArray[np.float64]:
     variance: NDArray[np.float64] = fraction * (1 - fraction)
     if levels * u > FINE:
         variance = np.where(scaled < levels, 1 / 6, 0.0)
-    return variance / levels**2
+    variance /= levels**2
+    return variance
 
 
 def _error(value_bits: int, c: float) -> float:
