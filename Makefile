@@ -4,17 +4,21 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-fast check bench clean
+.PHONY: demo flower-demo test test-fast check bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       run a private federation on real text (about five minutes, two cores)"
+	@echo "make flower-demo  five hospitals, a server and TLS on this machine, over Flower"
 	@echo "make test       the whole suite        make test-fast  without the long ones"
 	@echo "make check      ruff, mypy, import contracts, doctests"
 	@echo "make bench      the benchmarks, about half an hour; tables in benchmarks/RESULTS.md"
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fedlora run examples/quickstart.toml --again
+
+flower-demo: $(VENV)/dev.stamp
+	$(BIN)/python examples/flower/try_it.py runs/flower-trial
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2

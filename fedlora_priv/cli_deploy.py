@@ -166,12 +166,15 @@ def node_check(
 @node.command("start")
 @one_line_errors
 def node_start(file: NodeFile, debug: Debug = False) -> None:  # noqa: ARG001 - read by one_line_errors
-    """Check this node, then become Flower's SuperNode."""
+    """Check this node, rehearse its steps with its own model, then become Flower's SuperNode."""
     from fedlora_priv.deploy.check import check_node
     from fedlora_priv.deploy.start import supernode
 
     launch = supernode(file)
     _print_findings(check_node(file), as_json=False)
+    from fedlora_priv.federation.node import open_node_file
+
+    open_node_file(file, rehearse=True, say=lambda line: console.print(line, markup=False)).close()
     launch.replace_this_process()
 
 
