@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from flwr.common import ndarray_to_bytes
@@ -65,7 +66,7 @@ def mask(d: int, repetitions: int) -> float:
 
 def quantising(repetitions: int) -> float:
     """Stochastic rounding of a vector."""
-    values = np.random.default_rng(0).normal(size=MILLION).astype(np.float32)
+    values: Any = np.random.default_rng(0).normal(size=MILLION).astype(np.float32)
     return least(lambda: quantize([values], CLIPPING_RANGE, TARGET_RANGE), repetitions)
 
 

@@ -102,11 +102,12 @@ class Experiment(Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
     def digest(self) -> str:
-        """Return the SHA-256 (hex) of all that affects the result: not names, speed, memory or evaluations."""
+        """Return the SHA-256 (hex) of all that affects the result: not names, speed, memory, evaluations or engines."""
         free = {
             "experiment": {"name", "output"},
             "federation": {"evaluate_every"},
             "training": {"max_tokens_per_microbatch", "per_example", "gradient_checkpointing", "device"},
+            "engine": {"kind", "train_timeout_s", "phase_timeout_s"},
         }
         values = self.model_dump(mode="json", exclude=free)
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -39,6 +39,7 @@ def check(experiment: Experiment) -> None:
     _adaptive_clipping(experiment)
     _recomputed_activations(experiment)
     _dropouts(experiment)
+    _engine(experiment)
     config_methods.check(experiment)
     config_communication.check_choice(experiment)
 
@@ -53,6 +54,16 @@ def check_delta(delta: float, examples: int) -> None:
         raise ConfigError(
             f"privacy.delta = {delta:g} is not below 1/{examples}, one over all examples of the federation",
             f"lower it, for example to {10.0 ** math.floor(math.log10(0.1 / examples)):g}",
+        )
+
+
+def _engine(experiment: Experiment) -> None:
+    """Refuse time-outs where nobody waits."""
+    engine = experiment.engine
+    if engine.kind == "local" and (engine.train_timeout_s or engine.phase_timeout_s):
+        raise ConfigError(
+            "engine.train_timeout_s and engine.phase_timeout_s have no effect with engine.kind = 'local'",
+            "remove them, or set engine.kind = 'flower'",
         )
 
 

@@ -270,9 +270,32 @@ class CommunicationSection(Section):
 
 
 class EngineSection(Section):
-    """Where the clients run."""
+    """Where the clients run, and how long the server waits for them; no part of what they compute."""
 
-    kind: Literal["local"] = Field(default="local", description="'local': all clients in this process.")
+    kind: Literal["local", "flower", "flower-simulation"] = Field(
+        default="local",
+        description="'local': all clients in this process; 'flower': each on a Flower SuperNode of its own (docs/"
+        "flower.md); 'flower-simulation': all on this machine, in as many processes of Ray as it has cores.",
+    )
+    train_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="With Flower: seconds in which a client must answer a message that makes it train or evaluate; "
+        "then it is lost for the round. Default: 3600.",
+    )
+    phase_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="With Flower: seconds in which a client must answer any other message. Default: 120.",
+    )
+
+    def timeouts(self) -> tuple[float, float]:
+        """Return `train_timeout_s` and `phase_timeout_s` with the defaults filled in.
+
+        >>> EngineSection(kind="flower", phase_timeout_s=30.0).timeouts()
+        (3600.0, 30.0)
+        """
+        return self.train_timeout_s or 3600.0, self.phase_timeout_s or 120.0
 
 
 class Dropout(Section):

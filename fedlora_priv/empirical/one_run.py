@@ -28,9 +28,10 @@ from fedlora_priv.empirical.canaries import Canaries, random_rows
 from fedlora_priv.errors import ConfigError, FederationError, RunFolderError
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.files import read_arrays, write_arrays, write_atomically
+from fedlora_priv.federation.randomness import stream_factory
 from fedlora_priv.federation.run import Outcome, RunProgress, run
 from fedlora_priv.federation.runfolder import RunFolder
-from fedlora_priv.federation.setup import Parts, stream_factory
+from fedlora_priv.federation.setup import Parts
 from fedlora_priv.methods import Role, State, phases
 from fedlora_priv.training.examples import TokenisedExamples
 

@@ -18,6 +18,7 @@ from fedlora_priv.federation.agreement import grouped
 from fedlora_priv.federation.home import ClientHome
 from fedlora_priv.federation.parties import NodeSettings, ServerSettings, require_data
 from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.standby import Standby
 from protocols.secagg.identity import Roster
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def open_node(
     model: Path | None = None,
     evaluation: Path | None = None,
     rehearse: bool = False,
+    fingerprint: str | None = None,
     say: Say = lambda line: None,
 ) -> FederationClient:
     """Return a client in a process that loads no rows but its own.
@@ -54,6 +56,7 @@ def open_node(
         model: where the model is on this machine, if not at `model.source`.
         evaluation: file of public held-out rows; a node measures on them only what stays at home (FedSA-LoRA).
         rehearse: whether to rehearse private steps with this model on this machine first; once is enough.
+        fingerprint: of the agreement; if given, the home keeps what `open_standby` needs.
         say: told what happens.
 
     Raises:
@@ -80,7 +83,14 @@ def open_node(
     seat = Seat(client_id, run, seat_home, seat_home.ledger_path, limit)
     trainer = parts.trainers[client_id]
     accept = StateCheck(trainer.model, device=trainer.device)
-    return make_client(parts, seat, roster, accept, begun=False)
+    client = make_client(parts, seat, roster, accept, begun=False)
+    if fingerprint is not None:
+        plan, own = parts.plans[client_id], trainer.layout
+        standby = Standby(
+            fingerprint, parts.layout, own, parts.initial, plan, parts.dataset_id, parts.partition_id
+        )
+        standby.save(seat_home)
+    return client
 
 
 def open_node_file(file: Path, *, rehearse: bool = False, say: Say = lambda line: None) -> FederationClient:
@@ -103,7 +113,30 @@ def open_node_file(file: Path, *, rehearse: bool = False, say: Say = lambda line
         model=settings.model,
         evaluation=settings.evaluation,
         rehearse=rehearse,
+        fingerprint=agreement.fingerprint,
         say=say,
+    )
+
+
+def open_standby_file(file: Path) -> FederationClient | None:
+    """Return the client of a node.toml without its model, for messages that neither train nor measure.
+
+    None where the home keeps nothing for it: no full client was opened under this agreement yet.
+
+    Raises:
+        FedloraError: the file, the agreement or the home cannot be used.
+    """
+    settings = NodeSettings.load(file)
+    agreement = settings.agreed()
+    home = ClientHome(settings.home)
+    require_identity(home, settings.client_id, agreement.roster)
+    standby = Standby.load(home, agreement.fingerprint)
+    if standby is None:
+        return None
+    experiment = agreement.experiment
+    limit = settings.limit(experiment)
+    return standby.client(
+        experiment, home, run=agreement.run, roster=agreement.roster, lifetime_epsilon=limit
     )
 
 

@@ -88,6 +88,10 @@ def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress, amend
     progress.say("rehearsing a step on made-up data")
     for line in parts.rehearse().lines():
         progress.say(f"  {line}")
+    if experiment.engine.kind == "flower-simulation":
+        from fedlora_priv.engines.flower.simulation import run_simulated
+
+        return run_simulated(parts, folder, progress)
     clients, roster = make_clients(parts, folder)
     try:
         engine = LocalEngine(clients, experiment.simulate.dropouts, progress.answered)

@@ -6,7 +6,6 @@ process, whose adapter states are swapped in and out.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from fedlora_priv.federation.own_model import TrainedModel, personal_folder
 from fedlora_priv.federation.personal import home_roles
 from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
+from fedlora_priv.federation.randomness import stream_factory
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.state_check import StateCheck
 from fedlora_priv.federation.trained import Marked, made_up_support
@@ -44,9 +44,6 @@ from fedlora_priv.training import PrivateTrainer, Rehearsal, StepSettings, Token
 from fedlora_priv.training.made_up import made_up_residual
 from protocols.prg import SecretStream
 from protocols.secagg.identity import Roster
-
-StreamFactory = Callable[[str, int], SecretStream]
-"""(purpose, round) → fresh secret randomness."""
 
 Observe = Callable[[str, State, State], None]
 """(client_id, start, noised state): what whoever sees all that ε_k covers sees of a finished training."""
@@ -354,18 +351,6 @@ def _recorded_rows(parts: Parts, client_id: str) -> dict[str, str]:
     if not parts.experiment.data.public or client_id not in parts.row_numbers:
         return {}
     return {RECORDED_AS: rows_digest(parts.dataset_id, parts.row_numbers[client_id])}
-
-
-def stream_factory(experiment: Experiment, client_id: str) -> StreamFactory:
-    """Return the client's source of randomness: the operating system, unless a test asked otherwise."""
-    if not experiment.training.deterministic_noise:
-        return lambda purpose, number: SecretStream()
-    seed = experiment.experiment.seed
-
-    def known(purpose: str, number: int) -> SecretStream:
-        return SecretStream(hashlib.sha256(f"{seed}/{client_id}/{purpose}/{number}".encode()).digest())
-
-    return known
 
 
 def _own_model(parts: Parts, client_id: str, folder: Path) -> TrainedModel | None:

@@ -22,9 +22,9 @@ from fedlora_priv.engines.base import Metered, Step
 from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult
 from fedlora_priv.federation.home import ClientHome
+from fedlora_priv.federation.randomness import stream_factory
 from fedlora_priv.federation.rounds import RoundConductor, RoundResult
 from fedlora_priv.federation.server import FederationServer
-from fedlora_priv.federation.setup import stream_factory
 from fedlora_priv.federation.trained import Marked
 from fedlora_priv.methods import Layout, LoraModule, Method, Role, Shared, State
 from fedlora_priv.methods.optimizers import ServerOptimizer

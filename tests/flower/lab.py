@@ -1,0 +1,105 @@
+"""A SuperLink in this process: real Flower messages, real ClientApps, one state for each node, and room to meddle."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from uuid import uuid4
+
+from flwr.app import Context, Error, Message, RecordDict
+
+from fedlora_priv.engines.flower import greeting
+from fedlora_priv.engines.flower.client_app import make_app
+from fedlora_priv.engines.flower.engine import FlowerEngine, Timing
+from fedlora_priv.federation.client import ClientSetup, FederationClient
+from tests.federation.paper import RUN, Paper
+
+FLOWER_RUN = 77
+SOON = Timing(train_s=1.0, phase_s=1.0, join_s=1.0, poll_s=0.01)
+Meddle = Callable[[Message], Sequence[Message]]
+"""What reaches the other side in place of a message: itself, another, none, or more than one."""
+
+
+class PaperNode:
+    """A node whose client is a `Paper`'s: a new `FederationClient` for every message."""
+
+    def __init__(self, setup: ClientSetup) -> None:
+        self.setup = setup
+
+    def open(self, context: Context, data: bytes) -> FederationClient:
+        client = FederationClient(self.setup)
+        client.close = lambda: None  # type: ignore[method-assign] # the paper's ledger stays open
+        return client
+
+    def greeting(self, context: Context) -> tuple[str, bytes]:
+        setup = self.setup
+        signature = greeting.sign(setup.identity, setup.client_id, setup.run, context.run_id, context.node_id)
+        return setup.client_id, signature
+
+
+class Link:
+    """A `Grid` over ClientApps of this process.
+
+    Args:
+        nodes: by node id.
+        down, up: what happens to messages to nodes, and to replies.
+    """
+
+    def __init__(
+        self,
+        nodes: dict[int, Any],
+        down: Meddle = lambda message: [message],
+        up: Meddle = lambda reply: [reply],
+    ) -> None:
+        self.nodes, self.down, self.up = nodes, down, up
+        self.contexts = {
+            node: Context(run_id=FLOWER_RUN, node_id=node, node_config={}, state=RecordDict(), run_config={})
+            for node in nodes
+        }
+        self.replies: list[Message] = []
+        self.sent: list[Message] = []
+
+    @property
+    def run(self) -> Any:
+        return type("Run", (), {"run_id": FLOWER_RUN})
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+            message.metadata.__dict__["_run_id"] = FLOWER_RUN
+            self.sent.append(message)
+            for arriving in self.down(message):
+                node = message.metadata.dst_node_id
+                reply = make_app(self.nodes[node])(copy.deepcopy(arriving), self.contexts[node])
+                reply.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
+                self.replies.extend(self.up(reply))
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        wanted = set(message_ids)
+        found = [reply for reply in self.replies if reply.metadata.reply_to_message_id in wanted]
+        self.replies = [reply for reply in self.replies if reply not in found]
+        return found
+
+
+def failed(reply: Message) -> Message:
+    """Flower's own error in place of a reply."""
+    error = Message(Error(code=1, reason="the node is gone"), reply_to=reply)
+    error.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+    return error
+
+
+def connect(
+    paper: Paper, *, down: Meddle | None = None, up: Meddle | None = None, timing: Timing = SOON
+) -> Link:
+    """Send everything of a paper federation through Flower from now on; node 100 + i is client-i's."""
+    nodes = {100 + i: PaperNode(client._setup) for i, client in enumerate(paper.clients, start=1)}
+    same: Meddle = lambda message: [message]  # noqa: E731
+    link = Link(nodes, down or same, up or same)
+    engine = FlowerEngine(link, paper.roster, RUN, timing)  # type: ignore[arg-type]
+    paper.use(engine)  # type: ignore[arg-type]
+    return link
