@@ -17,7 +17,7 @@ from fedlora_priv.adapters import write_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Metered, Step
 from fedlora_priv.engines.local import LocalEngine
-from fedlora_priv.errors import FederationError, FedloraError
+from fedlora_priv.errors import ConfigError, FederationError, FedloraError
 from fedlora_priv.federation import personal, record
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.loop import Loop, Progress, ended_early
@@ -68,6 +68,7 @@ def run(
     Raises:
         FedloraError: nothing that was stored is lost; the same command resumes.
     """
+    _require_here(experiment, amend)
     folder = RunFolder.open(experiment, again=again)
     try:
         return _run(experiment, folder, progress, amend)
@@ -77,6 +78,21 @@ def run(
         raise
     finally:
         folder.close()
+
+
+def _require_here(experiment: Experiment, amend: Amend | None) -> None:
+    """Raise ConfigError where another engine would do something else than what was asked for."""
+    kind = experiment.engine.kind
+    if kind == "flower":
+        raise ConfigError(
+            "engine.kind = 'flower' runs across machines, each party on its own",
+            "write their folders with 'fedlora deploy', or take 'flower-simulation' or 'local' for this machine",
+        )
+    if kind != "local" and amend is not None:
+        raise ConfigError(
+            f"canaries are inserted in this process, and the clients of {kind!r} are in others",
+            "set engine.kind = 'local'",
+        )
 
 
 def _run(experiment: Experiment, folder: RunFolder, progress: RunProgress, amend: Amend | None) -> Outcome:
