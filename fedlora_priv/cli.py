@@ -75,12 +75,25 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(help="Where --what-if writes its page.", show_default="what-if.html")
     ] = None,
+    upload_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="Propose density and bits with which no client uploads more in a round: 50kB, 1MiB, ...",
+            show_default=False,
+        ),
+    ] = None,
     debug: Debug = False,  # noqa: ARG001 - read by one_line_errors
 ) -> None:
     """Show noise, rounds, bytes and guarantee, before anything is spent."""
     from fedlora_priv.config import Experiment
 
     experiment = Experiment.load(file, overrides or [])
+    if upload_budget is not None:
+        if what_if or plot is not None:
+            raise ConfigError("--upload-budget goes without --what-if and --plot", "ask one thing at a time")
+        _propose(experiment, upload_budget, as_json)
+        return
     if what_if:
         _what_if(experiment, plot or Path("what-if.html"), as_json)
         return
@@ -94,6 +107,19 @@ def plan(
         console.print_json(json.dumps(planned))
     else:
         print_plan(console, planned)
+
+
+def _propose(experiment: Experiment, upload_budget: str, as_json: bool) -> None:
+    """Print the density and bits for a budget of bytes."""
+    from fedlora_priv.communication.budget import parse_bytes
+    from fedlora_priv.federation.proposal import proposed
+    from fedlora_priv.reports.traffic import print_proposal
+
+    found = proposed(experiment, parse_bytes(upload_budget))
+    if as_json:
+        console.print_json(json.dumps(found))
+    else:
+        print_proposal(console, found)
 
 
 def _what_if(experiment: Experiment, plot: Path, as_json: bool) -> None:

@@ -15,6 +15,7 @@ coordinates keeps more than the model says, at every number of bits alike.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 from fedlora_priv.communication.choices import LEAST_WHOLE_BITS
@@ -26,6 +27,30 @@ from protocols.quantise import Quantiser
 from protocols.secagg.codec import least_size
 from protocols.secagg.messages import MaskedVector
 from protocols.secagg.session import SessionParameters
+
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """Return the number of bytes that somebody has written, with one of `UNITS` or none.
+
+    Raises:
+        CommunicationError: it is no such number, or less than a byte.
+
+    Example:
+        >>> parse_bytes("50kB"), parse_bytes("1.5 MiB"), parse_bytes("900")
+        (50000, 1572864, 900)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if (
+        found is None
+        or (found[2] or "B") not in UNITS
+        or (size := int(float(found[1]) * UNITS[found[2] or "B"])) < 1
+    ):
+        raise CommunicationError(
+            f"{text!r} is no number of bytes", f"write 50kB; units are {', '.join(UNITS)}"
+        )
+    return size
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -106,3 +107,27 @@ def section(metrics: Sequence[Row], dense: float | None, clients: int) -> Markup
         caption += f" Dense float32 LoRA is {bytes_text(dense)} a client and round, in either direction."
     shown = table(names, rows(found, dense, clients * len(metrics)))
     return join(element("h2", "What travelled"), element("p", caption, class_="caption"), shown)
+
+
+def print_proposal(console: Console, found: Mapping[str, Any]) -> None:
+    """Print what `federation.proposal.proposed` returned: what it comes to, then the lines for the experiment file."""
+    console.print(_proposal_text(found), highlight=False, markup=False)
+    if (ring := found["fewer_neighbours"]) is not None:
+        lost = ring["losses_survived"]
+        console.print(
+            f"With secure_aggregation.neighbours = {ring['neighbours']} (any {lost} lost survived): "
+            f"{_proposal_text(ring)}",
+            highlight=False,
+            markup=False,
+        )
+    console.print("\nPut this into the experiment file:\n", highlight=False)
+    console.print("\n".join(found["lines"]), highlight=False, markup=False)
+
+
+def _proposal_text(found: Mapping[str, Any]) -> str:
+    """Return what a density and a number of bits come to."""
+    return (
+        f"{found['coordinates']:,} coordinates at {found['value_bits']} bits, density {found['density']:.4g}: at most "
+        f"{bytes_text(found['uploaded'])} up from a client in a round, {bytes_text(found['fixed'])} of it keys, shares "
+        "and framing whatever the density"
+    )

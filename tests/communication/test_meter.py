@@ -233,3 +233,10 @@ def test_a_budget_below_the_keys_is_refused() -> None:
         propose(100_000, session(10), 50_000, travels_whole=True)
     with pytest.raises(CommunicationError):
         propose(60_000, session(10), 0)
+
+
+def test_the_page_has_the_tables_that_the_script_prints() -> None:
+    from benchmarks.session_bytes import fixed_rows, saved_rows
+
+    page = (Path(__file__).parents[2] / "docs" / "communication.md").read_text(encoding="utf-8").splitlines()
+    assert set(fixed_rows()) | set(saved_rows()) <= set(page)
