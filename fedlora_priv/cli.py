@@ -112,10 +112,14 @@ def plan(
 def _propose(experiment: Experiment, upload_budget: str, as_json: bool) -> None:
     """Print the density and bits for a budget of bytes."""
     from fedlora_priv.communication.budget import parse_bytes
+    from fedlora_priv.communication.errors import CommunicationError
     from fedlora_priv.federation.proposal import proposed
     from fedlora_priv.reports.traffic import print_proposal
 
-    found = proposed(experiment, parse_bytes(upload_budget))
+    try:
+        found = proposed(experiment, parse_bytes(upload_budget))
+    except CommunicationError as problem:  # of an option: no federation has stopped, none was begun
+        raise ConfigError(f"--upload-budget: {problem}") from None
     if as_json:
         console.print_json(json.dumps(found))
     else:

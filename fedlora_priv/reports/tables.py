@@ -15,7 +15,7 @@ from accounting.case import Verdict
 from fedlora_priv.doctor import Finding
 from fedlora_priv.reports import traffic
 from fedlora_priv.reports.contracts import consequences, contracts, rounds_text
-from fedlora_priv.reports.summary import environment_text
+from fedlora_priv.reports.summary import bytes_text, environment_text
 
 COLOURS = {"PASS": "green", "OK": "green", "FAIL": "bold red", "WARN": "yellow", "UNVERIFIABLE": "yellow"}
 
@@ -23,7 +23,13 @@ COLOURS = {"PASS": "green", "OK": "green", "FAIL": "bold red", "WARN": "yellow",
 def print_plan(console: Console, planned: dict[str, Any]) -> None:
     """Print what `federation.preview.preview` returned."""
     table = Table(
-        "client", "examples", "sampling rate", "noise multiplier", "steps", "ε of the run", "ε with retries"
+        "client",
+        "examples",
+        "sampling\nrate",
+        "noise\nmultiplier",  # in two lines each: in 80 columns it would lose its end
+        "steps",
+        "ε of\nthe run",
+        "ε with\nretries",
     )
     for client in planned["clients"]:
         table.add_row(
@@ -83,17 +89,19 @@ def _print_method(console: Console, planned: dict[str, Any]) -> None:
     sizes, stated = planned["bytes"], contracts(planned)
     dense = sizes["dense_lora_fp32_per_client_and_round"]
     print_fact(console, "method", f"{planned['method']['name']}: {planned['method']['title']}")
-    for contract, planned_sizes in zip(stated, sizes["contracts"], strict=True):
+    said = ["; ".join(consequences(contract)) for contract in stated]
+    if len(set(said)) == 1:  # rounds that differ in what is sent alone: with a vote and without
+        print_fact(console, "", said[0])
+    for contract, planned_sizes, means in zip(stated, sizes["contracts"], said, strict=True):
         which = f"in rounds {rounds_text(contract['rounds'])} " if len(stated) > 1 else ""
-        print_fact(console, "", f"{which}{'; '.join(consequences(contract))}")
+        if len(set(said)) > 1:
+            print_fact(console, "", f"{which}{means}")
         for number, exchange in enumerate(planned_sizes["exchanges"]):
             of = f"exchange {number}: " if len(planned_sizes["exchanges"]) > 1 else ""
             print_fact(console, "upload", f"{which}{of}{_exchange_text(exchange, dense)}")
-    whole = f"{sizes['values_over_dense_lora']:.3f} of dense float32 LoRA ({dense / 1000:,.1f} kB a round)"
+    whole = f"{sizes['values_over_dense_lora']:.3g} × dense float32 LoRA ({bytes_text(dense)} a round)"
     print_fact(
-        console,
-        "",
-        f"{sizes['values_per_client'] / 1000:,.1f} kB of values a client in the whole run, {whole}",
+        console, "", f"{bytes_text(sizes['values_per_client'])} of values a client in the whole run, {whole}"
     )
     times = len(planned["clients"]) * planned["rounds"]
     console.print(traffic.terminal_table(sizes["wire"], dense, times))
@@ -108,8 +116,8 @@ def _exchange_text(exchange: Mapping[str, Any], dense: int) -> str:
     what = "votes on " if exchange["carries"] == "votes" else ""
     text = (
         f"{what}{exchange['coordinates_that_travel']:,} of {exchange['coordinates']:,} coordinates at "
-        f"{exchange['bits']} bits, {exchange['bytes'] / 1000:,.1f} kB a client and round, "
-        f"{exchange['bytes'] / dense:.3f} of dense float32 LoRA"
+        f"{exchange['bits']} bits, {bytes_text(exchange['bytes'])} a client and round, "
+        f"{exchange['bytes'] / dense:.3g} × dense float32 LoRA"
     )
     clients = exchange["clients"]
     return text if clients is None else f"{text}, from {', '.join(clients)} alone"

@@ -110,7 +110,8 @@ def _method(report: Report) -> list[Line]:
     if not stated:
         return []
     phases = [f"rounds {rounds_text(contract['rounds'])} {contract['name']}" for contract in stated]
-    meaning = f"{', '.join(phases)}; " if len(stated) > 1 else ""
+    several = len({contract["name"] for contract in stated}) > 1
+    meaning = f"{', '.join(phases)}; " if several else ""
     meaning += f"{report['method']['title']}; {_sums(report)}"
     return [("method", str(report["method"]["name"]), meaning)]
 

@@ -79,20 +79,21 @@ def heads(found: Tally) -> tuple[str, ...]:
 
 
 def terminal_table(found: Tally, dense: float | None, clients_and_rounds: int) -> Table:
-    """Return the lines as a table for a terminal."""
+    """Return the same for a terminal: a line for each kind, so that it fits into 80 columns whatever the run."""
     shown = Table(
-        title=Text(
-            "bytes of a client in a round, and of all clients in the whole run, beside dense float32 LoRA"
-        ),
+        title=Text("bytes on the wire: of one client in one round, and of all clients in the whole run"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1),
     )
-    for number, head in enumerate(heads(found)):
-        shown.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
-    for line in rows(found, dense, clients_and_rounds):
-        shown.add_row(*(Text(cell) for cell in line))
+    lines = rows(found, dense, clients_and_rounds)
+    shown.add_column("", no_wrap=True)
+    for way, measure in ((way, measure) for way in DIRECTIONS for measure in _MEASURES):
+        shown.add_column(f"{way}\n{measure}", justify="right", no_wrap=True)
+    for number, kind in enumerate(heads(found)):
+        if number:
+            shown.add_row(Text(kind), *(Text(line[number]) for line in lines))
     return shown
 
 

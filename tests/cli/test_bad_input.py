@@ -372,3 +372,15 @@ def test_a_run_that_diverged_stops_at_once_and_says_why(
     assert "training diverged: lower training.learning_rate" in ran.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert len(report["rounds"]) == 2, "the first gave a sum, the second was refused by all"
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"), [("50 parsecs", "write 50kB"), ("5kB", "keys, shares and framing alone take")]
+)
+def test_a_budget_that_cannot_be_is_an_option_that_is_wrong(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path], budget: str, words: str
+) -> None:
+    ran = fedlora("plan", experiment_file(), "--upload-budget", budget)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert ran.err.startswith("error: --upload-budget: ")
+    assert words in ran.err

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from fedlora_priv import cli
+
 
 @pytest.fixture(scope="module")
 def finished_run(
@@ -240,6 +242,27 @@ def test_a_plan_says_what_a_run_would_be(
     assert 0.001 < rates["0.001"] < rates["0.01"] < 1
     assert 0 < planned["guarantee"]["mu_gdp"] < 8
     assert "client-5" in fedlora("plan", experiment_file()).out
+
+
+def test_a_plan_of_all_kinds_of_bytes_fits_into_eighty_columns(
+    fedlora: Callable[..., Any], experiment_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.console, "width", 80)
+    file = experiment_file(
+        communication={"support": "voted-topk", "density": 0.25, "vote_every": 2, "download_density": 0.5},
+        federation={"clients": 10, "rounds": 3},
+        training={"batch_size": 10},
+    )
+    ran = fedlora("plan", file)
+    assert ran.code == 0, ran.err
+    assert "…" not in ran.out  # rich's mark of a cell that was cut
+    table = ran.out[ran.out.index("bytes on the wire") :].splitlines()
+    kinds = ["keys", "shares", "votes", "values", "support", "framing", "all"]
+    cells = {name: row for name in kinds for row in table if row.split()[:1] == [name]}
+    assert all(len(re.findall(r"\d (?:B|kB|MB)", cells[name])) == 6 for name in kinds)
+    assert (
+        ran.out.count("trains B, head") == 1
+    )  # in rounds of a vote and without: they differ in what is sent
 
 
 def test_what_if_is_a_table_and_a_page(
