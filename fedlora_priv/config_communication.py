@@ -41,6 +41,8 @@ def _idle_options(experiment: Experiment) -> None:
             f"{communication.support!r}",
             "choose 'voted-topk', or leave it out",
         )
+    if communication.whole_rounds is not None:
+        _whole_rounds(experiment, communication.whole_rounds)
     if communication.train == "support" and experiment.training.per_example == "ghost":
         raise ConfigError(
             "training.per_example = 'ghost' takes the norms of whole arrays, of which communication.train = 'support' "
@@ -56,6 +58,26 @@ def _idle_options(experiment: Experiment) -> None:
             "communication.error_feedback keeps what was left out for later rounds, and with support = 'server-topk' "
             "and exploration = 0 what has never been sent never is",
             "set exploration above 0, for example 0.25",
+        )
+
+
+def _whole_rounds(experiment: Experiment, whole: int) -> None:
+    """Refuse whole rounds that rank nothing, that narrow tiers cannot send, or that leave no other."""
+    communication, rounds = experiment.communication, experiment.federation.rounds
+    if communication.support != "server-topk":
+        raise ConfigError(
+            f"communication.whole_rounds = {whole} has no effect with support = {communication.support!r}",
+            "choose 'server-topk', or leave it out",
+        )
+    if communication.densities and whole:
+        raise ConfigError(
+            f"communication.whole_rounds = {whole} would have clients of every density send everything",
+            "leave it out: tiers begin with coordinates drawn by the public seed",
+        )
+    if whole and whole >= rounds:
+        raise ConfigError(
+            f"communication.whole_rounds = {whole} leaves none of {rounds} rounds in which a density holds",
+            "lower it, or choose support = 'dense'",
         )
 
 

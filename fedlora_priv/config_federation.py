@@ -225,6 +225,12 @@ class CommunicationSection(Section):
         ge=1,
         description="For 'voted-topk': rounds for which what was voted is kept; the first of them votes.",
     )
+    whole_rounds: int | None = Field(
+        default=None,
+        ge=0,
+        description="For 'server-topk': rounds at the beginning in which everything travels, so that there are sums to "
+        "rank coordinates by. Default: 1; 0 with `densities`, and where there is no second round.",
+    )
     exploration: float = Field(
         default=0.25,
         ge=0,

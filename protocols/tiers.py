@@ -202,7 +202,8 @@ def nested_topk(
 ) -> tuple[Support, ...]:
     """Return one support for each size, each part of the next: the highest public `scores`, and some at random.
 
-    As `server_topk` chooses one, but `server_topk` for two sizes explores two unrelated sets. Here the next support
+    As `server_topk` chooses one, but `server_topk` for two sizes explores two unrelated sets, and takes the lower
+    index of equal scores. Here the random order decides between these, and the next support
     takes all of the one before, then what is missing of its own highest scores, then coordinates in one random order:
     what a narrow support explored counts as explored in a wide one. Scores that are all the same and a fraction of 1
     give nested random supports; scores of infinity are in every support.
@@ -226,10 +227,11 @@ def nested_topk(
     if not 0.0 <= exploration_fraction <= 1.0:
         raise SupportError(f"the exploration fraction must be in [0, 1], not {exploration_fraction}")
     chosen, order = np.zeros(scores.size, dtype=np.bool_), public_words(b"nested/" + seed, scores.size)
-    supports = []
+    by_order, supports = np.argsort(order, kind="stable"), []
     for k in wanted:
         # At most k are chosen after this: of the last support, no more than it explored are not among these.
-        chosen |= smallest(-scores.astype(np.float64), k - math.ceil(k * exploration_fraction))
+        best = smallest(-scores[by_order].astype(np.float64), k - math.ceil(k * exploration_fraction))
+        chosen[by_order[best]] = True
         rest = np.flatnonzero(~chosen)
         chosen[rest[smallest(order[rest], k - int(np.count_nonzero(chosen)))]] = True
         supports.append(Support(scores.size, np.flatnonzero(chosen)))

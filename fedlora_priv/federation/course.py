@@ -1,7 +1,8 @@
 """The course of a round: which exchanges it has, who sends what in each, and how many coordinates that is.
 
     support                     exchanges
-    public, one density         the method's own, in the first of which some coordinates may be left out
+    public, one density         the method's own, in the first of which some coordinates may be left out; ranked ones
+                                (server-topk) begin with a whole round
     public, densities by tier   one for each ring: 0 from everybody, then what each wider tier adds, from that tier on
     voted-topk, a round that    0: ballots, on every coordinate; 1: the values on what won
     votes
@@ -57,8 +58,8 @@ def course(experiment: Experiment, contract: Contract, round: int) -> tuple[Leg,
     """
     d = contract.dimension
     if votes(experiment, round):
-        return Leg("votes", 0, d, d), Leg("values", 0, d, travelling(experiment, contract))
-    sizes = tier_sizes(experiment, contract)
+        return Leg("votes", 0, d, d), Leg("values", 0, d, travelling(experiment, contract, round))
+    sizes = tier_sizes(experiment, contract, round)
     first = Leg("values", 0, d, sizes[0])
     rings = (
         Leg("values", 0, d, wide - narrow, senders)
@@ -91,7 +92,7 @@ def votes(experiment: Experiment, round: int) -> bool:
 
 def vote_rules(experiment: Experiment, contract: Contract, round: int) -> VoteRules:
     """Return the public rules of that round's vote: as many votes each as coordinates win."""
-    k = travelling(experiment, contract)
+    k = travelling(experiment, contract, round)
     return VoteRules(
         dimension=contract.dimension,
         votes=k,
@@ -106,19 +107,28 @@ def public_seed(experiment: Experiment, round: int) -> bytes:
     return f"{experiment.experiment.seed}/{round}".encode()
 
 
-def travelling(experiment: Experiment, contract: Contract) -> int:
+def travelling(experiment: Experiment, contract: Contract, round: int) -> int:
     """Return how many of a round's first coordinates the widest tier sends: all, where none may be left out."""
-    return tier_sizes(experiment, contract)[-1]
+    return tier_sizes(experiment, contract, round)[-1]
 
 
-def tier_sizes(experiment: Experiment, contract: Contract) -> tuple[int, ...]:
+def whole_rounds(experiment: Experiment) -> int:
+    """Return how many rounds at the beginning send everything, for want of sums to rank coordinates by."""
+    communication = experiment.communication
+    if communication.whole_rounds is not None:
+        return communication.whole_rounds
+    ranked = communication.support == "server-topk" and not communication.densities
+    return min(1, experiment.federation.rounds - 1) if ranked else 0
+
+
+def tier_sizes(experiment: Experiment, contract: Contract, round: int) -> tuple[int, ...]:
     """Return how many of a round's first coordinates travel in each tier, the narrowest first.
 
     Raises:
         CommunicationError: two densities leave as many.
     """
     d = contract.dimension
-    if contract.travels_whole:
+    if contract.travels_whole or round <= whole_rounds(experiment):
         return (d,)
     densities = experiment.communication.tiers
     sizes = tuple(max(1, math.ceil(density * d)) for density in densities)

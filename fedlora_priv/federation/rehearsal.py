@@ -47,7 +47,9 @@ def rehearsed_spreads(
     start = method.start(layout, state, shared)
     d = sum(array.size for name, array in start.items() if layout.role(name) in contract.trains)
     if experiment.communication.train == "support":
-        d = travelling(experiment, contract)  # the signal of as long a gradient is then spread over fewer
+        d = travelling(
+            experiment, contract, round
+        )  # the signal of as long a gradient is then spread over fewer
     spread = planned_step(experiment, d, noise_multiplier)
     crowd = [
         made_up(layout, contract, start, spread, shared.seed, k) for k in range(CROWD if exchange else 1)

@@ -28,7 +28,9 @@ def rings(experiment: Experiment, supports: tuple[Support, ...]) -> tuple[Suppor
 def random_supports(experiment: Experiment, contract: Contract, round: int) -> tuple[Support, ...]:
     """Return each tier's coordinates as the public seed draws them: anybody can."""
     seed = public_seed(experiment, round)
-    return tuple(seeded_random_k(contract.dimension, k, seed) for k in tier_sizes(experiment, contract))
+    return tuple(
+        seeded_random_k(contract.dimension, k, seed) for k in tier_sizes(experiment, contract, round)
+    )
 
 
 def largest_supports(
@@ -39,7 +41,7 @@ def largest_supports(
     Args:
         scores: of shape (d,), in the order in which an upload is flattened.
     """
-    d, sizes = contract.dimension, tier_sizes(experiment, contract)
+    d, sizes = contract.dimension, tier_sizes(experiment, contract, round)
     if sizes == (d,):
         return (dense(d),)
     exploration = experiment.communication.exploration

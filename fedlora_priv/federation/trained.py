@@ -43,10 +43,11 @@ def sends(leg: Leg, client_id: str) -> bool:
 
 
 def made_up_support(experiment: Experiment, contract: Contract) -> Marked | None:
-    """Return coordinates for a rehearsal, as many as ever travel, drawn by a public seed; None for all of them."""
+    """Return coordinates for a rehearsal, as many as travel in a last round, drawn by a public seed; None for all."""
     if experiment.communication.train == "all":
         return None
-    support = seeded_random_k(contract.dimension, travelling(experiment, contract), b"rehearsal")
+    k = travelling(experiment, contract, experiment.federation.rounds)
+    support = seeded_random_k(contract.dimension, k, b"rehearsal")
     flat = np.zeros(contract.dimension, dtype=np.bool_)
     flat[support.indices] = True
     return _by_name(flat, contract.uploads)

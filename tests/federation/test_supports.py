@@ -332,12 +332,36 @@ def test_supports_that_the_experiment_does_not_have_are_refused_before_anything_
 @pytest.mark.parametrize("support", ["seeded-random-k", "server-topk"])
 def test_a_client_draws_random_supports_itself(paper: Callable[..., Paper], support: str) -> None:
     """Another support of the right size is taken where only the server can know better."""
-    small = paper(support=support, density=0.25)
+    small = paper(support=support, density=0.25, **({"whole_rounds": 0} if support == "server-topk" else {}))
     message = small.server.task(small.state).to_message(small.begun.state)
     other = {"support": Support(D, np.arange(-(-D // 4))).to_bytes()}
     edited = replace(message, blobs={**message.blobs, **other})
     answer = wire.decode(small.clients[0].handle(wire.encode(edited)))
     assert (answer == REFUSED) == (support == "seeded-random-k")
+
+
+@pytest.mark.parametrize(("given", "whole"), [({}, 1), ({"whole_rounds": 0}, 0), ({"whole_rounds": 2}, 2)])
+def test_ranked_supports_begin_with_whole_rounds(
+    paper: Callable[..., Paper], given: dict[str, int], whole: int
+) -> None:
+    """Nothing ranks coordinates before the first sum; clients hold the server to how many rounds send everything."""
+    small = paper(support="server-topk", density=0.25, **given)
+    quarter = -(-D // 4)
+    for number in (1, 2, 3):
+        task = small.server.task(replace(small.state, round=number - 1))
+        assert len(task.first.values.support) == (D if number <= whole else quarter)
+    message = small.server.task(small.state).to_message(small.begun.state)
+    other = Support(D, np.arange(quarter if whole else D)).to_bytes()
+    edited = replace(message, blobs={**message.blobs, "support": other})
+    assert wire.decode(small.clients[0].handle(wire.encode(edited))) == REFUSED
+    assert wire.decode(small.clients[0].handle(wire.encode(message))).kind == wire.TRAINED
+
+
+def test_tiers_begin_with_coordinates_drawn_by_the_seed(paper: Callable[..., Paper]) -> None:
+    small = paper(support="server-topk", densities=TIERS, exploration=0.0)
+    first = small.server.task(small.state).first.values.support
+    assert len(first) == -(-D // 4)
+    assert not np.array_equal(first.indices, np.arange(len(first)))  # not the lowest, for want of scores
 
 
 # --- every mix of densities -------------------------------------------------------------------------------
