@@ -62,6 +62,7 @@ class Proposed:
         value_bits: bits of one client's value, sign included.
         coordinates: how many travel.
         uploaded: bytes that the client which sends the most sends in a round.
+        whole: the same of a round in which everything travels at those bits.
         fixed: how many of them do not depend on the choice.
         kept: by the module's model, how much of an update's energy arrives.
     """
@@ -70,6 +71,7 @@ class Proposed:
     value_bits: int
     coordinates: int
     uploaded: int
+    whole: int
     fixed: int
     kept: float
 
@@ -155,8 +157,8 @@ def _widest(upload: _Upload, budget: int, low: int, dimension: int, value_bits: 
         middle = (low + high + 1) // 2
         low, high = (middle, high) if upload.bytes(middle, value_bits) <= budget else (low, middle - 1)
     kept = low / dimension * (1 - relative_error(value_bits))
-    size = upload.bytes(low, value_bits)
-    return Proposed(_density(low, dimension), value_bits, low, size, upload.fixed, kept)
+    size, whole = upload.bytes(low, value_bits), upload.bytes(dimension, value_bits)
+    return Proposed(_density(low, dimension), value_bits, low, size, whole, upload.fixed, kept)
 
 
 def _density(k: int, dimension: int) -> float:

@@ -115,10 +115,11 @@ def travelling(experiment: Experiment, contract: Contract, round: int) -> int:
 def whole_rounds(experiment: Experiment) -> int:
     """Return how many rounds at the beginning send everything, for want of sums to rank coordinates by."""
     communication = experiment.communication
+    if communication.support != "server-topk" or communication.densities:
+        return 0
     if communication.whole_rounds is not None:
         return communication.whole_rounds
-    ranked = communication.support == "server-topk" and not communication.densities
-    return min(1, experiment.federation.rounds - 1) if ranked else 0
+    return min(1, experiment.federation.rounds - 1)
 
 
 def tier_sizes(experiment: Experiment, contract: Contract, round: int) -> tuple[int, ...]:

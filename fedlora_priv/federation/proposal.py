@@ -6,11 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from fedlora_priv.communication.budget import Proposed, propose
+from fedlora_priv.communication.choices import SupportKind
 from fedlora_priv.communication.errors import CommunicationError
 from fedlora_priv.communication.meter import Summed, most_uploaded, wire_bytes
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.course import vote_rules, votes
+from fedlora_priv.federation.course import vote_rules, votes, whole_rounds
 from fedlora_priv.federation.foretold import anchor_bytes
 from fedlora_priv.federation.learner import Say
 from fedlora_priv.federation.session import protection, session_parameters
@@ -28,6 +29,7 @@ def proposed(experiment: Experiment, budget: int, say: Say = lambda line: None) 
     """Return the density and bits with which no client uploads more than `budget` bytes in a round, as JSON values.
 
     `fewer_neighbours` has the same for the thinnest ring that still survives a loss, where more arrives like that.
+    `whole_rounds` at the beginning send `whole` bytes instead, to rank coordinates by.
 
     Raises:
         CommunicationError: nothing fits, or nothing is proposed for such an experiment.
@@ -48,11 +50,13 @@ def proposed(experiment: Experiment, budget: int, say: Say = lambda line: None) 
             f"coordinates at {other.value_bits} bits fit",
         ) from None
     helps = other is not None and thinner is not None and other.kept > best.kept
+    chosen = experiment.communication.model_copy(update={"support": _support(experiment, best)})
     return {
         "budget": budget,
         **asdict(best),
         "dimension": max(contract.dimension for contract in contracts),
         "lines": lines(experiment, best),
+        "whole_rounds": whole_rounds(experiment.model_copy(update={"communication": chosen})),
         "fewer_neighbours": {
             "neighbours": thinner.secure_aggregation.neighbours,
             **asdict(other),
@@ -63,16 +67,19 @@ def proposed(experiment: Experiment, budget: int, say: Say = lambda line: None) 
     }
 
 
-def lines(experiment: Experiment, best: Proposed) -> list[str]:
-    """Return what to put into the experiment file."""
+def _support(experiment: Experiment, best: Proposed) -> SupportKind:
+    """Return the file's support, unless it does not go with the density."""
     support = experiment.communication.support
     if best.density == 1.0 and support != "voted-topk":
-        support = "dense"
-    elif support == "dense":
-        support = "server-topk"
+        return "dense"
+    return "server-topk" if support == "dense" else support
+
+
+def lines(experiment: Experiment, best: Proposed) -> list[str]:
+    """Return what to put into the experiment file."""
     return [
         "[communication]",
-        f'support = "{support}"',
+        f'support = "{_support(experiment, best)}"',
         f"density = {best.density!r}",
         f"value_bits = {best.value_bits}",
     ]

@@ -121,6 +121,13 @@ def print_proposal(console: Console, found: Mapping[str, Any]) -> None:
             highlight=False,
             markup=False,
         )
+    if whole := found["whole_rounds"]:
+        console.print(
+            f"The first {'round sends' if whole == 1 else f'{whole} rounds send'} everything, to rank coordinates by: "
+            f"at most {bytes_text(found['whole'])}; communication.whole_rounds = 0 spares that, and learns slower",
+            highlight=False,
+            markup=False,
+        )
     console.print("\nPut this into the experiment file:\n", highlight=False)
     console.print("\n".join(found["lines"]), highlight=False, markup=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_first_bounds_fit_an_upload_of_the_planned_size(make_server: Callable[..
 def test_a_task_arrives_as_it_was_sent_and_its_context_binds_everything(
     make_server: Callable[..., FederationServer],
 ) -> None:
-    server = make_server("ffa", density=0.3)
+    server = make_server("ffa", density=0.3, whole_rounds=0)
     begun = server.begin()
     task = server.task(begun)
     message = wire.decode(wire.encode(task.to_message(begun.state)))
@@ -106,14 +107,13 @@ def test_a_task_arrives_as_it_was_sent_and_its_context_binds_everything(
 
     assert context(received) == context(task)
     other_state = {**start_state(), "classifier.bias": np.array([0, 1e-7], np.float32)}
-    bounds = dict(task.first.channel.bounds)
-    bounds["classifier.bias"] = 2 * bounds["classifier.bias"]
+    bounds = {name: 2 * bound for name, bound in task.first.channel.bounds.items()}
     told = {"layer.0.query.basis": np.ones((12, 2), np.float32)}
     different = [
         replace(task, round=2),
         replace(task, state=other_state),
         replace(task, first=replace(task.first, channel=replace(task.first.channel, bounds=bounds))),
-        replace(task, first=make_server("ffa", density=0.4).task(begun).first),
+        replace(task, first=make_server("ffa", density=0.4, whole_rounds=0).task(begun).first),
         replace(task, first=replace(task.first, number=1)),
         replace(task, first=replace(task.first, announced=told)),
     ]
@@ -154,15 +154,17 @@ def test_a_garbled_task_is_refused(
 def test_support_follows_the_accumulated_sum_and_explores(
     make_server: Callable[..., FederationServer],
 ) -> None:
-    server = make_server("ffa", support="server-topk", density=0.25, exploration=0.2)
+    server = make_server("ffa", support="server-topk", density=0.25, exploration=0.2, whole_rounds=0)
     begun = server.begin()
     contract = get("ffa").contract(LAYOUT)
-    first = next(iter(contract.uploads))  # an array without scores counts as zeros
-    scores = {first: np.zeros(contract.uploads[first], np.float32)}
-    scores[first].ravel()[:10] = -5.0  # magnitude counts, not sign
+    names = list(contract.uploads)
+    scored = names[-1]  # an array without scores counts as zeros
+    at = sum(math.prod(contract.uploads[name]) for name in names[:-1])
+    scores = {scored: np.zeros(contract.uploads[scored], np.float32)}
+    scores[scored].ravel()[:10] = -5.0  # magnitude counts, not sign
     supports = [server.task(replace(begun, scores=scores, round=r)).first.channel.support for r in (1, 2)]
     for support in supports:
-        assert set(range(10)) <= set(support.indices.tolist())
+        assert set(range(at, at + 10)) <= set(support.indices.tolist())
         assert len(support) == int(np.ceil(0.25 * contract.dimension))
     assert supports[0] != supports[1]  # the explored share differs from round to round
 

@@ -108,6 +108,10 @@ def test_noise_on_fewer_or_more_coordinates_than_stated_is_caught(
     assert "coordinates in round 1" in verdict.evidence
 
 
+RANKED = {"support": "server-topk", "whole_rounds": 0}
+"""A support that clients must take from the server."""
+
+
 def another_support(lab: Lab) -> bytes:
     """The message of the round, of a server that has another seed for its supports."""
     experiment = lab.experiment.experiment.model_copy(update={"seed": 99})
@@ -119,7 +123,7 @@ def another_support(lab: Lab) -> bytes:
 
 
 def test_an_update_is_kept_for_its_own_support(make_lab: Callable[..., Lab]) -> None:
-    lab = make_lab()
+    lab = make_lab(communication=RANKED)
     assert lab.ask(lab.train()).kind == "trained"
     charges = len(lab.ledger.rows())
     assert lab.ask(lab.train()).kind == "trained"
@@ -129,7 +133,7 @@ def test_an_update_is_kept_for_its_own_support(make_lab: Callable[..., Lab]) -> 
 
 
 def test_training_everything_does_not_depend_on_the_support(make_lab: Callable[..., Lab]) -> None:
-    lab = make_lab(communication={"train": "all"})
+    lab = make_lab(communication={**RANKED, "train": "all"})
     task = lab.server.task(lab.state)
     assert support_of(lab.experiment, task, "client-1") is None
     assert update_key(task, None) == task.state_digest
@@ -229,9 +233,11 @@ def test_a_masked_run_is_resumed_and_audited(
     assert outcome.problem is None
     assert [len(entry["survivors"]) for entry in outcome.report["rounds"]] == [5, 5, 4, 5]
     assert all(claim["epsilon"] <= 20.0 for claim in outcome.report["claims"])
-    (contract,) = outcome.report["method"]["contracts"]
+    *whole, contract = outcome.report["method"]["contracts"]
     d = sum(contract["exchanges"][0]["travels"].values())
     assert set(contract["noised"].values()) == {math.ceil(0.25 * d)}
+    ranked = [(first["rounds"], set(first["noised"].values())) for first in whole]
+    assert ranked == ([([1], {d})] if support == "server-topk" else [])
     private = sorted((tmp_path / "run" / "clients").glob("*/private-audit-*.jsonl"))
     assert len(private) == 5
     found = audit_files(outcome.folder, ledger=None, roster=outcome.folder / "roster.json", private=private)
