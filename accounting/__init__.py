@@ -13,8 +13,8 @@ File by file::
                                       their signature
                          transfer     ledgers read and imported; merge joins several clients'
                          budget       the limit that refuses; standing says what is left
-    what is claimed      report       report.json, by report.schema.json; contract is what its method lets leave, rows
-                                      what public data adds to it
+    what is claimed      report       report.json, by report.schema.json; contract is what its method lets leave,
+                                      masking what it says of masks, rows what public data adds to it
     whether it is true   audit        sixteen verdicts on a case, each found by a module of checks
                          independent  the audit's own accountant: loss_grid, loss_sum, independent_rdp
                          private_audit, empirical   evidence: what steps did, what attacks achieved

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .. import masking
 from .. import report as reports
 from ..case import Case, Findings, needs_rows
 from ..chain import Chain
@@ -31,6 +32,7 @@ def everything_charged(case: Case, found: Findings) -> None:
     for client_id, plan in case.plans.items():
         _check_plan_kept(case, found, client_id, plan)
         _check_plan_recorded(case, found, client_id, plan)
+    _check_masks_recorded(case, found)
 
 
 def _check_released(case: Case, found: Findings, client_id: str, entry: Mapping[str, Any]) -> None:
@@ -176,3 +178,12 @@ def _check_plan_recorded(case: Case, found: Findings, client_id: str, plan: Mapp
         found.problems.append(f"the plan of {client_id} is that of {plan['client_id']}")
     for where, recorded in case.recorded(client_id):
         found.compare(where, recorded, "plan_sha256", plan_digest(plan))
+
+
+def _check_masks_recorded(case: Case, found: Findings) -> None:
+    """What the report says of masks is what the clients' own experiment files said when they reserved."""
+    digest = masking.masks_digest(case.secure_aggregation)
+    for client_id in case.plans:
+        for where, recorded in case.recorded(client_id):
+            if case.secure_aggregation or masking.RECORDED_AS in recorded:
+                found.compare(where, recorded, masking.RECORDED_AS, digest)

@@ -115,27 +115,12 @@ def thresholds(experiment: Experiment, senders: int | None = None) -> tuple[int,
     return counts.quorum, min(counts.threshold, min_survivors), min_survivors
 
 
-def protection(experiment: Experiment) -> dict[str, Any]:
-    """Return what a plan and a report state of the sessions; without sessions, only that there are none.
-
-    `losses_survived` clients may be lost, whoever they are and wherever on the ring; of more, as far as the counts
-    allow them, `abort_bounds` has by their number an upper bound on the probability that the round is lost
-    (docs/parameters.md). It ends with the first that says nothing.
-    """
+def masks(experiment: Experiment) -> dict[str, Any]:
+    """Return what the experiment says of its sessions, which each client records; without sessions, that alone."""
     secure, n = experiment.secure_aggregation, experiment.federation.clients
     if secure.mode == "insecure":
         return {"mode": secure.mode}
     quorum, threshold, min_survivors = secure.thresholds(n)
-    counts = Thresholds(quorum, threshold, min_survivors, secure.degree(n))
-    survived, bounds = 0, {}
-    for losses in range(1, n - min_survivors + 1):
-        bound = abort_bound_of_losses(n, secure.max_colluders, counts, losses)
-        if bound == 0:
-            survived = losses
-            continue
-        bounds[str(losses)] = bound
-        if bound >= 1:
-            break
     return {
         "mode": secure.mode,
         "clients": n,
@@ -143,10 +128,32 @@ def protection(experiment: Experiment) -> dict[str, Any]:
         "quorum": quorum,
         "threshold": threshold,
         "min_survivors": min_survivors,
-        "neighbours": counts.degree,
-        "losses_survived": survived,
-        "abort_bounds": bounds,
+        "neighbours": secure.degree(n),
     }
+
+
+def protection(experiment: Experiment) -> dict[str, Any]:
+    """Return what a plan and a report state of the sessions: `masks`, and how many losses a round survives.
+
+    `losses_survived` clients may be lost, whoever they are and wherever on the ring; of more, as far as the counts
+    allow them, `abort_bounds` has by their number an upper bound on the probability that the round is lost
+    (docs/parameters.md). It ends with the first that says nothing.
+    """
+    stated = masks(experiment)
+    if stated["mode"] == "insecure":
+        return stated
+    n, least = stated["clients"], stated["min_survivors"]
+    counts = Thresholds(stated["quorum"], stated["threshold"], least, stated["neighbours"])
+    survived, bounds = 0, {}
+    for losses in range(1, n - least + 1):
+        bound = abort_bound_of_losses(n, stated["max_colluders"], counts, losses)
+        if bound == 0:
+            survived = losses
+            continue
+        bounds[str(losses)] = bound
+        if bound >= 1:
+            break
+    return stated | {"losses_survived": survived, "abort_bounds": bounds}
 
 
 def require_sound(experiment: Experiment) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 from accounting.contract import RECORDED_AS as METHOD_RECORDED_AS
 from accounting.contract import method_digest
 from accounting.ledger import Ledger
+from accounting.masking import RECORDED_AS as MASKS_RECORDED_AS
+from accounting.masking import masks_digest
 from accounting.planning import Plan
 from accounting.rows import RECORDED_AS, rows_digest
 from fedlora_priv.adapters import read_state, write_state
@@ -34,6 +36,7 @@ from fedlora_priv.federation.plans import plan_clients, require_room
 from fedlora_priv.federation.provenance import noise_source, versions
 from fedlora_priv.federation.randomness import stream_factory
 from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.session import masks
 from fedlora_priv.federation.state_check import StateCheck
 from fedlora_priv.federation.trained import Marked, made_up_support
 from fedlora_priv.methods import Contract, Layout, Method, Role, State, for_experiment, phases
@@ -341,6 +344,7 @@ def open_ledger(parts: Parts, seat: Seat) -> Ledger:
             "noise_source": noise_source(experiment),
             "plan_sha256": parts.plans[client_id].digest(),
             METHOD_RECORDED_AS: method_digest(parts.stated_method),
+            MASKS_RECORDED_AS: masks_digest(masks(experiment)),
             **_recorded_rows(parts, client_id),
         },
     )

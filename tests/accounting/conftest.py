@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accounting import contract as contracts
+from accounting import masking
 from accounting import report as reports
 from accounting.adaptive_clip import AdaptiveClip
 from accounting.anchor import Anchor, ledger_head, make_anchor, signed_bytes
@@ -28,6 +29,7 @@ from accounting.versions import library_versions
 
 RUN = "ab" * 16
 DIMENSION = 3000  # noised coordinates in a private audit file
+MASKS = {"mode": "secure", "min_survivors": 2}
 CODE = {"code_sha256": "c0de" * 16, "fedlora_priv": "0.1.0"}
 
 
@@ -278,6 +280,7 @@ def make_federation(
                 "plan_sha256": client_plan.digest(),
                 RECORDED_AS: partition.digest(client_id),
                 contracts.RECORDED_AS: contracts.method_digest(make_method(exchanges)),
+                masking.RECORDED_AS: masking.masks_digest(MASKS),
             },
         ) as ledger:
             records, clip_norm = [], client_plan.clip_norm
@@ -322,6 +325,6 @@ def make_federation(
             {"what": "its number of rows", "covered_by": "NonPrivate"},
         ],
         versions={**library_versions(), **CODE},
-        secure_aggregation={"mode": "secure", "min_survivors": 2},
+        secure_aggregation=dict(MASKS),
     )
     return Federation(document, rows, signers, private, partition)

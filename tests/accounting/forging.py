@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from accounting import masking
 from accounting import report as reports
 from accounting.chain import replay
 from accounting.entries import Commit, Entry, Reserve
@@ -77,3 +78,10 @@ def record_other(federation: Any, client_id: str, name: str, value: str) -> None
             replace(entry, versions={**entry.versions, name: value}) if isinstance(entry, Reserve) else entry
         ),
     )
+
+
+def record_masks(federation: Any) -> None:
+    """Every client's reservations record what the report says of masks as it is now."""
+    for client_id in federation.rows:
+        digest = masking.masks_digest(federation.report["secure_aggregation"])
+        record_other(federation, client_id, masking.RECORDED_AS, digest)

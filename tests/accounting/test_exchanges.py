@@ -17,7 +17,7 @@ from accounting.planning import Plan
 
 from .exchange_forgeries import a_certificate, announced_twice, without
 from .forgeries import shares
-from .forging import record_other, rewrite
+from .forging import record_masks, record_other, rewrite
 
 
 def problems(federation: Any) -> dict[int, str]:
@@ -70,6 +70,7 @@ def test_unmasked_exchanges(exchanged: Any) -> None:
         for exchange in entry["exchanges"]:
             exchange.update(session_id=None, transcript=None)
     exchanged.report["secure_aggregation"] = {"mode": "insecure"}
+    record_masks(exchanged)
     assert problems(exchanged) == {}
     exchanged.report["rounds"][0]["exchanges"][1]["announced"] = "0f" * 32
     assert "another announcement" in problems(exchanged)[4]

@@ -15,7 +15,7 @@ from accounting.case import Verdict
 from accounting.entries import Commit, Entry, Release, Reserve
 from accounting.errors import ReportError
 
-from .forging import claim_again
+from .forging import claim_again, record_masks
 
 
 def verdicts(federation: Any) -> dict[int, Verdict]:
@@ -130,6 +130,8 @@ def test_unmasked_uploads_passed_off_as_masked(finished: Any) -> None:
     assert statuses(finished, "FAIL") == {4}
     assert "though 'secure'" in verdicts(finished)[4].evidence
     finished.report["secure_aggregation"] = {"mode": "insecure"}
+    assert "masks_sha256" in verdicts(finished)[4].evidence, "which the clients do not know of"
+    record_masks(finished)
     assert statuses(finished, "FAIL") == set()
 
 
@@ -158,6 +160,7 @@ def test_repeated_maskings_edited(finished: Any, edit: Callable[[list[Any]], lis
 
 def test_a_sum_of_fewer_than_the_report_allows(finished: Any) -> None:
     finished.report["secure_aggregation"]["min_survivors"] = 3
+    record_masks(finished)
     assert statuses(finished, "FAIL") == {4}
     lost = finished.report["rounds"][1]
     lost["survivors"] = []
@@ -166,8 +169,10 @@ def test_a_sum_of_fewer_than_the_report_allows(finished: Any) -> None:
     assert statuses(finished, "FAIL") == set(), "a lost round is no sum"
     for least, colluders in ((1, 0), (2, 1), (1, "none")):
         finished.report["secure_aggregation"] |= {"min_survivors": least, "max_colluders": colluders}
+        record_masks(finished)
         assert 4 in statuses(finished, "FAIL"), "one alone is hidden by nobody"
     del finished.report["secure_aggregation"]["min_survivors"]
+    record_masks(finished)
     assert statuses(finished, "FAIL") == {4}
 
 
@@ -176,6 +181,26 @@ def test_a_ring_that_colluders_can_fill(finished: Any) -> None:
     for colluders, neighbours, problem in ((0, 2, False), (1, 2, False), (2, 2, True), (2, 4, False)):
         stated |= {"max_colluders": colluders, "neighbours": neighbours}
         assert ("colluders could be all" in verdicts(finished)[4].evidence) is problem
+
+
+@pytest.mark.parametrize(
+    "claimed",
+    [{"max_colluders": 0}, {"neighbours": 8}, {"threshold": 2}, {"min_survivors": 1}, {"clients": 30}],
+)
+def test_masks_other_than_the_clients_agreed_to(finished: Any, claimed: dict[str, int]) -> None:
+    """No row of a round says how many each client masked with, or how many may collude: reservations do."""
+    finished.report["secure_aggregation"] |= {"losses_survived": 1, "abort_bounds": {"2": 0.5}}
+    assert statuses(finished, "FAIL") == set(), "what is derived is not recorded"
+    finished.report["secure_aggregation"] |= claimed
+    assert statuses(finished, "FAIL") == {4}
+    assert "masks_sha256" in verdicts(finished)[4].evidence
+
+
+def test_masks_that_the_report_does_not_mention(finished: Any) -> None:
+    del finished.report["secure_aggregation"]
+    assert statuses(finished, "FAIL") == {4}
+    record(finished, masks_sha256=None)
+    assert statuses(finished, "FAIL") == set(), "a report that claims no masks, over rows that record none"
 
 
 # --- what the rows record of plan, noise and code ---
@@ -224,7 +249,9 @@ def test_code_other_than_the_rows_record(finished: Any) -> None:
     assert statuses(finished, "FAIL") == {16}
 
 
-@pytest.mark.parametrize(("name", "check"), [("code_sha256", 16), ("noise_source", 13), ("plan_sha256", 4)])
+@pytest.mark.parametrize(
+    ("name", "check"), [("code_sha256", 16), ("noise_source", 13), ("plan_sha256", 4), ("masks_sha256", 4)]
+)
 def test_what_no_row_records_is_on_the_reports_word(finished: Any, name: str, check: int) -> None:
     record(finished, **{name: None})
     assert statuses(finished, "FAIL") == set()

@@ -109,6 +109,7 @@ def forgeries_of_rings(folder: Path, honest: dict[str, Any]) -> None:
     fails("not listed", lambda r: r["rounds"][0]["exchanges"].pop())
     fails("records that session as another exchange", lambda r: r["rounds"][0]["exchanges"].reverse())
     fails("records that session as another exchange", lambda r: ring(r).update(exchange=2))
+    fails("masks_sha256", lambda r: r["secure_aggregation"].update(max_colluders=2))
     fails("method", lambda r: r["method"]["contracts"][0]["exchanges"][1]["clients"].append("client-1"))
     fails(
         "more coordinates travel",
