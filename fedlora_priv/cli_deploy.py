@@ -45,8 +45,10 @@ def keys_new(
     from fedlora_priv.deploy.keys import new_keys
     from fedlora_priv.federation.files import write_atomically
 
-    made = new_keys(home, client_id)
     path = card or Path(f"{client_id}.card.json")
+    if path.exists():  # nothing would bring it back: it is made with the keys alone
+        raise ConfigError(f"{path} is there already", "name another file with --card")
+    made = new_keys(home, client_id)
     write_atomically(path, made.to_text().encode())
     _print_cards([made])
     console.print(f"\nkeep    {home}  (never send it; back it up)\nsend    {path}", markup=False)

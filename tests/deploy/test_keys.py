@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_ssh_public_key,
 )
+from typer.testing import CliRunner
 
+from fedlora_priv.cli import app
 from fedlora_priv.deploy.keys import (
     FLOWER_KEY,
     Card,
@@ -55,6 +57,24 @@ def test_a_card_has_the_public_halves_of_what_stays_at_home(tmp_path: Path) -> N
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
         assert secret.read_bytes().hex()[:64] not in card.to_text()
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", ["", "hospital-a", "client-0", "client-1\n", "../client-1", "client-1/x"])
+def test_a_name_that_no_experiment_has_makes_no_keys(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="client-1 to client-N"):
+        new_keys(tmp_path / "home", name)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_card_is_not_written_over_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["keys", "new", "home", "client-1"]).exit_code == 0
+    card = (tmp_path / "client-1.card.json").read_bytes()
+    again = CliRunner().invoke(app, ["keys", "new", "elsewhere", "client-1"])
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+    assert "client-1.card.json is there already" in again.stderr
+    assert (tmp_path / "client-1.card.json").read_bytes() == card
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not on this machine")
