@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 
 from fedlora_priv.communication.scales import Scales, channel_shapes, headroom, lora_channels
 from fedlora_priv.errors import FederationError
+from fedlora_priv.federation.vectors import dimension, flatten, unflatten
 from fedlora_priv.methods.base import Contract, Layout, Shapes
 from protocols.sparsify import Support
 
-_T = TypeVar("_T", np.float32, np.float64)
+_T = TypeVar("_T", bound=np.generic)
 
 Spreads = Mapping[str, NDArray[np.float64]]
 """By array the standard deviation of one client's values in each channel, in a shape that broadcasts to the array's."""
@@ -94,7 +95,7 @@ class ExchangeScales:
         """
         narrow = self.room * headroom(self.value_bits)
         before = {name: bounds[name].astype(np.float64) / narrow for name in self.shapes}
-        mean = np.concatenate([means[name].ravel() for name in self.shapes])
+        mean = flatten(self.shapes, means)
         support = Support(senders.size, np.flatnonzero(senders))
         spreads = self._by_name(self._scales(before).after(mean, support, senders[support.indices]).spreads)
         return {name: spread for name, spread in spreads.items() if name not in self.limits}
@@ -103,18 +104,13 @@ class ExchangeScales:
         """Return the scales of all channels, with any spread where a limit takes its place."""
         by_channel = channel_shapes(self.layout, self.shapes)
         limited = {name: np.ones(shape) for name, shape in by_channel.items() if name in self.limits}
-        flat = np.concatenate([{**spreads, **limited}[name].ravel() for name in by_channel])
+        flat = flatten(by_channel, {**spreads, **limited})
         channels = lora_channels(self.layout, self.shapes)
         return Scales(channels, flat, self.value_bits, self.clients, self.room)
 
     def _by_name(self, channels: NDArray[_T]) -> dict[str, NDArray[_T]]:
         """Return numbers by channel as named arrays that broadcast."""
-        by_channel = channel_shapes(self.layout, self.shapes)
-        ends = np.cumsum([math.prod(shape) for shape in by_channel.values()])
-        parts = np.split(channels, ends[:-1])
-        return {
-            name: part.reshape(shape) for (name, shape), part in zip(by_channel.items(), parts, strict=True)
-        }
+        return unflatten(channel_shapes(self.layout, self.shapes), channels)
 
     def bounds_from_bytes(self, data: bytes) -> dict[str, NDArray[np.float32]]:
         """Return bounds as `UploadChannel.bounds_to_bytes` wrote them, checked.
@@ -123,7 +119,7 @@ class ExchangeScales:
             FederationError: there is not one for each channel, one is not positive and finite, or not what the method
                 states.
         """
-        count = sum(math.prod(shape) for shape in channel_shapes(self.layout, self.shapes).values())
+        count = dimension(channel_shapes(self.layout, self.shapes))
         if len(data) != 4 * count:
             raise FederationError(
                 f"the quantisation bounds of a round are {len(data)} bytes, not 4 for each of {count} channels"

@@ -9,7 +9,6 @@ told different supports or bounds have masks that do not cancel.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Shapes, State
+from fedlora_priv.federation.vectors import dimension, flatten, unflatten
+from fedlora_priv.methods.base import Shapes
 from fedlora_priv.methods.errors import SumError
 from protocols.errors import QuantisationError
 from protocols.prg import SecretStream
@@ -48,12 +48,12 @@ class UploadChannel:
     @property
     def dimension(self) -> int:
         """Number of coordinates of one upload, before any are left out."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
+        return dimension(self.shapes)
 
     @cached_property
     def quantiser(self) -> Quantiser:
         """The quantiser of the coordinates that travel."""
-        bounds = {name: np.broadcast_to(self.bounds[name], shape) for name, shape in self._arrays()}
+        bounds = {name: np.broadcast_to(self.bounds[name], shape) for name, shape in self.shapes.items()}
         return Quantiser(self.support.take(flatten(self.shapes, bounds)), self.value_bits, self.max_clients)
 
     @property
@@ -63,14 +63,15 @@ class UploadChannel:
 
     def bounds_to_bytes(self) -> bytes:
         """Return the bounds as they travel: arrays in the contract's order, little-endian float32."""
-        return b"".join(self.bounds[name].astype("<f4").tobytes() for name, _ in self._arrays())
-
-    def ring(self, upload: State, stream: SecretStream) -> NDArray[np.uint32]:
-        """Return one client's upload as ring elements, uint32 of shape (k,); rounding draws on `stream`."""
-        return self.encode(flatten(self.shapes, upload), stream)
+        return b"".join(self.bounds[name].astype("<f4").tobytes() for name in self.shapes)
 
     def encode(self, values: NDArray[np.float32], stream: SecretStream) -> NDArray[np.uint32]:
-        """Return what travels of one client's values, which are of shape (d,), as `ring` does."""
+        """Return what travels of one client's upload as ring elements, uint32 of shape (k,).
+
+        Args:
+            values: the upload as one vector, of shape (d,).
+            stream: what rounding draws on.
+        """
         return self.quantiser.quantise(self.support.take(values), stream)
 
     def sums(self, ring_sum: NDArray[np.uint32], n: int) -> dict[str, NDArray[np.float64]]:
@@ -80,29 +81,12 @@ class UploadChannel:
             SumError: `n` honest clients cannot have added up to this.
         """
         try:
-            return self.unflatten(self.support.scatter(self.quantiser.dequantise_sum(ring_sum, n)))
+            return unflatten(self.shapes, self.support.scatter(self.quantiser.dequantise_sum(ring_sum, n)))
         except QuantisationError as error:
             raise SumError(str(error), "the round is lost") from error
 
-    def unflatten(self, vector: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        """Return the named arrays of a vector in the contract's order."""
-        arrays, at = {}, 0
-        for name, shape in self._arrays():
-            size = math.prod(shape)
-            arrays[name] = vector[at : at + size].reshape(shape)
-            at += size
-        return arrays
-
     def digest(self) -> bytes:
         """Return 32 bytes that differ whenever anything that both sides must agree on differs."""
-        names = "\n".join(f"{name} {shape}" for name, shape in self._arrays())
+        names = "\n".join(f"{name} {shape}" for name, shape in self.shapes.items())
         parts = (names.encode(), self.support.digest(), self.quantiser.digest())
         return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
-
-    def _arrays(self) -> list[tuple[str, tuple[int, ...]]]:
-        return list(self.shapes.items())
-
-
-def flatten(shapes: Shapes, upload: State) -> NDArray[np.float32]:
-    """Return an upload as one float32 vector, arrays in the order of `shapes`, which is the contract's."""
-    return np.concatenate([upload[name].ravel() for name in shapes]).astype(np.float32)

@@ -17,7 +17,6 @@ post-processing of what the ledger has. It goes when the run ends.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from fedlora_priv.errors import FederationError, RunFolderError
 from fedlora_priv.federation.files import read_arrays, write_arrays
+from fedlora_priv.federation.vectors import dimension, flatten, unflatten, zeros
 from fedlora_priv.methods.base import Shapes, State
 from protocols.errors import LocalProtocolError
 from protocols.feedback import ErrorFeedback
@@ -55,7 +55,7 @@ class Feedback:
     def __init__(self, folder: Path, run: str, shapes: Shapes) -> None:
         self._path = folder / f"residual-{run}.npz"
         self._shapes = shapes
-        self._dimension = sum(math.prod(shape) for shape in shapes.values())
+        self._dimension = dimension(shapes)
         self._owed: _Owed | None = None
 
     def begin(self, round: int, update: State, accounted_as: str) -> None:
@@ -88,10 +88,7 @@ class Feedback:
 
     def owed(self, accounted_as: str) -> State:
         """Return what is owed now, float32; a function of charged updates, of which the last is named."""
-        vector, arrays, at = self._residual(accounted_as).values.astype(np.float32), {}, 0
-        for name, shape in self._shapes.items():
-            arrays[name] = vector[at : (at := at + math.prod(shape))].reshape(shape)
-        return arrays
+        return unflatten(self._shapes, self._residual(accounted_as).values.astype(np.float32))
 
     def sent(self, sums: Mapping[str, NDArray[np.float64]], accounted_as: str) -> None:
         """Owe less by what has been sent, and remember it for good.
@@ -130,10 +127,7 @@ class Feedback:
 
     def _flat(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Return the named arrays as one vector, with zeros for those that this round does not send."""
-        parts = [
-            arrays[n].ravel() if n in arrays else np.zeros(math.prod(s)) for n, s in self._shapes.items()
-        ]
-        return np.concatenate(parts)
+        return flatten(self._shapes, {**zeros(self._shapes), **arrays})
 
     def _write(self, owed: _Owed) -> None:
         """Store it durably, for its owner alone."""

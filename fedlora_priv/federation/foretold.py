@@ -22,13 +22,13 @@ from fedlora_priv.communication import meter
 from fedlora_priv.communication.meter import Table, Told, wire_bytes
 from fedlora_priv.federation import personal, wire
 from fedlora_priv.federation.ballots import BallotChannel
-from fedlora_priv.federation.channel import flatten
 from fedlora_priv.federation.exchange import Exchange, Summed
 from fedlora_priv.federation.rehearsal import CROWD, made_up, planned_step
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.session import session_parameters
 from fedlora_priv.federation.setup import Parts
 from fedlora_priv.federation.task import RoundTask
+from fedlora_priv.federation.vectors import flatten
 from fedlora_priv.methods import server_optimizer_for
 from fedlora_priv.methods.base import Shared, State
 from protocols.packing import packed_size

@@ -33,12 +33,12 @@ from numpy.typing import NDArray
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.ballots import BallotChannel
-from fedlora_priv.federation.channel import flatten
 from fedlora_priv.federation.exchange import Exchange, Planned
 from fedlora_priv.federation.feedback import Feedback
 from fedlora_priv.federation.home import FinishedUpdate
 from fedlora_priv.federation.session import client_policy
 from fedlora_priv.federation.task import RoundTask
+from fedlora_priv.federation.vectors import flatten
 from fedlora_priv.methods.base import Shared, State
 from protocols.packing import pack
 from protocols.private import PrivateAtClient

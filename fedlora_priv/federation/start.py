@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fedlora_priv.communication.download import Download, changed, download_bytes, largest
 from fedlora_priv.communication.errors import CommunicationError
 from fedlora_priv.errors import FederationError
+from fedlora_priv.federation.vectors import flatten, unflatten, zeros
 from fedlora_priv.methods import phases
 from fedlora_priv.methods.base import Layout, Method, Shapes, State
 from protocols.errors import SupportError
@@ -53,7 +54,7 @@ def masked(state: State, begun: State, moves: Shapes, density: float) -> State:
         return state
     now, before = _flat(state, moves), _flat(begun, moves)
     most = largest(now - before, density).support
-    return {**state, **_named(Download(most, most.take(now)).onto(before), moves)}
+    return {**state, **unflatten(moves, Download(most, most.take(now)).onto(before))}
 
 
 def require_masked(start: State, begun: State, moves: Shapes, density: float) -> None:
@@ -99,7 +100,7 @@ def unpacked(blobs: Mapping[str, bytes], shapes: Shapes, begun: State) -> State:
     vector = _flat(begun, shapes)
     if blobs:
         vector = _download(blobs, vector.size).onto(vector)
-    return {**begun, **_named(vector, shapes)}
+    return {**begun, **unflatten(shapes, vector)}
 
 
 def _download(blobs: Mapping[str, bytes], dimension: int) -> Download:
@@ -115,17 +116,7 @@ def _download(blobs: Mapping[str, bytes], dimension: int) -> Download:
 
 def _flat(state: State, shapes: Shapes) -> NDArray[np.float32]:
     """Return the named arrays as one vector, with zeros for one that is not there."""
-    nothing = np.zeros(0, np.float32)
-    parts = [state[n].ravel() if n in state else np.zeros(math.prod(s)) for n, s in shapes.items()]
-    return np.concatenate([nothing, *parts], dtype=np.float32)
-
-
-def _named(vector: NDArray[np.float32], shapes: Shapes) -> dict[str, NDArray[np.float32]]:
-    """Return the arrays that a vector of `_flat` has."""
-    arrays, at = {}, 0
-    for name, shape in shapes.items():
-        arrays[name] = vector[at : (at := at + math.prod(shape))].reshape(shape)
-    return arrays
+    return flatten(shapes, {**zeros(shapes), **state})
 
 
 def _same(array: NDArray[np.float32], other: NDArray[np.float32] | None) -> bool:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.course import Leg, travelling
 from fedlora_priv.federation.task import RoundTask
-from fedlora_priv.methods.base import Contract, Shapes
+from fedlora_priv.federation.vectors import unflatten
+from fedlora_priv.methods.base import Contract
 from protocols.sparsify import seeded_random_k
 
 Marked = Mapping[str, NDArray[np.bool_]]
@@ -34,7 +35,7 @@ def support_of(experiment: Experiment, task: RoundTask, client_id: str) -> Marke
     flat = np.zeros(channels[0].dimension, dtype=np.bool_)
     for channel in channels:
         flat[channel.support.indices] = True
-    return _by_name(flat, channels[0].shapes)
+    return unflatten(channels[0].shapes, flat)
 
 
 def sends(leg: Leg, client_id: str) -> bool:
@@ -50,7 +51,7 @@ def made_up_support(experiment: Experiment, contract: Contract) -> Marked | None
     support = seeded_random_k(contract.dimension, k, b"rehearsal")
     flat = np.zeros(contract.dimension, dtype=np.bool_)
     flat[support.indices] = True
-    return _by_name(flat, contract.uploads)
+    return unflatten(contract.uploads, flat)
 
 
 def update_key(task: RoundTask, support: Marked | None) -> bytes:
@@ -66,13 +67,3 @@ def update_key(task: RoundTask, support: Marked | None) -> bytes:
             hashlib.sha256(f"{name} {marked.shape}\n".encode() + np.packbits(marked).tobytes()).digest()
         )
     return hashed.digest()
-
-
-def _by_name(flat: NDArray[np.bool_], shapes: Shapes) -> dict[str, NDArray[np.bool_]]:
-    """Return a flat vector over uploads as named arrays."""
-    marked, at = {}, 0
-    for name, shape in shapes.items():
-        size = int(np.prod(shape))
-        marked[name] = flat[at : at + size].reshape(shape)
-        at += size
-    return marked

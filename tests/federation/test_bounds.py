@@ -20,6 +20,7 @@ from fedlora_priv.federation.channel import UploadChannel
 from fedlora_priv.federation.exchange import ExchangeSum, Summed
 from fedlora_priv.federation.run import run
 from fedlora_priv.federation.server import FederationServer
+from fedlora_priv.federation.vectors import flatten
 from fedlora_priv.methods import Layout, LoraModule, for_experiment
 from fedlora_priv.methods.base import State
 from fedlora_priv.methods.fedit import FedIT
@@ -68,7 +69,7 @@ def ring_sum(channel: UploadChannel, uploads: Sequence[State], stream: SecretStr
     """The modular sum of uploads, which is what masks leave."""
     total = np.zeros(len(channel.support), np.uint32)
     for upload in uploads:
-        total += channel.ring(upload, stream)
+        total += channel.encode(flatten(channel.shapes, upload), stream)
     return total & np.uint32((1 << channel.quantiser.modulus_bits) - 1)
 
 
@@ -139,7 +140,7 @@ def test_bounds_settle_in_a_real_federation(
     assert 0.5 < min(ratios) <= max(ratios) < 2.2, ratios  # channels of 16 values that travel
 
 
-@pytest.mark.parametrize(("value_bits", "clients"), [(2, 10), (3, 5), (4, 10), (8, 5), (16, 10)])
+@pytest.mark.parametrize(("value_bits", "clients"), [(2, 10), (3, 5), (16, 5)])
 def test_the_masked_sum_is_the_plain_one(
     make: Callable[..., Experiment], tmp_path: Path, value_bits: int, clients: int
 ) -> None:
@@ -319,7 +320,7 @@ def test_the_sum_through_a_channel_is_the_sum_of_what_each_sent(
         {"m.lora_A": (bounds["m.lora_A"] * rng.normal(size=(2, 3))).astype(np.float32), "x": np.float32(ends)}
         for _ in range(n)
     ]
-    sent = [channel.ring(upload, SecretStream(KEY)) for upload in uploads]
+    sent = [channel.encode(flatten(channel.shapes, upload), SecretStream(KEY)) for upload in uploads]
     total = np.sum(sent, axis=0, dtype=np.uint64) % 2**channel.quantiser.modulus_bits
     sums = channel.sums(total.astype(np.uint32), n)
     alone = [channel.sums(ring, 1) for ring in sent]

@@ -17,6 +17,7 @@ from fedlora_priv.federation import wire
 from fedlora_priv.federation.exchange import ExchangeSum, Summed
 from fedlora_priv.federation.server import FederationServer
 from fedlora_priv.federation.task import RoundTask
+from fedlora_priv.federation.vectors import flatten
 from fedlora_priv.methods import Layout, LoraModule, Shared, for_experiment, get
 from fedlora_priv.methods.errors import SumError
 from protocols.prg import SecretStream
@@ -63,7 +64,7 @@ def test_the_sum_of_quantised_uploads_is_the_sum_within_one_step_each(
     ]
     total = np.zeros(len(channel.support), np.uint32)
     for upload in uploads:
-        total += channel.ring(upload, SecretStream())
+        total += channel.encode(flatten(channel.shapes, upload), SecretStream())
     total &= np.uint32((1 << channel.quantiser.modulus_bits) - 1)
     sums = channel.sums(total, 5)
     for name, bound in channel.bounds.items():
