@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from fedlora_priv.errors import FederationError
 
-VERSION = 1
+VERSION = 2
+"""Raised whenever what some message has in it changes: parties of two releases then refuse each other at once."""
 MAX_HEADER_BYTES = 1 << 20
 
 # server → client

@@ -175,10 +175,22 @@ def test_a_statement_must_be_about_its_sender_and_signed_by_its_key(lab: Lab) ->
 def test_wire_bombs_are_refused(lab: Lab) -> None:
     import struct
 
-    for header in (b"[" * 100_000, b'{"version":1,"kind":"train","fields":{},"blobs":[["a",Infinity]]}'):
+    endless = f'{{"version":{wire.VERSION},"kind":"train","fields":{{}},"blobs":[["a",Infinity]]}}'
+    for header in (b"[" * 100_000, endless.encode()):
         with pytest.raises(FederationError):
             wire.decode(struct.pack("<I", len(header)) + header)
         assert lab.ask(struct.pack("<I", len(header)) + header).kind == wire.REFUSED
+
+
+def test_a_message_of_another_release_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = lab.train()
+    with monkeypatch.context() as other:
+        other.setattr(wire, "VERSION", wire.VERSION + 1)
+        theirs = lab.train()
+    with pytest.raises(FederationError, match="version"):
+        wire.decode(theirs)
+    assert lab.ask(theirs).kind == wire.REFUSED
+    assert lab.ask(message).kind == wire.TRAINED
 
 
 def test_an_update_that_no_charge_covers_is_not_answered_for(
