@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from accounting.ledger import Ledger
 from accounting.planning import Plan
@@ -203,3 +204,20 @@ class Meddling(LocalEngine):
         for client_id, data in messages.items():
             answers |= super().exchange({client_id: self.meddle(step, client_id, data)}, step)
         return answers
+
+
+def crash(broken: Paper, after: int) -> None:
+    """End every process once that many messages of a round have been answered, and start them again."""
+    left = after
+
+    def kill(step: Step, client_id: str, data: bytes) -> bytes:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        return data
+
+    broken.use(Meddling(broken.clients, kill))
+    with pytest.raises(Killed):
+        broken.round()
+    broken.live()

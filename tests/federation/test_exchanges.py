@@ -36,7 +36,7 @@ from fedlora_priv.methods.raclora import RACLoRA
 from fedlora_priv.methods.rolora import RoLoRA
 from fedlora_priv.methods.schedule import hybrid
 
-from .paper import LAYOUT, Killed, Meddling, Paper
+from .paper import LAYOUT, Killed, Meddling, Paper, crash
 
 SMALL = Layout(tuple(replace(m, rank=1) for m in LAYOUT.modules), LAYOUT.heads)
 FALLS_BACK = CrossTerm("sketch", fallback="two-pass", tolerance=1e-6)
@@ -211,19 +211,7 @@ def test_a_crash_anywhere_in_a_round_changes_nothing_of_its_result(
     """All processes end after that many messages; what is left is the disks and the server's checkpoint."""
     whole, broken = paper(FRALoRA(CrossTerm("two-pass"))), paper(FRALoRA(CrossTerm("two-pass")))
     whole.round()
-    left = at
-
-    def kill(step: Step, client_id: str, data: bytes) -> bytes:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
-        return data
-
-    broken.use(Meddling(broken.clients, kill))
-    with pytest.raises(Killed):
-        broken.round()
-    broken.live()
+    crash(broken, at)
     result = broken.round()
     assert result.record.aborted is None
     for name, array in whole.state.state.items():
@@ -320,8 +308,8 @@ def test_a_run_that_dies_in_a_second_exchange_ends_as_if_it_had_not(
             raise Killed
         return real(engine, messages, step)
 
-    with monkeypatch.context() as crash:
-        crash.setattr(LocalEngine, "exchange", dying)
+    with monkeypatch.context() as dies:
+        dies.setattr(LocalEngine, "exchange", dying)
         with pytest.raises(Killed):
             outcome("broken")
     broken = outcome("broken")

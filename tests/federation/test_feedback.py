@@ -30,7 +30,7 @@ from fedlora_priv.methods.rolora import RoLoRA
 from protocols.errors import LocalProtocolError
 from protocols.packing import unpack
 
-from .paper import LAYOUT, RUN, Killed, Meddling, Paper, trained
+from .paper import LAYOUT, RUN, Killed, Paper, crash, trained
 from .test_suspension import Restarting
 
 RANDOM = {"support": "seeded-random-k", "density": 0.25, "value_bits": 16}
@@ -239,19 +239,7 @@ def test_a_round_that_a_crash_cut_off_anywhere_owes_its_update_once(
     whole, broken = (paper(FFALoRA(), RANDOM | {"value_bits": 4}) for _ in range(2))
     whole.round()
     broken.round()
-    left = at
-
-    def kill(step: Step, client_id: str, data: bytes) -> bytes:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
-        return data
-
-    broken.use(Meddling(broken.clients, kill))
-    with pytest.raises(Killed):
-        broken.round()
-    broken.live()
+    crash(broken, at)
     for _ in range(2):
         whole.round()
         assert broken.round().record.aborted is None
@@ -393,8 +381,8 @@ def test_a_run_with_feedback_and_masked_starts_survives_its_death_and_an_audit(
             raise Killed
         return real(engine, messages, step)
 
-    with monkeypatch.context() as crash:
-        crash.setattr(LocalEngine, "exchange", dying)
+    with monkeypatch.context() as dies:
+        dies.setattr(LocalEngine, "exchange", dying)
         with pytest.raises(Killed):
             outcome("broken")
     assert list((tmp_path / "broken").rglob("residual-*"))
