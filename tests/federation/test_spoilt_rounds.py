@@ -15,6 +15,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.federation.client import LocalResult
 from fedlora_priv.federation.exchange import Summed
 from fedlora_priv.federation.setup import Parts, assemble
+from fedlora_priv.federation.vectors import unflatten
 from fedlora_priv.methods import Layout
 from fedlora_priv.methods.errors import AssumptionError, SumError
 from tests.federation.test_rounds import Federation
@@ -101,7 +102,7 @@ def test_a_sum_without_a_holder_or_with_too_many_loses_the_round(
     assert result.summed is not None
     (part,) = result.summed.parts
     exchange, total = part.exchange, part.ring_sum
-    named = exchange.channel.unflatten(np.arange(len(total), dtype=float))
+    named = unflatten(exchange.values.shapes, np.arange(len(total), dtype=float))
     at = named[next(name for name in named if name.endswith(".held_by"))].astype(int)
     levels, ring = exchange.channel.quantiser.levels, 2**exchange.channel.quantiser.modulus_bits
     spoilt = total.copy()
