@@ -95,6 +95,8 @@ def _check_survivors(
     if listed is None or not _has_sum(case, exchange):
         if ring is not None and _has_sum(case, exchange):
             found.problems.append(f"{where} is of some clients only, and does not say of whom")
+        elif ring is not None:
+            _check_lost_ring(case, found, where, exchange)
         return
     if ring is None:
         if set(listed) != set(entry["survivors"]):
@@ -111,6 +113,15 @@ def _check_survivors(
     for client_id, charge in case.all_charges():
         if client_id not in listed and exchange["session_id"] in _confirmed(charge) - {None}:
             found.problems.append(f"{where}: {client_id} has confirmed it, and the report leaves it out")
+
+
+def _check_lost_ring(case: Case, found: Findings, where: str, exchange: Exchange) -> None:
+    """A ring that the report calls lost, in a round that gave a sum, was confirmed by nobody; or it may have one."""
+    for client_id, charge in case.all_charges():
+        if exchange["session_id"] in _confirmed(charge):
+            found.doubts.append(
+                f"{where}: {client_id} has confirmed it: that it gave no sum is the report's word"
+            )
 
 
 def _check_not_in_it(

@@ -100,6 +100,16 @@ def forgeries_of_rings(folder: Path, honest: dict[str, Any]) -> None:
         found: dict[str, Any] = report["rounds"][0]["exchanges"][1]
         return found
 
+    hidden = copy.deepcopy(honest)
+    ring(hidden).update(survivors=[], transcript=None)
+    lines, roster = (folder / "ledger.jsonl").read_text().splitlines(), Roster.load(folder / "roster.json")
+    words = {}
+    for report in (honest, hidden):
+        charged = next(verdict for verdict in audit(report, lines, roster) if verdict.check == 4)
+        words[charged.status] = charged.evidence
+    assert words.keys() == {"PASS", "UNVERIFIABLE"}, "lost before anybody confirmed it, and after"
+    assert "has confirmed it: that it gave no sum is the report's word" in words["UNVERIFIABLE"]
+
     fails("do not send it", lambda r: ring(r)["survivors"].append("client-1"))
     fails("the report leaves it out", lambda r: ring(r)["survivors"].remove("client-6"))
     fails("nobody would be hidden by another", lambda r: ring(r).update(survivors=WIDE[1:3]))
