@@ -35,12 +35,14 @@ def _idle_options(experiment: Experiment) -> None:
             if communication.support == "dense"
             else "leave one of the two out",
         )
-    if communication.vote_every > 1 and communication.support != "voted-topk":
-        raise ConfigError(
-            f"communication.vote_every = {communication.vote_every} has no effect with support = "
-            f"{communication.support!r}",
-            "choose 'voted-topk', or leave it out",
-        )
+    for name, support in {"vote_every": "voted-topk", "exploration": "server-topk"}.items():
+        value = getattr(communication, name)
+        default = type(communication).model_fields[name].default  # resolved files say what was left out
+        if value != default and communication.support != support:
+            raise ConfigError(
+                f"communication.{name} = {value:g} has no effect with support = {communication.support!r}",
+                f"choose {support!r}, or leave it out",
+            )
     if communication.whole_rounds is not None:
         _whole_rounds(experiment, communication.whole_rounds)
     if communication.train == "support" and experiment.training.per_example == "ghost":

@@ -257,7 +257,6 @@ class CommunicationSection(Section):
         "as they were before the first round. The server keeps all. 1 sends every one that has moved. For methods that "
         "only move arrays by their mean change.",
     )
-
     train: Literal["all", "support"] = Field(
         default="all",
         description="What clients train: all coordinates, of which those of the support then travel; or those of the "

@@ -189,6 +189,7 @@ def test_combinations_that_cannot_be_honoured(overrides: list[str], words: str) 
         (["support=voted-topk", "density=0.1", "method=rolora", "vote_every=2"], "sends other arrays in them"),
         (["support=voted-topk", "densities=[0.5, 0.5, 1.0, 1.0, 1.0]"], "a vote is for one support"),
         (["support=server-topk", "density=0.1", "vote_every=2"], "vote_every = 2 has no effect"),
+        (["support=seeded-random-k", "density=0.1", "exploration=0.5"], "exploration = 0.5 has no effect"),
         (["densities=[0.5, 0.5, 1.0, 1.0, 1.0]"], "a dense support has density 1"),
         (["support=server-topk", "densities=[0.5, 1.0]"], "2 densities for 5 clients"),
         (["support=seeded-random-k", "density=0.1", "whole_rounds=1"], "whole_rounds = 1 has no effect"),

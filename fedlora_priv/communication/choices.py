@@ -94,6 +94,7 @@ class Choice:
             vote_every=communication.vote_every,
             value_bits=communication.value_bits,
             error_feedback=communication.error_feedback,
+            channel_scales=True,  # as `federation.bounds` has them
             download_density=communication.download_density,
             train=communication.train,
         )

@@ -9,6 +9,7 @@ import pytest
 
 from fedlora_priv.communication.choices import REVEALS, Choice
 from fedlora_priv.communication.errors import CommunicationError
+from fedlora_priv.config_federation import CommunicationSection
 from fedlora_priv.methods.base import Layout, LoraModule, Method
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.fedask import FedASK
@@ -47,7 +48,13 @@ def test_what_outlives_a_round_needs_coordinates_that_do(choice: Choice) -> None
 
 
 @pytest.mark.parametrize(
-    "choice", [Choice("voted-topk", SPARSE), Choice(error_feedback=True), Choice(channel_scales=True)]
+    "choice",
+    [
+        Choice("voted-topk", SPARSE),
+        Choice(error_feedback=True),
+        Choice(channel_scales=True),
+        Choice.of(CommunicationSection()),  # a federation always scales by channel
+    ],
 )
 @pytest.mark.parametrize("mode", ["distributed", "client"])
 def test_what_depends_on_one_clients_update_needs_it_private(choice: Choice, mode: str) -> None:
