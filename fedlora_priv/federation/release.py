@@ -13,7 +13,7 @@ post-processing of what the ledger has charged: mode `local`, and only that. The
   ring, which only some of them send: it is on coordinates that no other sum has.
 - What was announced is in the context of the masks. Clients that were told different things do not sum.
 
-What leaves goes through one function, `_ring`: the method's contract says which arrays, the ledger says which
+What leaves goes through one function, `_ring_elements`: the method's contract says which arrays, the ledger says which
 event covers them.
 
 With error feedback an upload is what is owed (`feedback`), of which this round's update is the last part; every part
@@ -191,7 +191,7 @@ class RoundRelease:
         answers: dict[str, Callable[[], bytes]] = {
             "advertise": lambda: session.advertise(body),
             "share": lambda: session.share(body),
-            "mask": lambda: session.mask(body, self._ring(_hex(session.session_id))),
+            "mask": lambda: session.mask(body, self._ring_elements(_hex(session.session_id))),
             "confirm": lambda: self._confirmed(session, body),
             "reveal": lambda: session.reveal(body),
         }
@@ -204,7 +204,7 @@ class RoundRelease:
         """Send the quantised upload unmasked: only where the experiment itself asks for `insecure`."""
         if self._setup.experiment.secure_aggregation.mode != "insecure":
             raise FederationError("the server asked for an unmasked upload; this experiment is secure")
-        body = pack(self._ring(session_id=None), self._exchange.channel.form.modulus_bits)
+        body = pack(self._ring_elements(session_id=None), self._exchange.channel.form.modulus_bits)
         self._count_sent()
         return wire.Message(wire.UPLOAD, {}, {"body": body})
 
@@ -225,7 +225,7 @@ class RoundRelease:
         self._record(_hex(session.session_id), _hex(session.transcript))
         return self._anchor()
 
-    def _ring(self, session_id: str | None) -> NDArray[np.uint32]:
+    def _ring_elements(self, session_id: str | None) -> NDArray[np.uint32]:
         """Return what leaves, as ring elements, after the ledger has recorded that it does."""
         setup, task, exchange = self._setup, self._task, self._exchange
         if self._left:
