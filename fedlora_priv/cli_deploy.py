@@ -205,11 +205,30 @@ def server_start(file: ServerFile, debug: Debug = False) -> None:  # noqa: ARG00
     launch.replace_this_process()
 
 
+@server.command("admit")
+@one_line_errors
+def server_admit(file: ServerFile, debug: Debug = False) -> None:  # noqa: ARG001 - read by one_line_errors
+    """Admit the nodes' keys at the running SuperLink, which turns nodes away until then."""
+    _admit(file)
+
+
 @server.command("run")
 @one_line_errors
 def server_run(file: ServerFile, debug: Debug = False) -> None:  # noqa: ARG001 - read by one_line_errors
-    """Admit the nodes' keys at the running SuperLink, then run the federation, or go on with it."""
-    from fedlora_priv.deploy.start import admissions, submission
+    """Admit the nodes' keys, then run the federation at the running SuperLink, or go on with it."""
+    from fedlora_priv.deploy.start import submission
+
+    _admit(file)
+    submission(file).replace_this_process()
+
+
+def _admit(file: Path) -> None:
+    """Admit every node's key; those that are admitted already stay so.
+
+    Raises:
+        FederationError: the SuperLink does not take one.
+    """
+    from fedlora_priv.deploy.start import admissions
 
     for launch in admissions(file):
         done = subprocess.run(  # noqa: S603 - the arguments are this package's own
@@ -220,7 +239,6 @@ def server_run(file: ServerFile, debug: Debug = False) -> None:  # noqa: ARG001 
             raise FederationError(
                 f"the SuperLink did not admit {Path(launch.arguments[3]).name}: {said}", "is it up?"
             )
-    submission(file).replace_this_process()
 
 
 def _print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:

@@ -57,8 +57,9 @@ class Processes:
         for name, process in self._started.items():
             if process.poll() is not None:
                 log = self._logs / f"{name}.log"
-                lines = log.read_text(errors="replace").strip().splitlines()
-                sys.exit(f"{name} has ended: {lines[-1] if lines else 'without a word'} (see {log})")
+                lines = log.read_text(errors="replace").strip().splitlines() or ["without a word"]
+                errors = [line for line in lines if "ERROR" in line]
+                sys.exit(f"{name} has ended: {(errors or lines)[-1]} (see {log})")
 
 
 def main() -> None:
@@ -90,6 +91,7 @@ def main() -> None:
         processes.start("server", ["server", "start", str(server)])
         nodes = sorted((options.folder / "nodes").glob("*/node.toml"))
         wait_for_server(nodes[0], processes)
+        fedlora("server", "admit", server)  # a node that calls before that is turned away, and ends
         for file in nodes:
             processes.start(file.parent.name, ["node", "start", str(file)])
         run_watching(["server", "run", str(server)], processes)
