@@ -400,7 +400,7 @@ def test_a_run_with_feedback_and_masked_starts_survives_its_death_and_an_audit(
         assert_array_equal(array, states[1][name])
     report = json.loads((broken.folder / "report.json").read_text())
     assert any("what earlier rounds left out" in output["what"] for output in report["outputs"])
-    (contract,) = report["method"]["contracts"]
+    _, contract = report["method"]["contracts"]  # of the whole first round, and of those after it
     assert len(contract["notes"]) == 2
     contract["notes"].pop()  # the clients' ledgers have recorded that there was feedback, and masked starts
     forged = tmp_path / "report.json"
