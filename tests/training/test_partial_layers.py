@@ -121,7 +121,9 @@ def test_only_what_is_trained_has_gradients_by_example(
     made: list[tuple[int, ...]] = []
     real = direct.weight_gradients
     for engine in (direct, ghost):
-        monkeypatch.setattr(engine, "weight_gradients", lambda i, *more: made.append(i.shape) or real(i, *more))
+        monkeypatch.setattr(
+            engine, "weight_gradients", lambda i, *more: made.append(i.shape) or real(i, *more)
+        )
     for mode in ("direct", "ghost"):
         made.clear()
         add(model, make_examples(6), part_of(model, PARTS[part]), mode, False)
