@@ -47,7 +47,7 @@ def _plot(runs: Runs, budget: Budget) -> Markup:
     y = Scale(marks[0], marks[-1], HEIGHT - BOTTOM, TOP)
     parts: list[Markup] = [
         element("style", Markup(STYLE)),
-        svg.text(title(budget), LEFT, 14, "title"),
+        svg.text(f"{title(budget)}: accuracy against bytes up, a client and round", LEFT, 10, "title"),
         *_legend(),
     ]
     parts += svg.y_axis(marks, [f"{mark:g} %" for mark in marks], y)
@@ -88,8 +88,8 @@ def _kind(cell: Cell) -> str:
 
 def _legend() -> Iterator[Markup]:
     """Yield a dot and a name for each support, at the upper right."""
-    left = WIDTH - RIGHT - 350.0
+    left = WIDTH - RIGHT - 400.0
     for kind in KINDS:
         yield element("circle", cx=left, cy=24, r=3.2, class_=kind)
         yield svg.text(kind, left + 6, 28, "name")
-        left += 6.0 * len(kind) + 16
+        left += 6.8 * len(kind) + 20
