@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from accounting.planning import Plan, plan
 from accounting.pricing import epsilon
 from benchmarks.methods_list import build, ranks
 from benchmarks.methods_task import Name, Partition, StudyTask
+from benchmarks.resumable import stored_as
 from fedlora_priv.adapters import read_state
 from fedlora_priv.methods import residual
 from fedlora_priv.methods.base import Layout, LoraModule, Method, Shared, State
@@ -85,13 +86,7 @@ class Setting:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
         """Return the setting that `asdict` and JSON made `stored` of; what else is there is ignored."""
-        known = {entry.name for entry in fields(cls)}
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in stored.items()
-            if name in known
-        }
-        return cls(**values)
+        return stored_as(cls, stored)
 
 
 def run(setting: Setting, task: StudyTask, judged: Sequence[int]) -> dict[str, Any]:

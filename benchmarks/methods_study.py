@@ -46,22 +46,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=("run", "page"))
-    parser.add_argument("--data", type=Path, help="a folder with sst2_glue and trec")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument(
-        "--cache", type=Path, help="where lower layers' outputs are kept; RESULTS/methods.cache"
-    )
-    parser.add_argument("--datasets", nargs="*", choices=FOLDERS, default=list(FOLDERS))
+    from benchmarks.resumable import command_line
+
+    parser = command_line(__doc__, FOLDERS)
     parser.add_argument(
         "--methods", nargs="*", help="these only; a main method's rates are found all the same"
     )
-    parser.add_argument("--encoder", type=Path, help="a local folder instead of MiniLM, to try the command")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="change every run, to try")
-    parser.add_argument("--most", type=int, help="stop after so many runs")
     return parser
 
 

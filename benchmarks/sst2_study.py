@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 
 from accounting.planning import plan
 from accounting.pricing import epsilon
+from benchmarks.resumable import stored_as
 from benchmarks.sst2_cache import Lowered, lowered
 from fedlora_priv.adapters import read_state
 from fedlora_priv.data import assets
@@ -71,13 +72,7 @@ class Setting:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Setting:
         """Return the setting that `asdict` and JSON made `stored` of."""
-        known = {entry.name for entry in fields(cls)}
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in stored.items()
-            if name in known
-        }
-        return cls(**values)
+        return stored_as(cls, stored)
 
     def changed(self, name: str, text: str) -> Setting:
         """Return this setting with one field as `text` says; names are separated by commas.

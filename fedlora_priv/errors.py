@@ -89,7 +89,7 @@ class StateBeyondBounds(FederationError):  # noqa: N818 - a client's refusal sho
     """Training from this global state could not be private: it diverged, or somebody made it up."""
 
 
-class StaleRound(FederationError):  # noqa: N818 - as above
+class StaleRound(FederationError):  # noqa: N818 - a refusal's name, like StateBeyondBounds
     """A client's round in progress cannot be continued from the state it was given: only the next one can begin."""
 
 

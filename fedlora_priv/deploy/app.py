@@ -120,7 +120,7 @@ def run(command: str) -> None:
         require_own(bundle)
         return install(bundle, *arguments, **options)
 
-    runner.install_from_fab = guarded  # type: ignore[attr-defined]
+    runner.install_from_fab = guarded  # type: ignore[attr-defined]  # a module has no such attribute for the checker
     getattr(importlib.import_module(module), function)()
 
 

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks import flocora_mnist as bench  # noqa: E402 - after the check that torch is there
-from benchmarks.flocora_net import LoRAConv, build, lora_and_rest, read, write  # noqa: E402
-from benchmarks.flocora_ways import Exact, Flocora, Masked, affine, session_bytes, value_bytes  # noqa: E402
+from benchmarks.flocora_net import LoRAConv, build, lora_and_rest, read, write  # noqa: E402 - as above
+from benchmarks.flocora_ways import Exact, Flocora, Masked, affine, session_bytes, value_bytes  # noqa: E402 - as above
 
 
 def test_a_lora_of_a_convolution_is_a_convolution_of_a_convolution() -> None:

@@ -105,7 +105,7 @@ def _guarded(message: Message, answer: Callable[[], dict[str, bytes]]) -> Messag
     """Return the reply; an error becomes its name, and its text stays in this node's own log."""
     try:
         values = answer()
-    except Exception as error:
+    except Exception as error:  # whatever it is: Flower would send its text to the server
         logger.error("%s: %s", type(error).__name__, error)
         refusal = wire.Message(wire.REFUSED, {"code": type(error).__name__})
         values = {ANSWER: wire.encode(refusal)}

@@ -25,7 +25,7 @@ from fedlora_priv.federation.parties import NodeSettings
 class InstalledNode:
     """The node of this machine, as its own administrator has set it up; no message of a server can name another."""
 
-    def open(self, context: Context, data: bytes) -> FederationClient:  # noqa: ARG002
+    def open(self, context: Context, data: bytes) -> FederationClient:  # noqa: ARG002 - Node's signature
         """Return the client, with its model if the message needs it."""
         file = _file()
         if _needs_model(data):

@@ -56,7 +56,7 @@ class SimulatedNodes:
     run: bytes
     roster: Mapping[str, bytes]
 
-    def open(self, context: Context, data: bytes) -> FederationClient:  # noqa: ARG002
+    def open(self, context: Context, data: bytes) -> FederationClient:  # noqa: ARG002 - Node's signature
         """Return the client whose turn it is in the node's partition."""
         parts, checks = _prepared(self.experiment)
         client_id = self._client_id(context)
@@ -96,7 +96,7 @@ def run_simulated(parts: Parts, folder: RunFolder, progress: RunProgress) -> Out
     timing = Timing(*experiment.engine.timeouts(), JOIN_S, POLL_S)
     outcomes: list[Outcome] = []
 
-    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001
+    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
         engine = FlowerEngine(grid, roster, folder.run, timing, progress.answered)
         progress.say("starting Ray and its nodes")
         missing = engine.join()
