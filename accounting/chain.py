@@ -220,7 +220,7 @@ def _check_release(charge: Charge, entry: Release) -> None:
 def _check_exchange(charge: Charge, entry: Release) -> None:
     """A later exchange answers one announcement, right after the client confirmed the exchange before.
 
-    One that answers none is a ring: coordinates of the same update that no other exchange has, which only some clients
+    One that answers none is a band: coordinates of the same update that no other exchange has, which only some clients
     send, of those whose first sum was confirmed.
     """
     where = f"exchange {entry.exchange!r} of row {charge.reservation}"
@@ -234,7 +234,7 @@ def _check_exchange(charge: Charge, entry: Release) -> None:
     if entry.exchange == 0 or begun:
         return
     if entry.announced is None:
-        _check_ring(charge, entry, where)
+        _check_band(charge, entry, where)
         return
     # Unmasked, there are no sessions: an exchange that is sent again after a crash leaves no row.
     before = charge.releases if entry.session is None else charge.releases[-1:]
@@ -242,8 +242,8 @@ def _check_exchange(charge: Charge, entry: Release) -> None:
         raise ValueError(f"{where} does not follow a confirmed exchange {entry.exchange - 1}")
 
 
-def _check_ring(charge: Charge, entry: Release, where: str) -> None:
-    """A ring follows the confirmed first exchange; masked ones come in order, each once in a round as it was begun."""
+def _check_band(charge: Charge, entry: Release, where: str) -> None:
+    """A band follows the confirmed first exchange; masked ones come in order, each once in a round as it was begun."""
     same = [old for old in charge.releases if (old.session is None) == (entry.session is None)]
     firsts = [place for place, old in enumerate(same) if old.exchange == 0]
     if not firsts or not _is_confirmed(same[firsts[-1]], entry):

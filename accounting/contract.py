@@ -49,8 +49,8 @@ def numbered(exchanges: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[
     return [(exchange.get("exchange", place), exchange) for place, exchange in enumerate(exchanges)]
 
 
-def ring(contract: Contract, number: int) -> Sequence[str] | None:
-    """The clients that send what is summed in an exchange, if it is a ring: coordinates that only they send."""
+def band(contract: Contract, number: int) -> Sequence[str] | None:
+    """The clients that send what is summed in an exchange, if it is a band: coordinates that only they send."""
     exchanges = contract["exchanges"]
     clients: Sequence[str] | None = exchanges[number].get("clients") if number < len(exchanges) else None
     return clients

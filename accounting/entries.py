@@ -63,7 +63,7 @@ class Release:
 
     `session` is None where the update left unmasked, in the `insecure` mode that exists for baselines. `exchange`
     counts from 0 the maps of one update that a round sums; `announced` is the digest (hex) of what the server had
-    told everybody before that exchange, None before the first and where nothing was: a ring, coordinates that only
+    told everybody before that exchange, None before the first and where nothing was: a band, coordinates that only
     some clients send. A row of the first is written without the two.
     """
 

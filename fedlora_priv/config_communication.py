@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_keys(experiment: Experiment) -> None:
-    """Raise unless the keys of the section go together, and every ring can have a sum; asked before any other rule.
+    """Raise unless the keys of the section go together, and every band can have a sum; asked before any other rule.
 
     Raises:
         ConfigError: names the first rule that is broken.

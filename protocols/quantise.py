@@ -75,7 +75,7 @@ class Quantiser:
         if self.modulus_bits > MAX_MODULUS_BITS:
             raise QuantisationError(
                 f"{self.value_bits} value bits for {self.max_clients} clients need {self.modulus_bits} bits; "
-                f"the ring has at most {MAX_MODULUS_BITS}: lower value_bits"
+                f"the modulus has at most {MAX_MODULUS_BITS}: lower value_bits"
             )
         object.__setattr__(self, "bounds", _checked_scale("bounds", self.bounds))
         object.__setattr__(self, "centres", _checked_scale("centres", self.centres))
@@ -91,7 +91,7 @@ class Quantiser:
 
     @property
     def modulus_bits(self) -> int:
-        """Bits b of the ring: wide enough that no sum of `max_clients` values overflows."""
+        """Bits b of the modulus: wide enough that no sum of `max_clients` values overflows."""
         return self.value_bits + (self.max_clients - 1).bit_length()
 
     @property
@@ -142,7 +142,7 @@ class Quantiser:
         half = 2 ** (self.modulus_bits - 1)
         signed = ring_sum.astype(np.int64)
         if signed.size and int(signed.max()) >= 2 * half:
-            raise QuantisationError(f"the sum has an entry outside the ring of {self.modulus_bits} bits")
+            raise QuantisationError(f"the sum has an entry outside the modulus of {self.modulus_bits} bits")
         signed -= 2 * half * (signed >= half)
         largest = (self.max_clients if clients is None else clients) * self.levels
         if signed.size and int(np.abs(signed).max()) > largest:

@@ -2,18 +2,18 @@
 
     tier        0 (narrow)   1          2 (wide)
     support     S0        ⊂  S1      ⊂  S2
-    ring        S0           S1 − S0    S2 − S1
+    band        S0           S1 − S0    S2 − S1
     summed of   everybody    tiers 1, 2 tier 2
 
-A coordinate's ring says who sends it, so the number of terms in its sum is public and the mean is exact: the sum
+A coordinate's band says who sends it, so the number of terms in its sum is public and the mean is exact: the sum
 divided by that count. Supports that were not nested would split the coordinates into up to 2^tiers sets of senders,
 most of them small; and who sends what is told by the sum itself where a set is one client.
 
-*One session a ring*, with the clients of that ring as its roster, makes a narrow client pay for what it sends and
+*One session a band*, with the clients of that band as its roster, makes a narrow client pay for what it sends and
 no more. *One session of all*, with `Tiers.groups`, has one set of keys, but every masked vector is as long as the
 widest support. `fedlora_priv.communication.meter` says which is fewer bytes.
 
-Every ring is a sum of its own, so each needs `min_contributors` clients: a ring that the widest client has for
+Every band is a sum of its own, so each needs `min_contributors` clients: a band that the widest client has for
 itself would be its update in the clear.
 
 Source: the density tiers of FLASC (Kuo et al. 2024), which there are each client's own top-k, made nested and shared.
@@ -36,7 +36,7 @@ from protocols.sparsify import Support, public_words, smallest
 
 
 @dataclass(frozen=True)
-class Ring:
+class Band:
     """Coordinates that the same clients send: `support`, and those clients in roster order."""
 
     support: Support
@@ -57,10 +57,10 @@ class Tiers:
     Example:
         >>> narrow, wide = Support(4, np.array([1])), Support(4, np.array([1, 3]))
         >>> tiers = Tiers((narrow, wide), {"ada": 0, "bob": 1, "eve": 1})
-        >>> [(ring.support.indices.tolist(), ring.clients) for ring in tiers.rings]
+        >>> [(band.support.indices.tolist(), band.clients) for band in tiers.bands]
         [([1], ('ada', 'bob', 'eve')), ([3], ('bob', 'eve'))]
         >>> parts = [np.array([6.0]), np.array([8.0])]
-        >>> tiers.mean(parts, [ring.clients for ring in tiers.rings])
+        >>> tiers.mean(parts, [band.clients for band in tiers.bands])
         array([0., 2., 0., 4.])
     """
 
@@ -89,18 +89,18 @@ class Tiers:
         return self.supports[0].dimension
 
     @property
-    def rings(self) -> tuple[Ring, ...]:
+    def bands(self) -> tuple[Band, ...]:
         """The coordinates that each tier adds to the one before, with the clients that send them."""
-        rings, inner = [], np.zeros(0, dtype=np.int64)
+        bands, inner = [], np.zeros(0, dtype=np.int64)
         for tier, support in enumerate(self.supports):
             added = np.setdiff1d(support.indices, inner, assume_unique=True)
             clients = tuple(client_id for client_id, its in self.tier_of.items() if its >= tier)
-            rings.append(Ring(Support(self.dimension, added), clients))
+            bands.append(Band(Support(self.dimension, added), clients))
             inner = support.indices
-        return tuple(rings)
+        return tuple(bands)
 
     def support_of(self, client_id: str) -> Support:
-        """Return what that client sends, in all its rings together.
+        """Return what that client sends, in all its bands together.
 
         Raises:
             SupportError: the client has no tier.
@@ -108,30 +108,30 @@ class Tiers:
         return self.supports[self._tier(client_id)]
 
     def require_hidden(self, min_contributors: int) -> None:
-        """Return if every ring has that many clients.
+        """Return if every band has that many clients.
 
         Raises:
-            SupportError: names the first ring that has fewer: its sum would say too much of one of them.
+            SupportError: names the first band that has fewer: its sum would say too much of one of them.
         """
-        for tier, ring in enumerate(self.rings):
-            if len(ring.clients) < min_contributors:
+        for tier, band in enumerate(self.bands):
+            if len(band.clients) < min_contributors:
                 raise SupportError(
-                    f"only {len(ring.clients)} clients send what tier {tier} adds, and a sum needs {min_contributors}: "
+                    f"only {len(band.clients)} clients send what tier {tier} adds, and a sum needs {min_contributors}: "
                     "put more clients into the wide tiers, or leave the widest out"
                 )
 
-    # one session for each ring
+    # one session for each band
 
     def parts(self, client_id: str, vector: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        """Return what a client sends in each of its rings' sessions, from its vector of shape (dimension,)."""
-        return tuple(ring.support.take(vector) for ring in self.rings[: self._tier(client_id) + 1])
+        """Return what a client sends in each of its bands' sessions, from its vector of shape (dimension,)."""
+        return tuple(band.support.take(vector) for band in self.bands[: self._tier(client_id) + 1])
 
     def join(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Return the vector of shape (dimension,) of the rings' sums; zero where nothing travelled."""
-        rings = self.rings
-        if len(parts) != len(rings):
-            raise SupportError(f"there are {len(rings)} rings, and not {len(parts)} sums")
-        scattered = [ring.support.scatter(part) for ring, part in zip(rings, parts, strict=True)]
+        """Return the vector of shape (dimension,) of the bands' sums; zero where nothing travelled."""
+        bands = self.bands
+        if len(parts) != len(bands):
+            raise SupportError(f"there are {len(bands)} bands, and not {len(parts)} sums")
+        scattered = [band.support.scatter(part) for band, part in zip(bands, parts, strict=True)]
         joined: NDArray[Any] = np.sum(scattered, axis=0)
         return joined
 
@@ -139,19 +139,19 @@ class Tiers:
         """Return of how many clients each coordinate is a sum, int64 of shape (dimension,); public.
 
         Args:
-            survivors: who is in each ring's sum. A ring whose sum was lost has nobody.
+            survivors: who is in each band's sum. A band whose sum was lost has nobody.
 
         Raises:
-            SupportError: not one set for each ring, or somebody survived where he does not send.
+            SupportError: not one set for each band, or somebody survived where he does not send.
         """
-        rings = self.rings
-        if len(survivors) != len(rings):
-            raise SupportError(f"there are {len(rings)} rings, and not {len(survivors)} sets of survivors")
+        bands = self.bands
+        if len(survivors) != len(bands):
+            raise SupportError(f"there are {len(bands)} bands, and not {len(survivors)} sets of survivors")
         counts = np.zeros(self.dimension, dtype=np.int64)
-        for ring, there in zip(rings, survivors, strict=True):
-            if not set(there) <= set(ring.clients):
-                raise SupportError("a client survived in a ring that it does not send")
-            counts[ring.support.indices] = len(set(there))
+        for band, there in zip(bands, survivors, strict=True):
+            if not set(there) <= set(band.clients):
+                raise SupportError("a client survived in a band that it does not send")
+            counts[band.support.indices] = len(set(there))
         return counts
 
     def mean(
@@ -160,7 +160,7 @@ class Tiers:
         """Return each coordinate's mean over those who sent it, float64 of shape (dimension,); zero where nobody did.
 
         Args:
-            parts: the sums by ring.
+            parts: the sums by band.
         """
         counts = self.counts(survivors)
         return np.where(counts > 0, self.join(parts) / np.maximum(counts, 1), 0.0)
@@ -171,23 +171,23 @@ class Tiers:
         """Return who contributes where, in a session over all clients whose vectors are in the order of `line_up`."""
         index_of = {client_id: index for index, client_id in enumerate(self.tier_of)}
         groups, start = [], 0
-        for ring in self.rings:
-            contributors = tuple(index_of[client_id] for client_id in ring.clients)
-            groups.append(CoordinateGroup(start, start + len(ring.support), contributors))
-            start += len(ring.support)
+        for band in self.bands:
+            contributors = tuple(index_of[client_id] for client_id in band.clients)
+            groups.append(CoordinateGroup(start, start + len(band.support), contributors))
+            start += len(band.support)
         return tuple(groups)
 
     def line_up(self, client_id: str, vector: NDArray[Any]) -> NDArray[Any]:
-        """Return a client's vector for a session of all: ring by ring, zeros in the rings that it does not send."""
+        """Return a client's vector for a session of all: band by band, zeros in the bands that it does not send."""
         parts = self.parts(client_id, vector)
-        missing = [np.zeros(len(ring.support), vector.dtype) for ring in self.rings[len(parts) :]]
+        missing = [np.zeros(len(band.support), vector.dtype) for band in self.bands[len(parts) :]]
         return np.concatenate([*parts, *missing])
 
     def cut(self, lined_up: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        """Return the rings' sums of a session of all."""
-        ends = np.cumsum([len(ring.support) for ring in self.rings])
+        """Return the bands' sums of a session of all."""
+        ends = np.cumsum([len(band.support) for band in self.bands])
         if lined_up.shape != (int(ends[-1]),):
-            raise SupportError(f"the sum of all rings has {int(ends[-1])} entries, not {lined_up.shape}")
+            raise SupportError(f"the sum of all bands has {int(ends[-1])} entries, not {lined_up.shape}")
         return tuple(np.split(lined_up, ends[:-1]))
 
     def _tier(self, client_id: str) -> int:

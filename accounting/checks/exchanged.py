@@ -4,8 +4,8 @@ A round is one sum, or several over the clients of the first; each is a session 
 update under one charge. That a client released them in order, each after it had confirmed the one before, and each for
 one announcement, is a rule of the ledger itself (check 1).
 
-Where clients send different fractions of their coordinates, what only some of them send is a *ring*: a sum of its own,
-over those of them that were in the first one, answering nothing. A lost ring loses no round.
+Where clients send different fractions of their coordinates, what only some of them send is a *band*: a sum of its own,
+over those of them that were in the first one, answering nothing. A lost band loses no round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check_released(
         if number and not _has_sum(case, exchange):
             continue  # a client that was lost then need not have sent anything
         if client_id not in exchange.get("survivors", (client_id,)):
-            continue  # not in this ring's sum
+            continue  # not in this band's sum
         releases = [
             release
             for charge in charges
@@ -54,14 +54,14 @@ def check_exchanges(case: Case, found: Findings, entry: Mapping[str, Any]) -> No
     if entry["survivors"] and not exchanges:
         found.problems.append(f"{where} has survivors, and no exchange that they were in")
     for place, (number, exchange) in enumerate(contracts.numbered(exchanges)):
-        ring = _ring(case, entry, number)
-        if (exchange["announced"] is None) != (number == 0 or ring is not None):
+        band = _band(case, entry, number)
+        if (exchange["announced"] is None) != (number == 0 or band is not None):
             found.problems.append(
-                f"{where}: exchange {number} follows an announcement unless it is the first, or a ring"
+                f"{where}: exchange {number} follows an announcement unless it is the first, or a band"
             )
-        if place + 1 < len(exchanges) and not _has_sum(case, exchange) and ring is None:
+        if place + 1 < len(exchanges) and not _has_sum(case, exchange) and band is None:
             found.problems.append(f"{where}: exchange {number} has no sum, and another exchange after it")
-        _check_survivors(case, found, entry, number, exchange, ring)
+        _check_survivors(case, found, entry, number, exchange, band)
     numbers = [number for number, _ in contracts.numbered(exchanges)]
     if numbers != sorted(set(numbers)) or numbers[:1] not in ([], [0]):
         found.problems.append(f"{where} lists its exchanges out of order: {numbers}")
@@ -75,10 +75,10 @@ def check_exchanges(case: Case, found: Findings, entry: Mapping[str, Any]) -> No
     _check_certificate(found, where, entry)
 
 
-def _ring(case: Case, entry: Mapping[str, Any], number: int) -> Sequence[str] | None:
+def _band(case: Case, entry: Mapping[str, Any], number: int) -> Sequence[str] | None:
     """The clients that send an exchange of that round, if its contract says that only they do."""
     governing = contracts.by_round(case.report["method"]).get(entry["round"], [])
-    return contracts.ring(governing[0], number) if len(governing) == 1 else None
+    return contracts.band(governing[0], number) if len(governing) == 1 else None
 
 
 def _check_survivors(
@@ -87,22 +87,22 @@ def _check_survivors(
     entry: Mapping[str, Any],
     number: int,
     exchange: Exchange,
-    ring: Sequence[str] | None,
+    band: Sequence[str] | None,
 ) -> None:
-    """An exchange sums the round's survivors, a ring some of those that send it: enough to hide each other."""
+    """An exchange sums the round's survivors, a band some of those that send it: enough to hide each other."""
     where = f"round {entry['round']}, exchange {number}"
     listed = exchange.get("survivors")
     if listed is None or not _has_sum(case, exchange):
-        if ring is not None and _has_sum(case, exchange):
+        if band is not None and _has_sum(case, exchange):
             found.problems.append(f"{where} is of some clients only, and does not say of whom")
-        elif ring is not None:
-            _check_lost_ring(case, found, where, exchange)
+        elif band is not None:
+            _check_lost_band(case, found, where, exchange)
         return
-    if ring is None:
+    if band is None:
         if set(listed) != set(entry["survivors"]):
             found.problems.append(f"{where} is not of the round's survivors")
         return
-    if not set(listed) <= set(ring) & set(entry["survivors"]):
+    if not set(listed) <= set(band) & set(entry["survivors"]):
         found.problems.append(f"{where} has clients that do not send it, or are not in the first sum")
     secure = case.secure_aggregation
     colluders = secure.get("max_colluders", 0)
@@ -115,8 +115,8 @@ def _check_survivors(
             found.problems.append(f"{where}: {client_id} has confirmed it, and the report leaves it out")
 
 
-def _check_lost_ring(case: Case, found: Findings, where: str, exchange: Exchange) -> None:
-    """A ring that the report calls lost, in a round that gave a sum, was confirmed by nobody; or it may have one."""
+def _check_lost_band(case: Case, found: Findings, where: str, exchange: Exchange) -> None:
+    """A band that the report calls lost, in a round that gave a sum, was confirmed by nobody; or it may have one."""
     for client_id, charge in case.all_charges():
         if exchange["session_id"] in _confirmed(charge):
             found.doubts.append(
@@ -204,7 +204,7 @@ def check_method(case: Case, found: Findings) -> None:
 def _check_number(
     case: Case, found: Findings, entry: Mapping[str, Any], governing: Sequence[contracts.Contract]
 ) -> None:
-    """A round that changed the state had as many exchanges as its contract asks, rings aside, and never more."""
+    """A round that changed the state had as many exchanges as its contract asks, bands aside, and never more."""
     where = f"round {entry['round']}"
     if len(governing) != 1:
         found.problems.append(f"{where} has {len(governing)} contracts, and needs one")
@@ -212,7 +212,7 @@ def _check_number(
     most, given = len(governing[0]["exchanges"]), len(entry["exchanges"])
     if given > most:
         found.problems.append(f"{where} lists {given} exchanges, its method has {most}")
-    needed = [number for number in range(most) if contracts.ring(governing[0], number) is None]
+    needed = [number for number in range(most) if contracts.band(governing[0], number) is None]
     summed = {number for number, one in contracts.numbered(entry["exchanges"]) if _has_sum(case, one)}
     finished = entry["survivors"] and entry.get("aborted") is None
     if finished and not summed >= set(needed) and not governing[0]["may_stop_early"]:

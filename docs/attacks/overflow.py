@@ -42,7 +42,7 @@ refused("start such a server", lambda: SecAggServer(parameters=flowers, roster=s
 refused(
     "make a quantiser for it",
     lambda: Quantiser(bounds=8.0, value_bits=23, max_clients=1100),
-    "the ring has at most 32: lower value_bits",
+    "the modulus has at most 32: lower value_bits",
 )
 request = stage.until("mask")[VICTIM]
 bound, modulus = stage.parameters.bound, 2**stage.parameters.modulus_bits

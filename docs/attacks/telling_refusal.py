@@ -27,11 +27,11 @@ def propose(parameters: SessionParameters) -> bytes:
 refused(
     "ask whether an entry exceeds 5",
     lambda: propose(replace(stage.parameters, bound=5)),
-    "another length, ring, bound or groups",
+    "another length, modulus, bound or groups",
 )
 others = (CoordinateGroup(0, 1, (1, 2, 3, 4)), CoordinateGroup(1, 8, (0, 1, 2, 3, 4)))
 refused(
     "ask whether the first coordinate is zero",
     lambda: propose(replace(stage.parameters, groups=others)),
-    "another length, ring, bound or groups",
+    "another length, modulus, bound or groups",
 )

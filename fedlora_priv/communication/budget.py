@@ -7,7 +7,7 @@ and clipping,
 
     kept = k/d · (1 - relative_error(b)).
 
-The ring's head room ⌈log2 n⌉ is paid per value, whatever the value's bits; so very few bits are poor value: for
+The modulus' head room ⌈log2 n⌉ is paid per value, whatever the value's bits; so very few bits are poor value: for
 three clients or more it is 3 or 4 until everything travels, and more only then. A support that finds the large
 coordinates keeps more than the model says, at every number of bits alike.
 """
@@ -88,7 +88,7 @@ def propose(
     """Return the density and bits with which no client sends more than `byte_budget` bytes a round.
 
     Args:
-        session: the round's session of secure aggregation; its vector's length, ring and bound do not matter.
+        session: the round's session of secure aggregation; its vector's length, modulus and bound do not matter.
         dimension: coordinates of an upload before any are left out.
         travels_whole: of the method's contract: all coordinates, at 8 bits or more.
         attachment_bytes: what a client attaches to its confirmation.

@@ -122,23 +122,23 @@ def most_uploaded(table: Table) -> int:
     return max(totals.values(), default=0)
 
 
-def ring_sessions(parameters: SessionParameters, tiers: Tiers) -> tuple[SessionParameters, ...]:
-    """Return one session for each ring of `tiers`: its clients, its coordinates, the smallest safe counts for them.
+def band_sessions(parameters: SessionParameters, tiers: Tiers) -> tuple[SessionParameters, ...]:
+    """Return one session for each band of `tiers`: its clients, its coordinates, the smallest safe counts for them.
 
     Raises:
-        CommunicationError: a ring has too few clients to hide any of them.
+        CommunicationError: a band has too few clients to hide any of them.
     """
     _require_roster(parameters, tiers)
     sessions = []
-    for j, ring in enumerate(tiers.rings):
-        n = len(ring.clients)
+    for j, band in enumerate(tiers.bands):
+        n = len(band.clients)
         try:
             counts = recommended(n, parameters.max_colluders, min(parameters.degree, n - 1))
             session = replace(
                 parameters,
                 exchange=parameters.exchange + j,
-                roster=ring.clients,
-                vector_length=len(ring.support),
+                roster=band.clients,
+                vector_length=len(band.support),
                 quorum=counts.quorum,
                 threshold=counts.threshold,
                 min_survivors=counts.min_survivors,
@@ -159,7 +159,7 @@ def one_session(parameters: SessionParameters, tiers: Tiers) -> SessionParameter
     """Return one session of all tiers, whose vectors are as long as the widest support.
 
     Raises:
-        CommunicationError: a ring has fewer clients than `parameters.min_contributors`.
+        CommunicationError: a band has fewer clients than `parameters.min_contributors`.
     """
     _require_roster(parameters, tiers)
     session = replace(parameters, vector_length=len(tiers.supports[-1]), groups=tiers.groups())

@@ -264,10 +264,10 @@ def noise_share_scale(
     """Return the one public scale of a round with noise shares: integers per unit of the update.
 
     The largest scale at which `tails` standard deviations of the sum, of signal, noise and rounding together, fit into
-    half the ring. A sum beyond it wraps around, which costs utility and no privacy; noise is never clamped.
+    half the modulus. A sum beyond it wraps around, which costs utility and no privacy; noise is never clamped.
 
     Args:
-        modulus_bits: b of the ring.
+        modulus_bits: b of the modulus.
         clients: how many may be summed, n.
         clip_norm: of one client's update, c.
         noise_stddev: of one client's own share, in the update's units.
@@ -276,7 +276,7 @@ def noise_share_scale(
         flattening: the sum's variance on one coordinate after the rotation is at most this times c²n²/d.
 
     Raises:
-        CommunicationError: an argument is not positive and finite, or rounding alone fills the ring.
+        CommunicationError: an argument is not positive and finite, or rounding alone fills the modulus.
 
     Source: Kairouz, Liu, Steinke 2021, section 4: γ² = 4k²(ρc²n²/d + nσ²)/(2^{2b} - nk²), and the scale is 1/γ.
 

@@ -73,7 +73,7 @@ def _also_leaks(legs: tuple[Leg, ...], communication: CommunicationSection) -> I
     """Yield what the server learns of how uploads travel, beyond their sum."""
     if any(leg.carries == "votes" for leg in legs):
         yield REVEALS[communication.support]
-    if any(leg.is_ring for leg in legs):
+    if any(leg.is_band for leg in legs):
         yield "of what only some clients send, the sum over those alone"
 
 

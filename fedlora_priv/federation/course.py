@@ -3,7 +3,7 @@
     support                     exchanges
     public, one density         the method's own, in the first of which some coordinates may be left out; ranked ones
                                 (server-topk) begin with a whole round
-    public, densities by tier   one for each ring: 0 from everybody, then what each wider tier adds, from that tier on
+    public, densities by tier   one for each band: 0 from everybody, then what each wider tier adds, from that tier on
     voted-topk, a round that    0: ballots, on every coordinate; 1: the values on what won
     votes
     voted-topk, other rounds    one, on the support that was kept
@@ -45,7 +45,7 @@ class Leg:
     senders: tuple[str, ...] | None = None
 
     @property
-    def is_ring(self) -> bool:
+    def is_band(self) -> bool:
         """Whether it is of some clients only, who were in the first sum, on coordinates of its own."""
         return self.senders is not None
 
@@ -61,14 +61,14 @@ def course(experiment: Experiment, contract: Contract, round: int) -> tuple[Leg,
         return Leg("votes", 0, d, d), Leg("values", 0, d, travelling(experiment, contract, round))
     sizes = tier_sizes(experiment, contract, round)
     first = Leg("values", 0, d, sizes[0])
-    rings = (
+    bands = (
         Leg("values", 0, d, wide - narrow, senders)
         for (narrow, wide), senders in zip(
-            itertools.pairwise(sizes), ring_senders(experiment)[1:], strict=True
+            itertools.pairwise(sizes), band_senders(experiment)[1:], strict=True
         )
     )
     later = (Leg("values", j, contract.size(j), contract.size(j)) for j in range(1, contract.exchanges))
-    return (first, *rings, *later)
+    return (first, *bands, *later)
 
 
 def courses(
@@ -141,8 +141,8 @@ def tier_sizes(experiment: Experiment, contract: Contract, round: int) -> tuple[
     return sizes
 
 
-def ring_senders(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
-    """Return who sends each ring, in roster order: everybody the first, whoever has that density or more the others."""
+def band_senders(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
+    """Return who sends each band, in roster order: everybody the first, whoever has that density or more the others."""
     communication, everybody = experiment.communication, experiment.client_ids
     mine = dict(zip(everybody, communication.densities, strict=False))
     return (

@@ -1,7 +1,7 @@
 """One exchange of a round: what everybody is told before it, how uploads travel in it, and what comes of it.
 
 Which exchanges a round has is its `course`. What everybody knows from the start travels with the task: the first
-exchange, and all rings where clients send different fractions. Each other one begins with what the server has made of
+exchange, and all bands where clients send different fractions. Each other one begins with what the server has made of
 the sums so far (what a method announces, or the support that was voted), which enters the masks: a client that was
 told anything else has masks that do not cancel.
 """
@@ -23,8 +23,8 @@ from fedlora_priv.federation.ballots import BallotChannel
 from fedlora_priv.federation.bounds import ExchangeScales
 from fedlora_priv.federation.channel import UploadChannel
 from fedlora_priv.federation.course import Leg, course, vote_rules
+from fedlora_priv.federation.supports import bands as drawn_bands
 from fedlora_priv.federation.supports import random_supports
-from fedlora_priv.federation.supports import rings as drawn_rings
 from fedlora_priv.methods.base import Contract, Layout, State
 from protocols.errors import ProtocolError
 from protocols.sparsify import Support
@@ -68,7 +68,7 @@ class Exchange:
     @property
     def answers(self) -> bool:
         """Whether it follows from the sums before it, over whose clients it then is, and over all of them."""
-        return self.number > 0 and not self.leg.is_ring
+        return self.number > 0 and not self.leg.is_band
 
     @cached_property
     def announced_digest(self) -> bytes:
@@ -133,7 +133,7 @@ class Planned:
         return course(self.experiment, self.contract, self.round)
 
     def next(self, message: wire.Message, current: int) -> int:
-        """Return which exchange a message begins after `current`: the next one, or any later ring.
+        """Return which exchange a message begins after `current`: the next one, or any later band.
 
         Raises:
             FederationError: it is about another one, or the round has none of that number.
@@ -143,7 +143,7 @@ class Planned:
             raise FederationError(f"the server began exchange {told!r} where {current + 1} is the next one")
         if told >= len(self.legs):
             raise FederationError(f"a round of this method has no exchange {told}")
-        if told > current + 1 and not self.legs[told].is_ring:
+        if told > current + 1 and not self.legs[told].is_band:
             raise FederationError(f"the server began exchange {told} where {current + 1} is the next one")
         return told
 
@@ -161,7 +161,7 @@ class Planned:
         Raises:
             FederationError: they do not fit the round.
         """
-        known = [j for j, leg in enumerate(self.legs) if j == 0 or leg.is_ring]
+        known = [j for j, leg in enumerate(self.legs) if j == 0 or leg.is_band]
         if self.legs[0].carries == "votes":
             if supports or bounds:
                 raise FederationError(
@@ -176,14 +176,14 @@ class Planned:
         self._require_supports(tuple(exchange.values.support for exchange in exchanges))
         return exchanges
 
-    def _require_supports(self, rings: tuple[Support, ...]) -> None:
-        """Raise unless rings share no coordinate, and are those of the public seed where anybody can draw them."""
-        every = np.concatenate([ring.indices for ring in rings])
+    def _require_supports(self, bands: tuple[Support, ...]) -> None:
+        """Raise unless bands share no coordinate, and are those of the public seed where anybody can draw them."""
+        every = np.concatenate([band.indices for band in bands])
         if np.unique(every).size < every.size:
             raise FederationError(
-                "the server put a coordinate into two rings, to be summed over different clients"
+                "the server put a coordinate into two bands, to be summed over different clients"
             )
-        if self.experiment.communication.support == "seeded-random-k" and rings != drawn_rings(
+        if self.experiment.communication.support == "seeded-random-k" and bands != drawn_bands(
             self.experiment, random_supports(self.experiment, self.contract, self.round)
         ):
             raise FederationError("the support of a round is not the one that the public seed draws")
@@ -239,13 +239,13 @@ class ExchangeSum:
 
 @dataclass(frozen=True)
 class Summed:
-    """What a round has released so far, exchange by exchange; a ring that was lost is not in it."""
+    """What a round has released so far, exchange by exchange; a band that was lost is not in it."""
 
     parts: tuple[ExchangeSum, ...]
 
     @property
     def n(self) -> int:
-        """How many clients are in the first sum, and in any later one but those of rings."""
+        """How many clients are in the first sum, and in any later one but those of bands."""
         return self.parts[0].n
 
     @property
@@ -284,5 +284,5 @@ class Summed:
         for part in self.parts:
             for name, total in part.exchange.channel.sums(part.ring_sum, part.n).items():
                 whole = total if part.n == self.n else total * (self.n / part.n)
-                named[name] = named[name] + whole if name in named else whole  # rings are disjoint
+                named[name] = named[name] + whole if name in named else whole  # bands are disjoint
         return named

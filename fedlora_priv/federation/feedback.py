@@ -5,7 +5,7 @@ A round begins by owing its update on top of what was owed, and sends of that wh
     owed ← owed + update       once the update is finished, stored and charged
     owed ← owed − sent         at each sum that this client has confirmed (insecure: that it has uploaded to)
 
-So what a lost round or a lost ring leaves behind comes with the next one. The second line is durable before the answer
+So what a lost round or a lost band leaves behind comes with the next one. The second line is durable before the answer
 leaves. A round that begins again, after a crash of anybody, owes what was owed before it, and the update once.
 
 Every coordinate that some round sends has its place, so a residual waits where rounds send different arrays in turn.

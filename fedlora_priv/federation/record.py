@@ -106,7 +106,7 @@ def _anchors(history: History, statements: Mapping[str, Statement]) -> list[Anch
 
 
 def _exchange(one: ExchangeRecord) -> dict[str, Any]:
-    """Return an exchange as the report lists it: a ring with its number and whose sum it is, others are the round's."""
+    """Return an exchange as the report lists it: a band with its number and whose sum it is, others are the round's."""
     listed: dict[str, Any] = {
         "session_id": one.session,
         "transcript": one.transcript,

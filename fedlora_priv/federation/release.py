@@ -10,7 +10,7 @@ post-processing of what the ledger has charged: mode `local`, and only that. The
   ledger shows every one with its announcement. Where updates are private only together, that would be a second
   release, so a client refuses a second exchange in any mode but `local`.
 - A later exchange is over exactly the first one's survivors, and all of them: this client's policy says so. Not so a
-  ring, which only some of them send: it is on coordinates that no other sum has.
+  band, which only some of them send: it is on coordinates that no other sum has.
 - What was announced is in the context of the masks. Clients that were told different things do not sum.
 
 What leaves goes through one function, `_ring_elements`: the method's contract says which arrays, the ledger says which
@@ -151,7 +151,7 @@ class RoundRelease:
                 "use a method of one exchange",
             )
         begun = self._told(message, after=self._exchange.number)
-        if not self._exchange.leg.is_ring:  # a ring that was lost costs its coordinates only
+        if not self._exchange.leg.is_band:  # a band that was lost costs its coordinates only
             self._confirm()
         self._exchange, self._session, self._left, self._sending = begun, None, False, None
         self._began = message
@@ -160,10 +160,10 @@ class RoundRelease:
     def _told(self, message: wire.Message, *, after: int) -> Exchange:
         """Return the exchange that a message begins after another, which this client has a part in."""
         number = self._planned.next(message, after)
-        ring = next((ring for ring in self._task.rings if ring.number == number), None)
-        if ring is not None and self._setup.client_id not in (ring.leg.senders or ()):
+        band = next((band for band in self._task.bands if band.number == number), None)
+        if band is not None and self._setup.client_id not in (band.leg.senders or ()):
             raise FederationError(f"the server asked for coordinates of exchange {number}, which others send")
-        return ring or Exchange.from_message(message, number, self._planned)
+        return band or Exchange.from_message(message, number, self._planned)
 
     def _confirm(self) -> None:
         """Note whose sum the exchange that has just ended was; nobody knows without masks.

@@ -40,7 +40,7 @@ class ExchangeRecord:
     Args:
         session: hex id of the secure aggregation session; None where the sum is unmasked.
         transcript: hex T1 of that session, which every survivor signed; None if it gave no sum.
-        announced: hex digest of what the server had told everybody before; None in the first exchange and in rings.
+        announced: hex digest of what the server had told everybody before; None in the first exchange and in bands.
         number: which exchange of the round it was.
         survivors: the clients in its sum, in roster order; none if it gave none.
     """
@@ -58,7 +58,7 @@ class RoundRecord:
 
     Args:
         round: number of the round.
-        survivors: the clients in the sum of the first exchange, and of any later one but those of rings, in roster
+        survivors: the clients in the sum of the first exchange, and of any later one but those of bands, in roster
             order; empty if there was none.
         lost: (client_id, phase) of the clients that did not answer.
         refused: (client_id, code) of the clients that would not take part.
@@ -135,8 +135,8 @@ class RoundConductor:
     def conduct(self, task: RoundTask, announce: Announce) -> RoundResult:
         """Return the sums over the survivors of the task's round, exchange after exchange.
 
-        All exchanges have the same survivors but rings, of which each has its own. If one that follows from sums is
-        lost, so is the round, unless it is optional; a lost ring costs only its coordinates.
+        All exchanges have the same survivors but bands, of which each has its own. If one that follows from sums is
+        lost, so is the round, unless it is optional; a lost band costs only its coordinates.
         """
         running = _Running(task, RoundRecord(task.round))
         running.participants = self._train(running)
@@ -157,10 +157,10 @@ class RoundConductor:
         total, running.participants = self._sum(running, task.first, running.participants)
         running.record.survivors = running.participants
         summed = Summed((ExchangeSum(task.first, total, len(running.participants)),))
-        for ring in task.rings:
+        for band in task.bands:
             with contextlib.suppress(_NoSumError):  # its coordinates stay as they are
-                total, survivors = self._sum(running, ring, self._senders(running, ring))
-                summed = summed.with_part(ring, total, len(survivors))
+                total, survivors = self._sum(running, band, self._senders(running, band))
+                summed = summed.with_part(band, total, len(survivors))
         while (exchange := announce(summed)) is not None:
             try:
                 total, _ = self._sum(running, exchange, running.participants)
@@ -171,10 +171,10 @@ class RoundConductor:
             summed = summed.with_part(exchange, total, summed.n)
         return summed
 
-    def _senders(self, running: _Running, ring: Exchange) -> tuple[str, ...]:
-        """Return who can still send a ring: who sends it, is in the first sum, and was not lost since."""
+    def _senders(self, running: _Running, band: Exchange) -> tuple[str, ...]:
+        """Return who can still send a band: who sends it, is in the first sum, and was not lost since."""
         gone = {client_id for client_id, _ in (*running.record.lost, *running.record.refused)}
-        return tuple(c for c in running.participants if c in (ring.leg.senders or ()) and c not in gone)
+        return tuple(c for c in running.participants if c in (band.leg.senders or ()) and c not in gone)
 
     def _train(self, running: _Running) -> tuple[str, ...]:
         """Ask everybody to train; return those who did, in roster order."""
@@ -218,7 +218,7 @@ class RoundConductor:
         """Tell clients that a later exchange begins, and what was announced; return who is ready for it.
 
         Raises:
-            _NoSumError: one of the first sum is gone, without whom there is no later one but of rings.
+            _NoSumError: one of the first sum is gone, without whom there is no later one but of bands.
         """
         message, step = (
             wire.encode(exchange.to_message()),
@@ -276,11 +276,11 @@ class RoundConductor:
         Raises:
             SessionAborted: fewer clients than a sum may have.
         """
-        task, form, ring = running.task, exchange.channel.form, exchange.leg.senders
-        senders = None if ring is None else len(ring)
+        task, form, band = running.task, exchange.channel.form, exchange.leg.senders
+        senders = None if band is None else len(band)
         _, _, least = thresholds(self._experiment, senders)
         if len(asked) < least:
-            lost = tuple(sorted(set(self._engine.client_ids if ring is None else ring) - set(asked)))
+            lost = tuple(sorted(set(self._engine.client_ids if band is None else band) - set(asked)))
             raise SessionAborted("train", lost, f"{len(asked)} clients take part, a sum needs {least}")
         return session_parameters(
             self._experiment,

@@ -20,7 +20,7 @@ from fedlora_priv.federation.channel import UploadChannel
 from fedlora_priv.federation.exchange import Exchange, Planned, Summed
 from fedlora_priv.federation.rehearsal import rehearsed_spreads
 from fedlora_priv.federation.start import masked, moving
-from fedlora_priv.federation.supports import largest_supports, random_supports, rings
+from fedlora_priv.federation.supports import bands, largest_supports, random_supports
 from fedlora_priv.federation.task import RoundTask, begin
 from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
 from fedlora_priv.methods.certificate import Certificate
@@ -97,7 +97,7 @@ class FederationServer:
         supports = self._supports(server, planned)
         first, *others = (
             Exchange(j, planned.legs[j], {}, self._channel(server, planned, 0, support))
-            for j, support in enumerate(rings(self._experiment, supports))
+            for j, support in enumerate(bands(self._experiment, supports))
         )
         return RoundTask(planned.round, start, first, tuple(others))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedlora_priv.federation.course import ring_senders
+from fedlora_priv.federation.course import band_senders
 from protocols.secagg.parameters import abort_bound_of_losses
 from protocols.secagg.session import ClientPolicy, SessionParameters, Thresholds, VectorForm, recommended
 
@@ -32,11 +32,11 @@ def session_parameters(
     Fewer participants than it has neighbours all mask with each other.
 
     The participants of a later exchange are those whose sum the first one gave, and all of them must be in the sum:
-    that of others would be no part of the same thing, and told apart from the first it would say who differs. A ring
+    that of others would be no part of the same thing, and told apart from the first it would say who differs. A band
     is another thing, on coordinates of its own, so it may lose some.
 
     Args:
-        senders: of a ring: how many clients send it, lost ones included.
+        senders: of a band: how many clients send it, lost ones included.
     """
     secure = experiment.secure_aggregation
     quorum, threshold, min_survivors = thresholds(experiment, senders)
@@ -72,8 +72,8 @@ def client_policy(
     """Return what a client of this experiment accepts for its upload of that exchange, whatever a server proposes.
 
     Args:
-        senders: of a ring: how many clients send it.
-        cohort: who was summed in the round's first exchange; None in that one itself, and in rings.
+        senders: of a band: how many clients send it.
+        cohort: who was summed in the round's first exchange; None in that one itself, and in bands.
         form: that of the client's own upload: whether it refuses must not depend on what is in it.
 
     A client may mask again in a failed round (`allow_remask`): in mode `local`, the only one there is, its
@@ -99,9 +99,9 @@ def client_policy(
 
 
 def thresholds(experiment: Experiment, senders: int | None = None) -> tuple[int, int, int]:
-    """Return (quorum, threshold, min_survivors) of the federation's sessions or, given how many send it, of a ring's.
+    """Return (quorum, threshold, min_survivors) of the federation's sessions or, given how many send it, of a band's.
 
-    A ring's are the smallest safe ones, but for `min_survivors` of the experiment file: whoever asks for so many in a
+    A band's are the smallest safe ones, but for `min_survivors` of the experiment file: whoever asks for so many in a
     sum asks for it in every sum.
 
     Raises:
@@ -165,26 +165,26 @@ def require_sound(experiment: Experiment) -> None:
     everybody = experiment.client_ids
     _require_sound(experiment, everybody, 0)
     if experiment.communication.densities:
-        for j, senders in enumerate(ring_senders(experiment)):
+        for j, senders in enumerate(band_senders(experiment)):
             if j:
                 _require_sound(experiment, senders, j)
 
 
 def _require_sound(experiment: Experiment, senders: tuple[str, ...], exchange: int) -> None:
     """Raise unless the sessions of one exchange known from the start are sound, full and at their smallest."""
-    ring = len(senders) if exchange else None
-    _, _, min_survivors = thresholds(experiment, ring)
+    band = len(senders) if exchange else None
+    _, _, min_survivors = thresholds(experiment, band)
     for n in {len(senders), min_survivors}:
         parameters = session_parameters(
             experiment,
             senders[:n],
             round=1,
             exchange=exchange,
-            senders=ring,
+            senders=band,
             session_id=bytes(32),
             context=bytes(32),
             vector_length=1,
             modulus_bits=MAX_MODULUS_BITS,
             bound=1,
         )
-        client_policy(experiment, 1, round=1, exchange=exchange, senders=ring).check(parameters)
+        client_policy(experiment, 1, round=1, exchange=exchange, senders=band).check(parameters)

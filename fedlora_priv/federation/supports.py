@@ -1,6 +1,6 @@
 """Which coordinates travel in a round, from public things: the seed, earlier sums, the last vote.
 
-One support for each tier, each part of the next; what a tier adds to the one before is its *ring*.
+One support for each tier, each part of the next; what a tier adds to the one before is its *band*.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from protocols.sparsify import Support, dense, seeded_random_k
 from protocols.tiers import Tiers, nested_topk
 
 
-def rings(experiment: Experiment, supports: tuple[Support, ...]) -> tuple[Support, ...]:
+def bands(experiment: Experiment, supports: tuple[Support, ...]) -> tuple[Support, ...]:
     """Return what each tier adds to the one before; with one tier, its support."""
     if len(supports) == 1:
         return supports
     communication = experiment.communication
     mine = zip(experiment.client_ids, communication.densities, strict=True)
     tier_of = {client_id: communication.tiers.index(density) for client_id, density in mine}
-    return tuple(ring.support for ring in Tiers(supports, tier_of).rings)
+    return tuple(band.support for band in Tiers(supports, tier_of).bands)
 
 
 def random_supports(experiment: Experiment, contract: Contract, round: int) -> tuple[Support, ...]:

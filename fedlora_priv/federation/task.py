@@ -30,18 +30,18 @@ class RoundTask:
 
     Args:
         first: the first exchange.
-        rings: what wider tiers send besides, each in an exchange of its own.
+        bands: what wider tiers send besides, each in an exchange of its own.
     """
 
     round: int
     state: State
     first: Exchange
-    rings: tuple[Exchange, ...] = ()
+    bands: tuple[Exchange, ...] = ()
 
     @property
     def known(self) -> tuple[Exchange, ...]:
         """The exchanges before which nothing has to be announced."""
-        return (self.first, *self.rings)
+        return (self.first, *self.bands)
 
     @cached_property
     def state_digest(self) -> bytes:
@@ -68,7 +68,7 @@ class RoundTask:
         }
         how = {support_blob(j): channel.support.to_bytes() for j, channel in channels.items()}
         if channels:
-            how[BOUNDS_BLOB] = channels[0].bounds_to_bytes()  # rings have the first exchange's
+            how[BOUNDS_BLOB] = channels[0].bounds_to_bytes()  # bands have the first exchange's
         return wire.Message(wire.TRAIN, fields, state | how)
 
     @classmethod
@@ -88,10 +88,10 @@ class RoundTask:
         bounds = blobs.pop(BOUNDS_BLOB, b"")
         number = _round_number(fields["round"], experiment.federation.rounds)
         planned = Planned(experiment, layout, method.at(number).contract(layout), number)
-        first, *rings = planned.begun(bounds, supports)
+        first, *bands = planned.begun(bounds, supports)
         shapes = _shapes(fields["shapes"], layout, begun, base=method.changes_base)
         state = start.unpacked(blobs, shapes, begun)
-        task = cls(number, state, first, tuple(rings))
+        task = cls(number, state, first, tuple(bands))
         if task.state_digest.hex() != fields["state_sha256"]:
             raise FederationError(
                 "server and client do not have the same arrays where none has travelled",

@@ -2,7 +2,7 @@
 
 A mask is its key's keystream read as words of the narrowest of 8, 16 and 32 bits that holds a ring element. All
 three moduli are multiples of 2^b, so a word modulo 2^b is uniform; and as the keystream is what masking costs,
-a ring of at most 16 bits costs half of a wider one.
+a modulus of at most 16 bits costs half of a wider one.
 
 The keystream is that of AES-256-GCM (SP 800-38D) under a nonce of zeros, which is counter mode from the counter
 block 2; a key masks once, so the nonce may be constant. GCM only because OpenSSL runs it on wider vectors than

@@ -54,12 +54,12 @@ def choose(
         low, high = max_colluders // 2 + 1, (n - 3) // 2  # of degree/2; the bound falls as it grows
         while low < high:
             middle = (low + high) // 2
-            low, high = (middle + 1, high) if fails(_ring(n, max_colluders, 2 * middle)) else (low, middle)
-        if low == high and not fails(ring := _ring(n, max_colluders, 2 * low)):
-            for threshold in range(ring.degree + 1, ring.threshold, -1):
-                if not fails(replace(ring, threshold=threshold)):
-                    return replace(ring, threshold=threshold)
-            return ring
+            low, high = (middle + 1, high) if fails(_lattice(n, max_colluders, 2 * middle)) else (low, middle)
+        if low == high and not fails(lattice := _lattice(n, max_colluders, 2 * low)):
+            for threshold in range(lattice.degree + 1, lattice.threshold, -1):
+                if not fails(replace(lattice, threshold=threshold)):
+                    return replace(lattice, threshold=threshold)
+            return lattice
     if fails(complete):
         bound = abort_bound(n, max_colluders, complete, dropout_rate)
         raise LocalProtocolError(
@@ -140,7 +140,7 @@ def _window_pairs(n: int, degree: int) -> int:
     return n * (n - degree + 1) // 2
 
 
-def _ring(n: int, max_colluders: int, degree: int) -> Thresholds:
+def _lattice(n: int, max_colluders: int, degree: int) -> Thresholds:
     """Return the counts of a ring lattice with the smallest safe threshold, which survives most losses."""
     return replace(recommended(n, max_colluders, degree), threshold=max_colluders + 1)
 

@@ -47,7 +47,7 @@ class CoordinateGroup:
 
 @dataclass(frozen=True)
 class VectorForm:
-    """What a client's vector is made for: its length, its ring, its bound, and who contributes where.
+    """What a client's vector is made for: its length, its modulus, its bound, and who contributes where.
 
     Args:
         groups: as in `SessionParameters`; everybody contributes everywhere unless given.
@@ -228,8 +228,8 @@ class ClientPolicy:
         exact_round: the (round, exchange) that this client's vector belongs to by its own count. None leaves it to
             the server to say which vectors are of one round, and a server that numbers a failed round anew gets
             the same vector masked twice: only where every session gets a fresh vector.
-        exact_form: the form that this client's vector has. With None a server can propose a smaller bound or ring, or
-            a group without this client, and learns from whether `mask` refuses what is in the vector: for tests.
+        exact_form: the form that this client's vector has. With None a server can propose a smaller bound or modulus,
+            or a group without this client, and learns from whether `mask` refuses what is in the vector: for tests.
         allow_remask: whether a second masked vector for the same round and exchange may be sent. Only if
             every vector is private by itself (mode `local`): their difference is not hidden by anything.
     """
@@ -286,5 +286,5 @@ class ClientPolicy:
             raise PolicyViolation("the session is for another round or exchange than this client's vector")
         if self.exact_form not in (None, parameters.form):
             raise PolicyViolation(
-                "the session is for vectors of another length, ring, bound or groups than this client's"
+                "the session is for vectors of another length, modulus, bound or groups than this client's"
             )

@@ -495,8 +495,8 @@ def test_exchanges_out_of_order_are_refused(
     assert ledger.rows() == rows
 
 
-def test_rings_follow_the_confirmed_first_exchange_in_order(open_ledger: OpenLedger) -> None:
-    """Ring 1 was lost and ring 2 was not; then a crash, and the round begins again."""
+def test_bands_follow_the_confirmed_first_exchange_in_order(open_ledger: OpenLedger) -> None:
+    """Band 1 was lost and band 2 was not; then a crash, and the round begins again."""
     ledger = open_ledger()
     reservation = committed(ledger)
     ledger.release(reservation, session="01")
@@ -521,13 +521,13 @@ def test_rings_follow_the_confirmed_first_exchange_in_order(open_ledger: OpenLed
     ledger.verify()
 
 
-def test_unmasked_rings_are_of_a_round_that_has_begun(open_ledger: OpenLedger) -> None:
+def test_unmasked_bands_are_of_a_round_that_has_begun(open_ledger: OpenLedger) -> None:
     ledger = open_ledger()
     reservation = committed(ledger)
     with pytest.raises(LedgerError, match="does not follow a confirmed exchange 0"):
         ledger.release(reservation, session=None, exchange=1)
     ledger.release(reservation, session=None)
-    for exchange in (2, 1):  # after a crash in ring 2, of which a repeated row says nothing
+    for exchange in (2, 1):  # after a crash in band 2, of which a repeated row says nothing
         ledger.release(reservation, session=None, exchange=exchange)
     assert len(ledger.charges()[0].releases) == 3
 

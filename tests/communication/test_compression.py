@@ -38,17 +38,17 @@ def test_no_sum_overflows_under_any_density_mix(data: st.DataObject, value_bits:
     rng, stream = np.random.default_rng(value_bits * 100 + clients), SecretStream(KEY)
     quantiser = scales.quantiser()
     truth = np.zeros(d, dtype=object)
-    by_ring = [np.zeros(len(ring.support), dtype=np.uint32) for ring in tiers.rings]
+    by_band = [np.zeros(len(band.support), dtype=np.uint32) for band in tiers.bands]
     for client_id in tier_of:
         values = rng.standard_normal(d) * 1e9
         ring = quantiser.quantise(np.abs(values) * sign if sign else values, stream)
-        for total, part in zip(by_ring, tiers.parts(client_id, ring), strict=False):
+        for total, part in zip(by_band, tiers.parts(client_id, ring), strict=False):
             total += part
         truth += tiers.support_of(client_id).scatter(
             tiers.support_of(client_id).take(np.array(signed(ring, quantiser.modulus_bits)))
         )
     mask = np.uint32(2**quantiser.modulus_bits - 1)
-    total = tiers.join([part & mask for part in by_ring])
+    total = tiers.join([part & mask for part in by_band])
     assert signed(total, quantiser.modulus_bits) == truth.tolist()
 
 
@@ -96,12 +96,12 @@ def test_over_rounds_clients_of_every_tier_lose_nothing(value_bits: int) -> None
     quantiser = scales.quantiser()
     for number in range(rounds):
         tiers = Tiers(nested_topk(np.zeros(d), (6, 24, 96), 1.0, number.to_bytes(4, "big")), tier_of)
-        by_ring = [np.zeros(len(ring.support), dtype=np.uint32) for ring in tiers.rings]
+        by_band = [np.zeros(len(band.support), dtype=np.uint32) for band in tiers.bands]
         total = np.zeros(d)
         for client_id, wish in wishes.items():
             wanted = feedback[client_id].compensate(PrivateAtClient(wish, accounted_as="a test"))
             ring = quantiser.quantise(wanted.values, stream)
-            for part, own in zip(by_ring, tiers.parts(client_id, ring), strict=False):
+            for part, own in zip(by_band, tiers.parts(client_id, ring), strict=False):
                 part += own
             support = tiers.support_of(client_id)
             sent = support.scatter(support.take(quantiser.dequantise_sum(ring, clients=1)))
@@ -110,8 +110,8 @@ def test_over_rounds_clients_of_every_tier_lose_nothing(value_bits: int) -> None
             total += sent
         mask = np.uint32(2**quantiser.modulus_bits - 1)
         sums = [
-            scales.quantiser(ring.support).dequantise_sum(part & mask)
-            for ring, part in zip(tiers.rings, by_ring, strict=True)
+            scales.quantiser(band.support).dequantise_sum(part & mask)
+            for band, part in zip(tiers.bands, by_band, strict=True)
         ]
         np.testing.assert_allclose(tiers.join(sums), total, atol=1e-9)
     for client_id, wish in wishes.items():

@@ -16,10 +16,10 @@ from fedlora_priv.communication.meter import (
     KINDS,
     Summed,
     Told,
+    band_sessions,
     by_direction,
     most_uploaded,
     one_session,
-    ring_sessions,
     sort,
     wire_bytes,
 )
@@ -165,19 +165,19 @@ def test_tiers_apart_cost_keys_and_save_values() -> None:
     supports = nested_topk(np.random.default_rng(0).random(d), (d // 16, d), 0.25, b"x")
     tiers = Tiers(supports, {f"client-{i}": int(i > 3) for i in range(1, n + 1)})
     base = replace(session(n, bits=11), min_contributors=3)
-    apart = wire_bytes([Summed(each) for each in ring_sessions(base, tiers)])
+    apart = wire_bytes([Summed(each) for each in band_sessions(base, tiers)])
     together = wire_bytes([Summed(one_session(base, tiers))])
     narrow, wide = "client-1", "client-6"
     assert by_direction(apart, narrow)["up"]["values"] == packed_size(d // 16, 11)
     assert by_direction(together, narrow)["up"]["values"] == packed_size(d, 11)
     assert by_direction(apart, wide)["up"]["keys"] == 2 * by_direction(together, wide)["up"]["keys"]
-    assert [each.roster for each in ring_sessions(base, tiers)] == [ring.clients for ring in tiers.rings]
+    assert [each.roster for each in band_sessions(base, tiers)] == [band.clients for band in tiers.bands]
 
 
 def test_tiers_with_too_few_clients_are_refused() -> None:
     supports = nested_topk(np.zeros(50), (5, 50), 1.0, b"x")
     lonely = Tiers(supports, {f"client-{i}": int(i == 6) for i in range(1, 7)})
-    for build in (ring_sessions, one_session):
+    for build in (band_sessions, one_session):
         with pytest.raises(CommunicationError):
             build(session(6, bits=11), lonely)
         with pytest.raises(CommunicationError, match="roster"):

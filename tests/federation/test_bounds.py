@@ -258,7 +258,7 @@ def test_an_array_that_does_not_travel_keeps_its_spread_through_a_checkpoint(
     np.testing.assert_allclose(again[min(first)], headroom(4) * kept[0].spreads[min(first)], rtol=1e-6)
 
 
-def test_a_thin_ring_says_as_much_of_the_spread_as_a_wide_one() -> None:
+def test_a_thin_band_says_as_much_of_the_spread_as_a_wide_one() -> None:
     # 3600 values of spread 1, half of them from 10 clients and half from 3: means over senders differ in variance.
     scales = whole(16, 10)
     rng, senders = np.random.default_rng(3), np.repeat([10, 3], 1800)

@@ -139,7 +139,7 @@ def dropped(*losses: tuple[int, str, Any, int]) -> list[Dropout]:
         (FFALoRA(), RANDOM, dropped((1, "client-2", "share", 0), (2, "client-1", "mask", 0),
                                     (2, "client-4", "mask", 0), (3, "client-5", "confirm", 0))),
         (RoLoRA(), RANDOM, dropped((2, "client-3", "mask", 0), (3, "client-1", "reveal", 0))),
-        # A ring is lost while round 2 goes on: its coordinates are owed, and no others.
+        # A band is lost while round 2 goes on: its coordinates are owed, and no others.
         (FFALoRA(), TIERS, dropped((1, "client-2", "mask", 0), (2, "client-5", "mask", 1), (2, "client-4", "mask", 1))),
         (FedIT(), VOTED, dropped((2, "client-1", "mask", 0))),
     ],

@@ -117,10 +117,10 @@ def test_a_coordinate_moves_by_the_mean_of_those_who_send_it(
     for number in (1, 2):
         before, result = small.state.state, small.round()
         assert result.record.aborted is None
-        first, ring = indices(result)
+        first, band = indices(result)
         assert len(first) == -(-D // 4)
-        assert sorted(first + ring) == list(range(D))
-        require_means(small, before, result, {first: everybody, ring: wide})
+        assert sorted(first + band) == list(range(D))
+        require_means(small, before, result, {first: everybody, band: wide})
         one, other = result.record.exchanges
         assert (one.number, other.number, one.announced, other.announced) == (0, 1, None, None)
         assert (list(one.survivors), list(other.survivors)) == (everybody, wide)
@@ -133,7 +133,7 @@ def test_a_coordinate_moves_by_the_mean_of_those_who_send_it(
     assert narrow[0] != narrow[1]
 
 
-def test_unmasked_rings_give_the_same_integers(paper: Callable[..., Paper]) -> None:
+def test_unmasked_bands_give_the_same_integers(paper: Callable[..., Paper]) -> None:
     masked, plain = (
         paper(mode, support="seeded-random-k", densities=TIERS) for mode in ("secure", "insecure")
     )
@@ -152,7 +152,7 @@ SIX_TIERS = (0.25, 1.0, 1.0, 0.5, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("phase", ["advertise", "mask", "confirm"])
-def test_a_ring_loses_a_client_and_is_the_mean_of_the_others(paper: Callable[..., Paper], phase: Any) -> None:
+def test_a_band_loses_a_client_and_is_the_mean_of_the_others(paper: Callable[..., Paper], phase: Any) -> None:
     lost = Dropout(round=1, client_id="client-3", phase=phase, exchange=1)
     small = paper(support="server-topk", densities=SIX_TIERS, federation=SIX, dropouts=[lost])
     before, result = small.state.state, small.round()
@@ -166,8 +166,8 @@ def test_a_ring_loses_a_client_and_is_the_mean_of_the_others(paper: Callable[...
     assert ("client-3", f"{phase} of exchange 1") in result.record.lost
 
 
-def test_a_lost_ring_costs_its_coordinates_and_the_next_one_goes_on(paper: Callable[..., Paper]) -> None:
-    """Of five in the middle ring four must be in its sum, and three are; of the wide one three are enough."""
+def test_a_lost_band_costs_its_coordinates_and_the_next_one_goes_on(paper: Callable[..., Paper]) -> None:
+    """Of five in the middle band four must be in its sum, and three are; of the wide one three are enough."""
     lost = [Dropout(round=1, client_id=f"client-{i}", phase="mask", exchange=1) for i in (4, 6)]
     small = paper(support="seeded-random-k", densities=SIX_TIERS, federation=SIX, dropouts=lost)
     before, result = small.state.state, small.round()
@@ -181,7 +181,7 @@ def test_a_lost_ring_costs_its_coordinates_and_the_next_one_goes_on(paper: Calla
     assert len(again.record.exchanges) == 3
 
 
-def test_without_the_first_ring_there_is_no_round(paper: Callable[..., Paper]) -> None:
+def test_without_the_first_band_there_is_no_round(paper: Callable[..., Paper]) -> None:
     lost = [Dropout(round=1, client_id=f"client-{i}", phase="mask") for i in (1, 3)]
     small = paper(support="seeded-random-k", densities=TIERS, dropouts=lost)
     result = small.round()
@@ -203,7 +203,7 @@ def test_a_crash_anywhere_changes_nothing_of_the_result(paper: Callable[..., Pap
     assert broken.trainings == 5
 
 
-# --- a server that plays with rings ----------------------------------------------------------------------
+# --- a server that plays with bands ----------------------------------------------------------------------
 
 
 def meddled(
@@ -244,7 +244,7 @@ def proposal(edit: Callable[[Any], Any]) -> Callable[[wire.Message], wire.Messag
         lambda p: replace(p, roster=("client-1", *p.roster), degree=3, quorum=3),
     ],
 )
-def test_a_thin_ring_is_refused(paper: Callable[..., Paper], edit: Callable[[Any], Any]) -> None:
+def test_a_thin_band_is_refused(paper: Callable[..., Paper], edit: Callable[[Any], Any]) -> None:
     """Fewer in its sum than hide one, another exchange, or more clients than send it: no word of an upload leaves."""
     small = paper(support="seeded-random-k", densities=TIERS)
     result = meddled(small, "advertise", 1, proposal(edit))
@@ -264,27 +264,27 @@ def test_a_client_is_not_asked_for_what_only_others_send(paper: Callable[..., Pa
 
 
 @pytest.mark.parametrize("number", [0, 2, None, True, "1"])
-def test_a_ring_that_is_not_there_is_refused(paper: Callable[..., Paper], number: Any) -> None:
+def test_a_band_that_is_not_there_is_refused(paper: Callable[..., Paper], number: Any) -> None:
     small = paper(support="seeded-random-k", densities=TIERS)
     edit: Callable[[wire.Message], wire.Message] = lambda m: replace(m, fields={"exchange": number})  # noqa: E731
     result = meddled(small, "announce", 1, edit)
     assert {code for _, code in result.record.refused} == {"FederationError"}
 
 
-def test_a_ring_before_the_first_sum_is_confirmed_is_refused(paper: Callable[..., Paper]) -> None:
+def test_a_band_before_the_first_sum_is_confirmed_is_refused(paper: Callable[..., Paper]) -> None:
     small = paper(support="seeded-random-k", densities=TIERS)
     message = small.server.task(small.state).to_message(small.begun.state)
     client = small.clients[1]
     assert wire.decode(client.handle(wire.encode(message))).kind == wire.TRAINED
-    ring = wire.encode(wire.Message(wire.EXCHANGE, {"exchange": 1}))
-    assert wire.decode(client.handle(ring)) == REFUSED
+    band = wire.encode(wire.Message(wire.EXCHANGE, {"exchange": 1}))
+    assert wire.decode(client.handle(band)) == REFUSED
 
 
 def other_supports(blobs: Mapping[str, bytes]) -> list[dict[str, bytes]]:
     """Supports that are not those of the seed, or not nested."""
-    first, ring = (Support.from_bytes(blobs[name], D).indices for name in ("support", "support/1"))
-    swapped = Support(D, np.sort(np.append(ring[1:], first[0]))).to_bytes()
-    short = Support(D, ring[1:]).to_bytes()
+    first, band = (Support.from_bytes(blobs[name], D).indices for name in ("support", "support/1"))
+    swapped = Support(D, np.sort(np.append(band[1:], first[0]))).to_bytes()
+    short = Support(D, band[1:]).to_bytes()
     return [
         {"support/1": swapped},  # a coordinate of both
         {"support/1": short},
@@ -355,8 +355,8 @@ def mixes(draw: st.DrawFn) -> tuple[list[float], str, list[list[bool]], int]:
     n = draw(st.integers(3, 8))
     mine = draw(st.lists(st.sampled_from(DENSITIES), min_size=n, max_size=n))
     kind = draw(st.sampled_from(["seeded-random-k", "server-topk"]))
-    rings = len(set(mine))
-    there = [draw(st.lists(st.booleans(), min_size=n, max_size=n)) for _ in range(rings)]
+    bands = len(set(mine))
+    there = [draw(st.lists(st.booleans(), min_size=n, max_size=n)) for _ in range(bands)]
     return mine, kind, there, draw(st.integers(0, 2**32))
 
 
@@ -393,12 +393,12 @@ def test_sums_are_exact_under_every_mix_of_densities_survivors_and_losses(
         reached[channel.support.indices] += 1
         if not survivors:
             continue
-        rings = [channel.encode(updates[c], SecretStream(bytes([c]) * 32)) for c in survivors]
-        total = np.sum(rings, axis=0, dtype=np.uint64) % (1 << channel.quantiser.modulus_bits)
+        uploads = [channel.encode(updates[c], SecretStream(bytes([c]) * 32)) for c in survivors]
+        total = np.sum(uploads, axis=0, dtype=np.uint64) % (1 << channel.quantiser.modulus_bits)
         parts.append(ExchangeSum(exchange, total.astype(np.uint32), len(survivors)))
         half = 1 << (channel.quantiser.modulus_bits - 1)
-        signed = [(r.astype(np.int64) + half) % (2 * half) - half for r in rings]
-        step = channel.quantiser.dequantise_sum(np.ones_like(rings[0]), 1)
+        signed = [(r.astype(np.int64) + half) % (2 * half) - half for r in uploads]
+        step = channel.quantiser.dequantise_sum(np.ones_like(uploads[0]), 1)
         sent[channel.support.indices] = np.sum(signed, axis=0) * step
         count[channel.support.indices] = len(survivors)
     assert (reached <= 1).all()

@@ -55,7 +55,7 @@ def uploaded(outcome: Any, number: int) -> dict[str, int]:
 
 @pytest.mark.long
 def test_a_run_of_two_tiers(go: Callable[..., Any]) -> None:
-    """Round 1: one of four is lost in the wide tier's ring; round 2: two are, and the ring with them."""
+    """Round 1: one of four is lost in the wide tier's band; round 2: two are, and the band with them."""
     lost = [
         {"round": 1, "client_id": "client-2", "phase": "mask", "exchange": 1},
         {"round": 2, "client_id": "client-2", "phase": "mask", "exchange": 1},
@@ -65,14 +65,14 @@ def test_a_run_of_two_tiers(go: Callable[..., Any]) -> None:
     assert outcome.problem is None
     report = outcome.report
     (contract,) = report["method"]["contracts"]
-    first, ring = contract["exchanges"]
+    first, band = contract["exchanges"]
     assert "clients" not in first
-    assert ring["clients"] == WIDE
-    assert first["coordinates"] + ring["coordinates"] == contract["round_dimension"]
+    assert band["clients"] == WIDE
+    assert first["coordinates"] + band["coordinates"] == contract["round_dimension"]
     assert "of what only some clients send, the sum over those alone" in contract["leaks"]
     sizes = planned["bytes"]["contracts"][0]["exchanges"]
     assert [size["clients"] for size in sizes] == [None, WIDE]
-    assert [size["coordinates_that_travel"] for size in sizes] == [first["coordinates"], ring["coordinates"]]
+    assert [size["coordinates_that_travel"] for size in sizes] == [first["coordinates"], band["coordinates"]]
     one, two, three = report["rounds"]
     for entry in (one, two, three):
         assert len(entry["survivors"]) == 6
@@ -85,23 +85,23 @@ def test_a_run_of_two_tiers(go: Callable[..., Any]) -> None:
     assert failed(outcome.folder).keys() == REPRODUCIBLE
     page = (outcome.folder / "report.html").read_text()
     assert "from client-2, client-4, client-5, client-6 alone" in page
-    forgeries_of_rings(outcome.folder, report)
+    forgeries_of_bands(outcome.folder, report)
 
 
-def forgeries_of_rings(folder: Path, honest: dict[str, Any]) -> None:
-    """Whatever is changed of a ring's line in a report contradicts the ledgers, the contract or the masks."""
+def forgeries_of_bands(folder: Path, honest: dict[str, Any]) -> None:
+    """Whatever is changed of a band's line in a report contradicts the ledgers, the contract or the masks."""
 
     def fails(words: str, forge: Callable[[dict[str, Any]], None]) -> None:
         report = copy.deepcopy(honest)
         forge(report)
         assert words in failed(folder, report).get(4, ""), words
 
-    def ring(report: dict[str, Any]) -> dict[str, Any]:
+    def band(report: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = report["rounds"][0]["exchanges"][1]
         return found
 
     hidden = copy.deepcopy(honest)
-    ring(hidden).update(survivors=[], transcript=None)
+    band(hidden).update(survivors=[], transcript=None)
     lines, roster = (folder / "ledger.jsonl").read_text().splitlines(), Roster.load(folder / "roster.json")
     words = {}
     for report in (honest, hidden):
@@ -110,15 +110,15 @@ def forgeries_of_rings(folder: Path, honest: dict[str, Any]) -> None:
     assert words.keys() == {"PASS", "UNVERIFIABLE"}, "lost before anybody confirmed it, and after"
     assert "has confirmed it: that it gave no sum is the report's word" in words["UNVERIFIABLE"]
 
-    fails("do not send it", lambda r: ring(r)["survivors"].append("client-1"))
-    fails("the report leaves it out", lambda r: ring(r)["survivors"].remove("client-6"))
-    fails("nobody would be hidden by another", lambda r: ring(r).update(survivors=WIDE[1:3]))
-    fails("no release into the reported session", lambda r: ring(r).pop("survivors"))
-    fails("another transcript", lambda r: ring(r).update(transcript="ab" * 32))
-    fails("another announcement before it", lambda r: ring(r).update(announced="ab" * 32))
+    fails("do not send it", lambda r: band(r)["survivors"].append("client-1"))
+    fails("the report leaves it out", lambda r: band(r)["survivors"].remove("client-6"))
+    fails("nobody would be hidden by another", lambda r: band(r).update(survivors=WIDE[1:3]))
+    fails("no release into the reported session", lambda r: band(r).pop("survivors"))
+    fails("another transcript", lambda r: band(r).update(transcript="ab" * 32))
+    fails("another announcement before it", lambda r: band(r).update(announced="ab" * 32))
     fails("not listed", lambda r: r["rounds"][0]["exchanges"].pop())
     fails("records that session as another exchange", lambda r: r["rounds"][0]["exchanges"].reverse())
-    fails("records that session as another exchange", lambda r: ring(r).update(exchange=2))
+    fails("records that session as another exchange", lambda r: band(r).update(exchange=2))
     fails("masks_sha256", lambda r: r["secure_aggregation"].update(max_colluders=2))
     fails("method", lambda r: r["method"]["contracts"][0]["exchanges"][1]["clients"].append("client-1"))
     fails(

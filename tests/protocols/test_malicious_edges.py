@@ -167,7 +167,7 @@ def test_whether_a_client_refuses_says_nothing_of_its_vector(
     federation = make_federation(**changes)
     policy = replace(federation.policy, exact_form=FORM)
     federation.clients[VICTIM] = federation.client(VICTIM, policy=policy)
-    federation.refuses("advertise", encode(Proposal(federation.parameters)), "another length, ring, bound")
+    federation.refuses("advertise", encode(Proposal(federation.parameters)), "another length, modulus, bound")
 
 
 def test_a_client_restored_for_another_round_is_refused(federation: Any) -> None:

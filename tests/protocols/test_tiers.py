@@ -61,16 +61,16 @@ def test_sums_and_counts_are_exact_under_every_mix_of_densities(
 ) -> None:
     tiers, vectors = mix
     total, count = brute_force(tiers, vectors)
-    by_ring = [
-        sum(tiers.parts(name, vectors[name])[j] for name in ring.clients)
-        for j, ring in enumerate(tiers.rings)
+    by_band = [
+        sum(tiers.parts(name, vectors[name])[j] for name in band.clients)
+        for j, band in enumerate(tiers.bands)
     ]
-    everybody = [ring.clients for ring in tiers.rings]
-    assert tiers.join(by_ring).tolist() == total.tolist()
+    everybody = [band.clients for band in tiers.bands]
+    assert tiers.join(by_band).tolist() == total.tolist()
     assert tiers.counts(everybody).tolist() == count.tolist()
     expected = [t / c if c else 0.0 for t, c in zip(total, count, strict=True)]
     assert (
-        tiers.mean([np.asarray(part, dtype=np.float64) for part in by_ring], everybody).tolist() == expected
+        tiers.mean([np.asarray(part, dtype=np.float64) for part in by_band], everybody).tolist() == expected
     )
     lined_up = sum(tiers.line_up(name, vector) for name, vector in vectors.items())
     assert tiers.join(tiers.cut(lined_up)).tolist() == total.tolist()
@@ -213,7 +213,7 @@ def session_sum(
     return run_session(clients, SecAggServer(parameters=parameters, roster=roster), vectors).sum
 
 
-def test_under_masks_rings_and_one_session_of_all_give_the_same_sums() -> None:
+def test_under_masks_bands_and_one_session_of_all_give_the_same_sums() -> None:
     d, quantiser = 90, Quantiser(1.0, 8, 5)
     rng, stream = np.random.default_rng(0), SecretStream(KEY)
     supports = nested_topk(rng.random(d), (9, 30, 60), 0.25, b"round 1")
@@ -222,8 +222,8 @@ def test_under_masks_rings_and_one_session_of_all_give_the_same_sums() -> None:
     rings = {name: quantiser.quantise(rng.uniform(-1, 1, d), stream) for name in tier_of}
     bits, levels = quantiser.modulus_bits, quantiser.levels
     apart = [
-        session_sum({name: tiers.parts(name, rings[name])[j] for name in ring.clients}, bits, levels, j)
-        for j, ring in enumerate(tiers.rings)
+        session_sum({name: tiers.parts(name, rings[name])[j] for name in band.clients}, bits, levels, j)
+        for j, band in enumerate(tiers.bands)
     ]
     lined_up = {name: tiers.line_up(name, ring) for name, ring in rings.items()}
     together = session_sum(lined_up, bits, levels, 9, groups=tiers.groups(), min_contributors=2)
