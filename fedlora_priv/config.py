@@ -2,9 +2,9 @@
 
 One TOML file holds one `Experiment`; `Experiment.load` reads it, applies ``--set`` overrides, refuses unknown
 keys, wrong types, values out of range and combinations that cannot be honoured, each with one line
-(`ConfigError`). The sections are in `config_model`, `config_data` and `config_federation`, the reading and the
-wording of errors in `config_file`, the combinations in `config_checks`; `docs/configuration.md` is generated from
-the descriptions (``python -m fedlora_priv.config_reference``).
+(`ConfigError`). The sections are in `config_model`, `config_data`, `config_federation` and `config_allocation`, the
+reading and the wording of errors in `config_file`, the combinations in `config_checks`; `docs/configuration.md` is
+generated from the descriptions (``python -m fedlora_priv.config_reference``).
 
 All of it is public: the file travels to every party and its digest enters the secure aggregation context. No
 field may hold a secret or a private size.
@@ -22,6 +22,7 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from fedlora_priv import config_checks, config_file
+from fedlora_priv.config_allocation import AllocationSection
 from fedlora_priv.config_base import Section
 from fedlora_priv.config_data import DataSection
 from fedlora_priv.config_federation import (
@@ -76,6 +77,7 @@ class Experiment(Section):
     privacy: PrivacySection
     secure_aggregation: SecureAggregationSection = Field(default_factory=SecureAggregationSection)
     communication: CommunicationSection = Field(default_factory=CommunicationSection)
+    allocation: AllocationSection = Field(default_factory=AllocationSection)
     engine: EngineSection = Field(default_factory=EngineSection)
     simulate: SimulateSection = Field(default_factory=SimulateSection)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from fedlora_priv import config_communication, config_methods
+from fedlora_priv import config_communication, config_methods, config_parts
 from fedlora_priv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def check(experiment: Experiment) -> None:
     _recomputed_activations(experiment)
     _dropouts(experiment)
     _engine(experiment)
+    config_parts.check(experiment)
     config_methods.check(experiment)
     config_communication.check_choice(experiment)
 

@@ -127,8 +127,8 @@ def _line(row: Row) -> str:
 
 
 def _heading(section: str) -> str:
-    """Return a section as its TOML header; dropouts are an array of tables."""
-    return f"`[[{section}]]`" if section.startswith("simulate.") else f"`[{section}]`"
+    """Return a section as its TOML header; dropouts and tiers are arrays of tables."""
+    return f"`[[{section}]]`" if section in ("simulate.dropouts", "allocation.tiers") else f"`[{section}]`"
 
 
 def _section_doc(section: str) -> str:

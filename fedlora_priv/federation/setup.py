@@ -25,6 +25,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.data.sources import public_name
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation import contracts
+from fedlora_priv.federation.allocating import require_allocations
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.holdings import Holdings, content_digest, everybodys
@@ -182,6 +183,7 @@ def build(experiment: Experiment, holdings: Holdings, say: Say, model: Path | No
     method = for_experiment(experiment)
     learner = load_learner(experiment, holdings.label_names, say, model)
     trainer = make_trainer(experiment, method, learner.model)
+    require_allocations(experiment, trainer.layout)
     return Parts(
         experiment=experiment,
         method=method,
@@ -293,6 +295,11 @@ def make_client(
         RunFolderError: another process uses its home.
     """
     experiment, client_id, home = parts.experiment, seat.client_id, seat.home
+    if experiment.allocation.in_parts:
+        raise ConfigError(
+            f"allocation.strategy = {experiment.allocation.strategy!r} can be planned, and not run yet",
+            "set it to 'all'",
+        )
     with ExitStack() as opened:
         lock = opened.enter_context(home.lock())
         ledger = opened.enter_context(open_ledger(parts, seat))

@@ -26,7 +26,7 @@ for any method, is ours (docs/decisions/0059).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -71,13 +71,16 @@ class Partial(Method):
                 "use it alone, or fedit for parts of the model",
             )
         self.method, self.own, self.trains = method, own, trains
+        self._phases: dict[Method, Partial] = {}
         self.name, self.title, self.source = method.name, f"{method.title}, in parts", method.source
         self.moves_by_mean, self.changes_base = method.moves_by_mean, method.changes_base
 
     def at(self, round: int) -> Method:
         """Return the method of that round, in the same parts."""
         method = self.method.at(round)
-        return self if method is self.method else Partial(method, self.own, self.trains)
+        if method is self.method:
+            return self
+        return self._phases.setdefault(method, Partial(method, self.own, self.trains))  # one for each phase
 
     def contract(self, layout: Layout) -> Contract:
         """Return the method's contract, with counts."""
@@ -210,6 +213,23 @@ class Partial(Method):
     def _by_component(self, plain: Contract) -> bool:
         """Whether what the method sums can be divided component by component."""
         return self.moves_by_mean and plain.trains <= _FACTORS
+
+
+class PartialByRound(Partial):
+    """A client's half where what it trains changes from round to round.
+
+    Args:
+        method, own: as in `Partial`.
+        parts: (round) → names of the modules that this client trains in it.
+    """
+
+    def __init__(self, method: Method, own: Layout | None, parts: Callable[[int], frozenset[str]]) -> None:
+        super().__init__(method, own)
+        self._parts = parts
+
+    def at(self, round: int) -> Method:
+        """Return the method of that round, in its parts."""
+        return Partial(self.method.at(round), self.own, self._parts(round))
 
 
 _HOLDERS = ".holders"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Protocol
 
+from fedlora_priv.config_allocation import AllocationSection
 from fedlora_priv.config_federation import AggregationSection, FederationSection
 from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.crossterm import CrossTerm
@@ -26,6 +27,7 @@ from fedlora_priv.methods.flora import FLoRA
 from fedlora_priv.methods.fra import FRALoRA
 from fedlora_priv.methods.lora_fair import LoRAFair
 from fedlora_priv.methods.optimizers import Adam, Average, Momentum, ServerOptimizer
+from fedlora_priv.methods.partial import Partial
 from fedlora_priv.methods.raclora import RACLoRA
 from fedlora_priv.methods.rolora import RoLoRA
 from fedlora_priv.methods.schedule import hybrid
@@ -53,6 +55,10 @@ class Asked(Protocol):
     @property
     def aggregation(self) -> AggregationSection:
         """Its options."""
+
+    @property
+    def allocation(self) -> AllocationSection:
+        """Whether clients train parts of the model."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ def reads(name: str) -> tuple[str, ...]:
 
 
 def for_experiment(experiment: Asked) -> Method:
-    """Return the method that an experiment asks for, with its options."""
+    """Return the method that an experiment asks for, with its options; over parts, where clients train parts."""
     asked = experiment.aggregation
     fallback = None if asked.fallback == "none" else asked.fallback
     options = Options(
@@ -133,7 +139,8 @@ def for_experiment(experiment: Asked) -> Method:
         switch_round=asked.first_ffa_round(experiment.federation.rounds),
         block_rounds=asked.block_rounds,
     )
-    return make(experiment.federation.method, options)
+    method = make(experiment.federation.method, options)
+    return Partial(method) if experiment.allocation.in_parts else method
 
 
 def server_optimizer_for(experiment: Asked) -> ServerOptimizer | None:
