@@ -14,7 +14,8 @@ from fedlora_priv.methods import Method
 from tests.federation.paper import Paper
 
 HAS_FLOWER = importlib.util.find_spec("flwr") is not None
-collect_ignore_glob = [] if HAS_FLOWER else ["test_engine.py"]
+NEED_FLOWER = [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != "test_choice.py"]
+collect_ignore = [] if HAS_FLOWER else NEED_FLOWER
 
 
 @pytest.fixture(autouse=True)

@@ -1,131 +1,357 @@
-"""A deployment for trial as real processes: a SuperLink, its SuperNodes, a submitted run; all stopped by their ids."""
+"""A deployed federation as real processes on this machine: a SuperLink, its SuperNodes, a run; none is left behind.
+
+Every process is started as its user starts it: by `fedlora` commands, from the folders that `fedlora deploy` writes. A
+process and all that it starts carry a mark in their environment, by which they are found, killed and counted,
+whatever became of their parents. What Flower's app processes do is told by `tests.flower.traced`.
+
+    with fleet(tiny(tiny_model, tiny_data), tmp_path / "fleet") as f:
+        f.start()                                   # SuperLink, `fedlora server run`, all nodes
+        f.hold("client-2", "called", "1.share")     # stop it there ...
+        f.wait_for("client-2", "called", "1.share")
+        f.kill("client-2")                          # ... and kill -9 the node with everything below it
+        f.release()
+        f.start_node(2)
+        assert f.finished() == 0
+"""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+import tomli_w
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.deploy import start
 from fedlora_priv.deploy.bundle import Plan, deploy_trial
+from fedlora_priv.deploy.check import reach
+from fedlora_priv.errors import EnvironmentProblem
+from fedlora_priv.federation.parties import NodeSettings
 from fedlora_priv.federation.provenance import versions
+from tests.flower.traced import PARTY, TRACE, hold_path, sums
 
-DEADLINE_S = 400.0
+ROOT = Path(__file__).resolve().parents[2]
+FEDLORA = (sys.executable, "-m", "fedlora_priv")
+MARK = "FLEET_MARK"
+
+DEADLINE_S = 900.0
+"""How long a test waits for anything, on a machine that does much else; what is waited for takes seconds."""
+
+SUPERLINK, RUN = "superlink", "run"
+POLL_S = 0.1
+
+
+def tiny(model: Path, data: Path, **sections: dict[str, Any]) -> Experiment:
+    """An experiment of five parties with rows of their own, one round; sections change values, None takes one out.
+
+    Args:
+        model, data: the fixtures `tiny_model` and `tiny_data`.
+        sections: by name, what they say.
+    """
+    values: dict[str, dict[str, Any]] = {
+        "experiment": {"name": "wards", "seed": 3},
+        "model": {"source": str(model), "max_length": 16},
+        "lora": {"rank": 2, "alpha": 4.0},
+        "data": {
+            "source": str(data),
+            "public": True,  # else no deployment for trial would split it
+            "dataset_id": "wards-2026",
+            "labels": ["0", "1"],
+            "declared_examples_per_client": 80,
+        },
+        "federation": {"clients": 5, "rounds": 1},
+        "training": {"batch_size": 20, "learning_rate": 0.5},
+        "privacy": {"epsilon": 8.0, "delta": 1e-4},
+        "communication": {"value_bits": 8},
+        "engine": {"kind": "flower", "train_timeout_s": 300, "phase_timeout_s": 300},
+    }
+    for name, section in sections.items():
+        changed = {**values.get(name, {}), **section}
+        values[name] = {key: value for key, value in changed.items() if value is not None}
+    return Experiment.from_toml(tomli_w.dumps(values))
 
 
 @dataclass
 class Fleet:
-    """The processes of one deployment."""
+    """The processes of one deployment.
+
+    Args:
+        out: the deployment's folder.
+        experiment: what was deployed.
+        mark: what all processes of this fleet carry.
+        running: by name ("superlink", "run", "client-1", ...), what was started and not killed since.
+    """
 
     out: Path
     experiment: Experiment
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def node(self, number: int) -> Path:
-        """A node's file."""
-        return self.out / "nodes" / f"client-{number}" / "node.toml"
+    # --- what is where --------------------------------------------------------------------------------------
 
     @property
     def server(self) -> Path:
         """The server's file."""
         return self.out / "server" / "server.toml"
 
+    @property
+    def run_folder(self) -> Path:
+        """What `fedlora audit` judges."""
+        return self.out / "server" / "run"
+
+    @property
+    def roster(self) -> Path:
+        """The pinned keys."""
+        return self.out / "agreement" / "roster.json"
+
+    @property
+    def trace(self) -> Path:
+        """Events and sums."""
+        return self.out / "trace"
+
+    def node(self, number: int) -> Path:
+        """A node's file."""
+        return self.out / "nodes" / f"client-{number}" / "node.toml"
+
+    def home(self, number: int) -> Path:
+        """A node's home: keys, ledger, guard."""
+        return self.node(number).parent / "home"
+
     def log(self, name: str) -> str:
-        """What a process has said."""
-        path = self.out / f"{name}.log"
+        """What a process and those below it have said, over all its starts."""
+        path = self.out / "logs" / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def start(self, name: str, launch: start.Launch) -> None:
-        """Start a program in a process group of its own."""
-        with (self.out / f"{name}.log").open("ab") as log:
+    def report(self) -> dict[str, Any]:
+        """The report of the finished run."""
+        return json.loads((self.run_folder / "report.json").read_text())
+
+    def sums(self) -> dict[str, Any]:
+        """Every masked sum by "<round>.<exchange>": ring elements, and whose they are."""
+        return sums(self.trace)
+
+    # --- starting -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start everything in the order that costs least: the run admits the nodes' keys, then nodes call."""
+        self.start_superlink()
+        self.start_run()
+        self.wait(lambda: "fedlora:" in self.log(RUN), "the ServerApp runs")
+        for number in range(1, self.experiment.federation.clients + 1):
+            self.start_node(number)
+
+    def start_superlink(self) -> None:
+        """`fedlora server start`, up to where a node's own check is content with the answer."""
+        self.launch(SUPERLINK, "server", "start", self.server)
+        link = start.node_link(NodeSettings.load(self.node(1)))
+
+        def reached() -> bool:
+            with contextlib.suppress(EnvironmentProblem):
+                return bool(reach(link, datetime.datetime.now(datetime.UTC)))
+            return False
+
+        self.wait(reached, "the SuperLink answers")
+
+    def start_run(self) -> None:
+        """`fedlora server run`: admits the nodes' keys, submits the run and shows its log."""
+        self.launch(RUN, "server", "run", self.server)
+
+    def start_node(self, number: int, *, rehearse: bool = False) -> None:
+        """Start a node.
+
+        Args:
+            number: which.
+            rehearse: as a user does, by `fedlora node start`, which rehearses private steps before it becomes the
+                SuperNode; else at once as what it becomes, with the same arguments and environment.
+        """
+        name, file = f"client-{number}", self.node(number)
+        if rehearse:
+            self.launch(name, "node", "start", file)
+        else:
+            launch = start.supernode(file)
+            self._launch(name, launch.arguments, launch.environment)
+
+    def launch(self, name: str, *command: object) -> None:
+        """Start a `fedlora` command that runs on."""
+        self._launch(name, [*FEDLORA, *map(str, command)], {})
+
+    def call(self, *command: object, seconds: float = DEADLINE_S) -> subprocess.CompletedProcess[str]:
+        """Run a `fedlora` command to its end; what it said and its exit status."""
+        return subprocess.run(
+            [*FEDLORA, *map(str, command)],
+            check=False,
+            env=self._environment("call", {}),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+
+    def _launch(self, name: str, arguments: Sequence[str], environment: Any) -> None:
+        """Start a program with its lines in logs/<name>.log."""
+        assert name not in self.running, f"{name} runs already"
+        path = self.out / "logs" / f"{name}.log"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as log:
             self.running[name] = subprocess.Popen(
-                launch.arguments,
-                env=launch.whole_environment(),
+                arguments,
+                env=self._environment(name, environment),
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
 
-    def call(self, launch: start.Launch) -> str:
-        """Run a command to its end and return what it said."""
-        done = subprocess.run(
-            launch.arguments,
-            check=False,
-            env=launch.whole_environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        return done.stdout + done.stderr
+    def _environment(self, name: str, own: Any) -> dict[str, str]:
+        """Return the environment of a process of this fleet."""
+        paths = [str(ROOT / "tests" / "flower" / "tracing"), str(ROOT)]
+        if there := os.environ.get("PYTHONPATH"):
+            paths.append(there)
+        return {
+            **os.environ,
+            **own,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            MARK: f"{self.mark}/{name}/",
+            TRACE: str(self.trace),
+            PARTY: name,
+        }
 
-    def start_superlink(self) -> None:
-        """Start the SuperLink and wait until it answers."""
-        self.start("superlink", start.superlink(self.server))
-        port = start.superlink(self.server).arguments
-        number = int(port[port.index("--port") + 1])
-        self.wait(lambda: answers(number), "the SuperLink answers")
+    # --- waiting --------------------------------------------------------------------------------------------
 
-    def start_node(self, number: int) -> None:
-        """Start a SuperNode."""
-        self.start(f"client-{number}", start.supernode(self.node(number)))
+    def events(self) -> list[dict[str, Any]]:
+        """What app processes have said of themselves so far, in order; see `tests.flower.traced`."""
+        path = self.trace / "events.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
 
-    def submit(self) -> None:
-        """Submit the run; what it says is in the log "run"."""
-        self.start("run", start.submission(self.server))
+    def happened(self, party: str, what: str, step: str) -> bool:
+        """Whether there was such an event."""
+        wanted = (party, what, step)
+        return any((event["party"], event["what"], event["step"]) == wanted for event in self.events())
+
+    def wait_for(self, party: str, what: str, step: str) -> None:
+        """Wait for an event."""
+        self.wait(lambda: self.happened(party, what, step), f"{party} {what} {step}")
+
+    def hold(self, party: str, what: str, step: str) -> None:
+        """Have a process wait as soon as that has happened; say it before it can happen."""
+        hold_path(self.trace, party, what, step).touch()
+
+    def release(self) -> None:
+        """Let everybody go on who is held."""
+        for path in self.trace.glob("hold *"):
+            path.unlink()
 
     def wait(self, happened: Callable[[], Any], what: str, seconds: float = DEADLINE_S) -> None:
-        """Wait until something has happened."""
+        """Wait until something has happened; what was started and not killed must live until then.
+
+        Raises:
+            AssertionError: it has not in that time, or a process has ended by itself; with the ends of all logs.
+        """
         deadline = time.monotonic() + seconds
         while not happened():
-            for name in ("superlink",):
-                process = self.running.get(name)
-                assert process is None or process.poll() is None, self.log(name)[-3000:]
-            assert time.monotonic() < deadline, f"not in {seconds} s: {what}\n{self.log('run')[-3000:]}"
-            time.sleep(0.2)
+            for name, process in self.running.items():
+                if name != RUN and process.poll() is not None:
+                    raise AssertionError(
+                        f"{name} ended with {process.returncode}, before: {what}\n{self.tails()}"
+                    )
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not in {seconds:g} s: {what}\n{self.tails()}")
+            time.sleep(POLL_S)
+
+    def finished(self, seconds: float = DEADLINE_S) -> int:
+        """Wait until `fedlora server run` has ended; its exit status."""
+        run = self.running[RUN]
+        self.wait(lambda: run.poll() is not None, "the run ends", seconds)
+        del self.running[RUN]
+        return run.returncode
+
+    def ended(self, name: str, seconds: float = DEADLINE_S) -> int:
+        """Wait until a process has ended by itself; its exit status."""
+        process = self.running.pop(name)
+        self.wait(lambda: process.poll() is not None, f"{name} ends", seconds)
+        return process.returncode
+
+    def tails(self) -> str:
+        """The ends of all logs and the last events, for whoever reads a failure."""
+        logs = sorted((self.out / "logs").glob("*.log"))
+        parts = [f"--- {path.stem}\n{self.log(path.stem)[-1500:]}" for path in logs]
+        return "\n".join([*parts, "--- events", *map(str, self.events()[-12:])])
+
+    # --- killing --------------------------------------------------------------------------------------------
+
+    def processes(self, name: str | None = None) -> list[psutil.Process]:
+        """Processes that live: of one name with all below them, or of the whole fleet."""
+        return _marked(f"{self.mark}/" if name is None else f"{self.mark}/{name}/")
+
+    def apps(self, name: str) -> list[psutil.Process]:
+        """The app processes below a SuperNode, or the ServerApp's below the SuperLink."""
+        return [one for one in self.processes(name) if "fedlora_priv.deploy.app" in _command(one)]
 
     def kill(self, name: str) -> None:
-        """kill -9: the process and all that it has started."""
-        process = self.running.pop(name)
-        for one in family(process.pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
+        """kill -9: a process and all that it has started, until none is left."""
+        self.kill_these(lambda: self.processes(name))
+        if (process := self.running.pop(name, None)) is not None:
+            process.wait(timeout=DEADLINE_S)
+
+    def kill_apps(self, name: str) -> None:
+        """kill -9 of the app processes only: the SuperNode or the SuperLink lives on."""
+        self.kill_these(lambda: self.apps(name))
+
+    def kill_these(self, living: Callable[[], list[psutil.Process]]) -> None:
+        """kill -9 whatever `living` returns, until it returns nothing."""
+        deadline = time.monotonic() + DEADLINE_S
+        while found := living():
+            for one in found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.send_signal(signal.SIGKILL)
+            psutil.wait_procs(found, timeout=1)
+            assert time.monotonic() < deadline, f"cannot be killed: {found}"
 
     def stop(self) -> None:
-        """Kill everything that was started here."""
-        for name in list(self.running):
-            self.kill(name)
+        """Kill everything that was started here; none is left."""
+        self.kill_these(self.processes)
+        for process in self.running.values():
+            process.wait(timeout=DEADLINE_S)
+        self.running.clear()
+        assert not self.processes()
 
 
-def family(pid: int) -> list[psutil.Process]:
-    """A process and its descendants, itself first so that it starts no more."""
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+def _marked(mark: str) -> list[psutil.Process]:
+    """Processes of this account that live and carry a mark in their environment."""
+    found = []
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if one.environ().get(MARK, "").startswith(mark) and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found
 
 
-def answers(port: int) -> bool:
-    """Whether somebody listens on that port of this machine."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
+def _command(process: psutil.Process) -> list[str]:
+    """A process's arguments; none if it has ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Ports of 127.0.0.1 that nobody listens on, all different."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -135,21 +361,24 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def fleet(experiment: Experiment, out: Path) -> Iterator[Fleet]:
-    """Write a deployment, and stop its processes whatever happens."""
-    plan = replace(
-        Plan.on_one_machine(experiment, out), port=free_ports(1)[0], first_local_port=_row_of_ports(6)
-    )
-    deploy_trial(plan, versions(), lambda line: None)
+    """Write a deployment for trial in a new folder; at the end stop all its processes, whatever has happened."""
+    port, *local = free_ports(1 + experiment.federation.clients)
+    deploy_trial(Plan.on_one_machine(experiment, out, port), versions(), lambda line: None)
     made = Fleet(out, experiment)
+    made.trace.mkdir()
+    for number, own in enumerate(local, start=1):
+        change(made.node(number), "flower", local_port=own)
     try:
         yield made
     finally:
         made.stop()
 
 
-def _row_of_ports(count: int) -> int:
-    """The first of `count` neighbouring ports that nobody listens on."""
-    first = 20_000 + os.getpid() % 400 * 100
-    while any(answers(first + i) for i in range(count)):
-        first += count
-    return first
+def change(file: Path, section: str | None = None, **values: object) -> None:
+    """Change what a party's file says, as its administrator would with an editor; None takes a key out."""
+    read = tomllib.loads(file.read_text())
+    place = read if section is None else read[section]
+    place.update(values)
+    for key in [key for key, value in values.items() if value is None]:
+        del place[key]
+    file.write_text(tomli_w.dumps(read))
