@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedlora_priv.cli_base import AsJson, Debug, ExperimentFile, Overrides, console, one_line_errors
-from fedlora_priv.errors import ConfigError, EnvironmentProblem, FederationError
+from fedlora_priv.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,7 +143,9 @@ def deploy(
         agreement = bundle.deploy(plan, cards, versions())
     console.print(f"\nagreement    {agreement.fingerprint}", markup=False, highlight=False)
     console.print(
-        f"{out}/nodes/client-k goes to its node, {out}/server to the server; docs/deploying.md", markup=False
+        f"{out}/nodes/client-k goes to its node, {out}/server to the server; docs/deploying.md",
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -209,46 +210,35 @@ def server_start(file: ServerFile, debug: Debug = False) -> None:  # noqa: ARG00
 @one_line_errors
 def server_admit(file: ServerFile, debug: Debug = False) -> None:  # noqa: ARG001 - read by one_line_errors
     """Admit the nodes' keys at the running SuperLink, which turns nodes away until then."""
-    _admit(file)
+    from fedlora_priv.deploy.operate import admit
+
+    _print_admitted(admit(file))
 
 
 @server.command("run")
 @one_line_errors
 def server_run(file: ServerFile, debug: Debug = False) -> None:  # noqa: ARG001 - read by one_line_errors
     """Admit the nodes' keys, then run the federation at the running SuperLink, or go on with it."""
-    from fedlora_priv.deploy.start import submission
+    from fedlora_priv.deploy import operate
 
-    _admit(file)
-    submission(file).replace_this_process()
+    _print_admitted(operate.admit(file))
+    operate.run(file, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 
-def _admit(file: Path) -> None:
-    """Admit every node's key; those that are admitted already stay so.
-
-    Raises:
-        FederationError: the SuperLink does not take one.
-    """
-    from fedlora_priv.deploy.start import admissions
-
-    for launch in admissions(file):
-        done = subprocess.run(  # noqa: S603 - the arguments are this package's own
-            launch.arguments, env=launch.whole_environment(), capture_output=True, text=True, check=False
-        )
-        if done.returncode and "already in use" not in done.stdout + done.stderr:
-            said = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-            raise FederationError(
-                f"the SuperLink did not admit {Path(launch.arguments[3]).name}: {said}", "is it up?"
-            )
+def _print_admitted(new: int) -> None:
+    """Say how many nodes' keys were admitted now."""
+    said = "every node's key is admitted already" if not new else f"admitted {new} nodes' keys"
+    console.print(said, markup=False, highlight=False)
 
 
 def _print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """Print what was found. Raises EnvironmentProblem with the first thing that fails."""
+    """Print what was found. Raises the first thing that fails, whose exit code the command leaves with."""
+    from fedlora_priv.deploy.check import require_all
+
     if as_json:
         console.print_json(json.dumps([finding.to_json() for finding in findings]))
     else:
         for finding in findings:
             line = f"{finding.status:<5} {finding.what:<15} {finding.detail}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    failed = [finding for finding in findings if finding.status == "FAIL"]
-    if failed:
-        raise EnvironmentProblem(f"{failed[0].what}: {failed[0].detail}")
+    require_all(findings)

@@ -26,8 +26,8 @@ _SAME_WORD = 0.88
 """How alike two words are that differ by a letter; 'fra-lora' and 'rac-lora', two methods, are less."""
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file.
+def read(path: Path, what: str = "experiment file") -> dict[str, Any]:
+    """Return the tables of a TOML file; `what` names it where there is none.
 
     Raises:
         ConfigError: no such file, not UTF-8, not TOML.
@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"there is no experiment file {path}", "check the path") from None
+        raise ConfigError(f"there is no {what} {path}", "check the path") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder", "name the TOML file in it") from None
     except OSError as error:

@@ -10,10 +10,11 @@ import resource
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from fedlora_priv.errors import FedloraError
 from protocols.prg import SecretStream
 
 if TYPE_CHECKING:
@@ -29,15 +30,19 @@ _GRADIENTS = "per-example gradients"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: OK, WARN (slower or missing) or FAIL (a run would be wrong or stop)."""
+    """One thing that was looked at: OK, WARN (slower or missing) or FAIL (a run would be wrong or stop).
+
+    `problem` is the error that a FAIL was found by, if it was one: a command leaves with its exit code.
+    """
 
     what: str
     status: Literal["OK", "WARN", "FAIL"]
     detail: str
+    problem: FedloraError | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, str]:
         """Return the finding as JSON values."""
-        return asdict(self)
+        return {"what": self.what, "status": self.status, "detail": self.detail}
 
 
 def examine() -> list[Finding]:

@@ -12,7 +12,8 @@
     │   ├── StateBeyondBounds            5   training from this global state could not be private
     │   └── StaleRound                   5   a client's round in progress cannot be continued
     ├── RunFolderError                   6   the run folder or a client's home is damaged or in use
-    └── EnvironmentProblem               7   a library is missing or this machine computes wrongly
+    └── EnvironmentProblem               7   a library is missing, this machine computes wrongly, or a port,
+                                             a certificate or a clock is wrong
 
 The command line prints the message alone and leaves with the exit code; ``--debug`` adds the trace. An
 exception that is *not* a `FedloraError` is a defect of ours and leaves with `UNEXPECTED_EXIT_CODE`.
@@ -101,10 +102,12 @@ class RunFolderError(FedloraError):
 
 
 class EnvironmentProblem(FedloraError):  # noqa: N818 - EnvironmentError is Python's own
-    """A library is missing, or this machine computes wrongly."""
+    """A library is missing, this machine computes wrongly, or a port, a certificate or a clock is wrong."""
 
     exit_code = 7
-    meaning = "a library is missing, or this machine computes wrongly"
+    meaning = (
+        "a library is missing, this machine computes wrongly, or a port, a certificate or a clock is wrong"
+    )
 
 
 def exit_codes() -> dict[int, str]:

@@ -31,7 +31,7 @@ from fedlora_priv.federation.agreement import Agreement
 from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.holdings import agreed_size, everybodys, require_common_source
 from fedlora_priv.federation.learner import Say
-from fedlora_priv.federation.parties import SUPERLINK_PORT
+from fedlora_priv.federation.parties import MAX_PORT, SUPERLINK_PORT
 from fedlora_priv.federation.runfolder import RUN_BYTES
 
 TRIAL_FILE, ROWS_FILE, EVALUATION_FILE = "TRIAL.txt", "rows.jsonl", "evaluation.jsonl"
@@ -92,6 +92,7 @@ def deploy(plan: Plan, cards: Sequence[Card], versions: Mapping[str, str]) -> Ag
         RunFolderError: the folder is not empty, or cannot be written.
     """
     _require_deployable(plan)
+    _require_cards(plan.experiment, cards)
     return _write(plan, cards, versions)
 
 
@@ -148,12 +149,29 @@ def _require_deployable(plan: Plan) -> None:
         raise RunFolderError(f"{plan.out} is not empty", "choose a new folder: keys are never overwritten")
     if not plan.hosts:
         raise ConfigError("no host is named that nodes call", "add --host")
+    last = (plan.first_local_port or 1) + plan.experiment.federation.clients - 1
+    if last > MAX_PORT:
+        raise ConfigError(
+            f"port {plan.port} leaves no room for {plan.experiment.federation.clients} nodes' ports after it",
+            f"choose one that is lower by {last - MAX_PORT} or more",
+        )
     if plan.experiment.simulate.dropouts:
         raise ConfigError("simulate.dropouts are acted out by the local engine only", "remove them")
     if plan.own_data:
         agreed_size(plan.experiment)
     else:
         require_common_source(plan.experiment)
+
+
+def _require_cards(experiment: Experiment, cards: Sequence[Card]) -> None:
+    """Raise unless there is a card of each of the experiment's clients, and of nobody else."""
+    known = {card.client_id for card in cards}
+    expected = f"the experiment has client-1 to client-{experiment.federation.clients}, each with one --card"
+    for client_id in experiment.client_ids:
+        if client_id not in known:
+            raise ConfigError(f"there is no card of {client_id}", expected)
+    for client_id in sorted(known - set(experiment.client_ids)):
+        raise ConfigError(f"there is a card of {client_id}, who is no client of this experiment", expected)
 
 
 def _write(

@@ -7,10 +7,12 @@ them first, because Flower's own errors come late, on the other side, or not at 
 from __future__ import annotations
 
 import datetime
+import email.utils
+import http.client
 import importlib.metadata
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -29,6 +31,9 @@ from fedlora_priv.federation.parties import NodeLink, NodeSettings, ServerLink, 
 from fedlora_priv.federation.plans import plan_clients, require_room
 
 CONNECT_TIMEOUT_S = 5.0
+MAX_AHEAD_S, MAX_BEHIND_S = 5, 300
+"""How far a node's clock may be from the SuperLink's: Flower 1.41 dates and signs every request of a node."""
+
 FLOWER = (1, 41)
 """The version of Flower that the engine was written for and is tested with."""
 
@@ -64,13 +69,35 @@ def check_server(file: Path, *, now: datetime.datetime | None = None) -> list[Fi
     return list(_findings(_server_checks(settings, agreement, now or _clock())))
 
 
+def check_admission(file: Path, *, now: datetime.datetime | None = None) -> list[Finding]:
+    """Return what was found of that which admitting nodes and submitting a run need: keys, and a running SuperLink.
+
+    Raises:
+        FedloraError: as `check_server`.
+    """
+    settings = ServerSettings.load(file)
+    agreement = Agreement.load(settings.agreement)
+    return list(_findings(_admission_checks(settings, agreement, now or _clock())))
+
+
+def require_all(findings: Sequence[Finding]) -> None:
+    """Raise the first thing that was found to fail, called by what it is of.
+
+    Raises:
+        FedloraError: of the kind that the check gave.
+    """
+    for finding in findings:
+        if finding.problem is not None:
+            raise type(finding.problem)(f"{finding.what}: {finding.detail}")
+
+
 def _findings(checks: Iterator[Check]) -> Iterator[Finding]:
     """Run the checks; one that fails does not keep the others from being run."""
     for what, look in checks:
         try:
             yield Finding(what, "OK", look())
         except FedloraError as error:
-            yield Finding(what, "FAIL", str(error))
+            yield Finding(what, "FAIL", str(error), error)
 
 
 def _node_checks(
@@ -97,6 +124,16 @@ def _server_checks(settings: ServerSettings, agreement: Agreement, now: datetime
         yield "certificate", lambda: _own_certificate(link, now)
         yield "nodes", lambda: _admitted(link, agreement)
         yield "port", lambda: require_free_port(link.bind, link.port)
+
+
+def _admission_checks(
+    settings: ServerSettings, agreement: Agreement, now: datetime.datetime
+) -> Iterator[Check]:
+    """Yield the checks before a server's SuperLink is asked for something."""
+    yield "agreement", lambda: _agreement(settings, agreement)
+    if (link := settings.flower) is not None:
+        yield "nodes", lambda: _admitted(link, agreement)
+        yield "server", lambda: reach(link, now)
 
 
 def _agreement(settings: NodeSettings | ServerSettings, agreement: Agreement) -> str:
@@ -212,16 +249,23 @@ def require_free_port(host: str, port: int) -> str:
     return f"{host}:{port} is free"
 
 
-def reach(link: NodeLink, now: datetime.datetime) -> str:
-    """Return that the server answers with a certificate that this node may trust.
+def reach(link: NodeLink | ServerLink, now: datetime.datetime) -> str:
+    """Return that the server answers with a certificate that may be trusted, and that its clock is near this one.
 
     The certificate is fetched without verification and judged here, so that the reason can be told; nothing is sent
-    over that connection.
+    over that connection. The clock is asked over a second one, which is verified.
 
     Raises:
-        EnvironmentProblem: nothing answers, or somebody else does.
+        EnvironmentProblem: nothing answers, or somebody else does, or one of the two clocks is wrong.
     """
-    authority = _loaded(link.ca)
+    certificate = x509.load_der_x509_certificate(_presented(link))
+    days = _days(certificates.require_usable(certificate, _loaded(link.ca), link.host, now), link.host)
+    _require_near(_server_clock(link), now)
+    return days
+
+
+def _presented(link: NodeLink | ServerLink) -> bytes:
+    """Return the certificate that whoever answers shows, DER."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
@@ -241,8 +285,41 @@ def reach(link: NodeLink, now: datetime.datetime) -> str:
         ) from None
     if presented is None:
         raise EnvironmentProblem(f"{link.host}:{link.port} shows no certificate", "ask whoever runs it")
-    certificate = x509.load_der_x509_certificate(presented)
-    return _days(certificates.require_usable(certificate, authority, link.host, now), link.host)
+    return presented
+
+
+def _server_clock(link: NodeLink | ServerLink) -> datetime.datetime | None:
+    """Return the time that the server's answer to an empty request bears; None if it bears none."""
+    connection = http.client.HTTPSConnection(
+        link.host,
+        link.port,
+        timeout=CONNECT_TIMEOUT_S,
+        context=ssl.create_default_context(cafile=str(link.ca)),
+    )
+    try:
+        connection.request("HEAD", "/")
+        dated = connection.getresponse().getheader("Date")
+        return None if dated is None else email.utils.parsedate_to_datetime(dated)
+    except (OSError, http.client.HTTPException) as error:
+        raise EnvironmentProblem(
+            f"{link.host}:{link.port} does not answer like a SuperLink ({type(error).__name__})",
+            "mend host and port in [flower], or ask whoever runs it",
+        ) from None
+    except ValueError:  # a date of another form
+        return None
+    finally:
+        connection.close()
+
+
+def _require_near(server: datetime.datetime | None, now: datetime.datetime) -> None:
+    """Raise if this clock is so far from the server's that Flower would turn this node away."""
+    ahead = 0.0 if server is None else (now - server).total_seconds()
+    if not -MAX_BEHIND_S <= ahead <= MAX_AHEAD_S:
+        raise EnvironmentProblem(
+            f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's, and "
+            f"Flower turns nodes away that are {MAX_AHEAD_S} s ahead or {MAX_BEHIND_S} s behind",
+            "set the one that is wrong",
+        )
 
 
 def _loaded(path: Path) -> x509.Certificate:

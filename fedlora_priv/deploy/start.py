@@ -78,7 +78,7 @@ def supernode(file: Path) -> Launch:
         "--isolation": "subprocess",
     }
     environment = _environment(settings.home / "flower", {NODE_VARIABLE: str(file.resolve())})
-    return Launch(("flower-supernode", *_flat(arguments)), environment)
+    return Launch((sys.executable, "-m", "fedlora_priv.deploy.supernode", *_flat(arguments)), environment)
 
 
 def superlink(file: Path) -> Launch:
@@ -114,7 +114,15 @@ def admissions(file: Path) -> list[Launch]:
     link = server_link(settings)
     clients = settings.agreed().roster
     return [
-        _flwr(file, "supernode", "register", str(link.nodes / f"{client_id}.pub"), CONNECTION)
+        _flwr(
+            file,
+            "supernode",
+            "register",
+            str(link.nodes / f"{client_id}.pub"),
+            CONNECTION,
+            "--format",
+            "json",
+        )
         for client_id in clients
     ]
 

@@ -10,7 +10,7 @@ relative to the file that names them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, ClassVar, Self, TypeVar
 
 from pydantic import Field
 
@@ -21,7 +21,8 @@ from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation.agreement import Agreement
 
 FilePath = Annotated[Path, Field(strict=False)]
-Port = Annotated[int, Field(ge=1, le=65_535)]
+MAX_PORT = 65_535
+Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
 SectionT = TypeVar("SectionT", bound=Section)
 
 SUPERLINK_PORT = 8000
@@ -59,6 +60,8 @@ class ServerLink(Section):
 class Party(Section):
     """What the files of nodes and servers have in common."""
 
+    called: ClassVar[str] = "file"
+
     agreement: FilePath = Field(description="Folder of the agreement of all parties.")
     model: FilePath | None = Field(
         default=None, description="Folder of the model on this machine. Default: model.source."
@@ -74,7 +77,7 @@ class Party(Section):
         Raises:
             ConfigError: the file cannot be read, or says something that it cannot say.
         """
-        read = config_file.build(cls, config_file.read(file), (), origin=file.name)
+        read = config_file.build(cls, config_file.read(file, cls.called), (), origin=file.name)
         return _resolved(read, file.resolve().parent)
 
     def agreed(self) -> Agreement:
@@ -92,6 +95,8 @@ class Party(Section):
 
 class NodeSettings(Party):
     """A node's own file, node.toml; nobody else needs to see it."""
+
+    called: ClassVar[str] = "node's file (node.toml)"
 
     client_id: str = Field(min_length=1, description="Who this is, as in the roster.")
     home: FilePath = Field(
@@ -117,6 +122,8 @@ class NodeSettings(Party):
 
 class ServerSettings(Party):
     """The server's own file, server.toml."""
+
+    called: ClassVar[str] = "server's file (server.toml)"
 
     output: FilePath = Field(default=Path("run"), description="The run folder.")
     flower: ServerLink | None = Field(default=None, description="Where it answers by Flower.")

@@ -143,7 +143,8 @@ def test_where_it_runs_is_each_partys_own(trial: Path) -> None:
             {"data": {"public": True, "dataset_id": "x", "declared_examples_per_client": None}},
             "declared_examples",
         ),
-        ({"federation": {"clients": 4}}, "roster does not match"),
+        ({"federation": {"clients": 4}}, "a card of client-5, who is no client"),
+        ({"federation": {"clients": 6}}, "no card of client-6"),
         (
             {"simulate": {"dropouts": [{"round": 1, "client_id": "client-1", "phase": "mask"}]}},
             "local engine",
@@ -171,6 +172,21 @@ def test_a_trial_of_private_rows_is_refused(experiment: Callable[..., Experiment
             Plan(experiment(**PRIVATE), tmp_path / "out", ["127.0.0.1"]), VERSIONS, lambda line: None
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_whose_nodes_would_have_no_ports_is_refused(
+    experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    def plan(port: int) -> Plan:
+        return Plan.on_one_machine(experiment(), tmp_path / "out", port)
+
+    with pytest.raises(ConfigError, match="lower by 1 or more"):
+        deploy_trial(plan(65_531), VERSIONS, lambda line: None)
+    assert not (tmp_path / "out").exists()
+    deploy_trial(plan(65_530), VERSIONS, lambda line: None)
+    last = NodeSettings.load(tmp_path / "out" / "nodes" / "client-5" / "node.toml").flower
+    assert last is not None
+    assert last.local_port == 65_535
 
 
 def test_a_folder_that_holds_something_is_left_alone(

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import datetime
 import socket
-import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from accounting.ledger import Ledger
-from fedlora_priv import config_file
 from fedlora_priv.deploy import check
 from fedlora_priv.deploy.bundle import renew
 from fedlora_priv.deploy.certificates import new_authority
-from fedlora_priv.doctor import Finding
 from fedlora_priv.errors import ConfigError, RunFolderError
 from fedlora_priv.federation import provenance
 from fedlora_priv.federation.agreement import Agreement
 from fedlora_priv.federation.parties import NodeSettings
 from fedlora_priv.federation.plans import plan_clients
 
+from .answering import answering, change, failures, free_port
 from .conftest import VERSIONS
 
 
@@ -44,58 +38,6 @@ def node(trial: Path) -> Path:
 @pytest.fixture
 def server(trial: Path) -> Path:
     return trial / "server" / "server.toml"
-
-
-def change(file: Path, table: str | None = None, **values: Any) -> Path:
-    """Write a party's file once more with other values; None leaves one out."""
-    read = config_file.read(file)
-    section = read if table is None else read[table]
-    section |= values
-    for key in [key for key, value in section.items() if value is None]:
-        del section[key]
-    file.write_text(tomli_w.dumps(read))
-    return file
-
-
-def failures(findings: list[Finding]) -> dict[str, str]:
-    return {finding.what: finding.detail for finding in findings if finding.status == "FAIL"}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def answering(folder: Path | None) -> Iterator[int]:
-    """A server on 127.0.0.1 with the certificate of a server's folder, or without TLS; yields its port."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    if folder is not None:
-        context.load_cert_chain(folder / "server.pem", folder / "server.key")
-
-    def serve() -> None:
-        try:
-            connection, _ = listener.accept()
-            with connection:
-                connection.settimeout(5)
-                if folder is None:
-                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                    connection.recv(1024)
-                else:
-                    with context.wrap_socket(connection, server_side=True) as secure:
-                        secure.recv(1)
-        except OSError:
-            pass  # the other side had seen enough
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        thread.join(timeout=10)
-        listener.close()
 
 
 def test_a_good_node_and_a_good_server_pass_every_check(node: Path, server: Path) -> None:
@@ -137,6 +79,23 @@ def test_who_answers_is_told(node: Path, server: Path, trial: Path, plain: bool)
     with answering(server.parent) as port:
         change(node, "flower", port=port)
         assert "not from this federation" in failures(check.check_node(node))["server"]
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "said"),
+    [(0.0, None), (290.0, None), (-3600.0, "3600 s ahead of"), (-9.0, "s ahead of"), (400.0, "400 s behind")],
+)
+def test_a_clock_that_flower_would_not_take_is_named(
+    node: Path, server: Path, ahead_s: float, said: str | None
+) -> None:
+    with answering(server.parent, ahead_s=ahead_s) as port:
+        found = failures(check.check_node(change(node, "flower", port=port))).get("server")
+    assert found is None if said is None else said in str(found).replace("3601", "3600").replace("399", "400")
+
+
+def test_a_server_without_a_clock_is_not_blamed_for_it(node: Path, server: Path) -> None:
+    with answering(server.parent, dated=False) as port:
+        assert "server" not in failures(check.check_node(change(node, "flower", port=port)))
 
 
 def offline(node: Path) -> dict[str, str]:

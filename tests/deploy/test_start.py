@@ -83,8 +83,8 @@ def test_the_commands_for_other_apps_run_nothing(tmp_path: Path) -> None:
 def test_a_supernode_has_tls_its_own_key_and_no_open_port(trial: Path) -> None:
     file = trial / "nodes" / "client-3" / "node.toml"
     launch = start.supernode(file)
-    options = dict(zip(launch.arguments[1::2], launch.arguments[2::2], strict=True))
-    assert launch.arguments[0] == "flower-supernode"
+    assert launch.arguments[:3] == (sys.executable, "-m", "fedlora_priv.deploy.supernode")
+    options = dict(zip(launch.arguments[3::2], launch.arguments[4::2], strict=True))
     assert options["--superlink"] == "127.0.0.1:8000"
     assert options["--root-certificates"] == str(file.parent / "ca.pem")
     assert options["--auth-supernode-private-key"] == str(file.parent / "home" / "flower.key")

@@ -6,16 +6,18 @@ Submitted again after a crash it resumes from the run folder's last checkpoint, 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedlora_priv.deploy.operate import FINISHED, LINE, stopped
 from fedlora_priv.deploy.start import SERVER_VARIABLE
 from fedlora_priv.engines.base import Step
 from fedlora_priv.engines.flower.engine import FlowerEngine, Timing
-from fedlora_priv.errors import ConfigError
+from fedlora_priv.errors import ConfigError, FedloraError
 from fedlora_priv.federation.node import open_server
 from fedlora_priv.federation.run import conduct
 
@@ -30,7 +32,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        print(f"fedlora: {line}", flush=True)
+        print(f"{LINE}{line}", flush=True)
 
     def round_started(self, number: int, rounds: int) -> None:
         """Say which round begins."""
@@ -56,6 +58,16 @@ def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - all that matte
         FedloraError: nothing that was stored is lost; submitted again, the run resumes.
     """
     progress = Lines()
+    try:
+        _run(grid, progress)
+    except FedloraError as error:
+        progress.say(stopped(error))
+        sys.tracebacklimit = 0  # Flower logs what ends an app: the line that was just said is enough
+        raise error from None
+
+
+def _run(grid: Grid, progress: Lines) -> None:
+    """Run the federation to its end, or raise what ended it."""
     server = open_server(_file(), say=progress.say)
     try:
         timing = Timing(*server.parts.experiment.engine.timeouts(), JOIN_S)
@@ -65,7 +77,7 @@ def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - all that matte
         outcome = conduct(server.parts, server.folder, server.roster, engine, progress)
     finally:
         server.folder.close()
-    progress.say(f"finished: {outcome.folder}")
+    progress.say(f"{FINISHED}: {outcome.folder}")
     if outcome.problem is not None:
         raise outcome.problem
 
