@@ -120,28 +120,32 @@ TELLING: tuple[Cell, ...] = (
 """One seed each, right after a budget's corners."""
 
 
-def _others() -> Iterator[Cell]:
-    """Yield the other cells of one seed, the most telling first."""
-    yield from (_shared("server-topk", 1 / 16, bits) for bits in (8, None))
-    yield from (_cell("topk", "server-topk", 1 / 16, download_density=down) for down in (1 / 4, 1 / 16))
-    for density, support in product((1 / 64, 1 / 4), SUPPORTS):
-        yield _shared(support, density)
-        yield _cell("feedback", support, density, feedback=True)
-        if support != "voted-topk":
-            yield _cell("support", support, density, train="support")
+def _table() -> Iterator[Cell]:
+    """Yield all supports, densities and bits."""
     yield _cell("dense", bits=8)
     yield _flasc(1.0)
-    yield from (
-        _shared("server-topk", density, bits) for density, bits in product((1 / 4, 1 / 64), (8, None))
-    )
-    yield _cell("ffa", bits=None, method="ffa")
-    yield from (_cell("ffa", "server-topk", density, method="ffa") for density in (1 / 4, 1 / 16))
-    for support, density, bits in product(SUPPORTS[1:], DENSITIES, (8, None)):
+    for density, support, bits in product((1 / 16, 1 / 64, 1 / 4), SUPPORTS, (4, 8, None)):
         yield _shared(support, density, bits)
 
 
-OTHERS: tuple[Cell, ...] = tuple(cell for cell in _others() if cell not in (*CORNERS, *TELLING))
+def _extras() -> Iterator[Cell]:
+    """Yield what else there is to choose, the most telling first."""
+    yield from (_cell("topk", "server-topk", 1 / 16, download_density=down) for down in (1 / 4, 1 / 16))
+    for density, support in product((1 / 64, 1 / 4), SUPPORTS):
+        yield _cell("feedback", support, density, feedback=True)
+        if support != "voted-topk":
+            yield _cell("support", support, density, train="support")
+    yield _cell("ffa", bits=None, method="ffa")
+    yield from (_cell("ffa", "server-topk", density, method="ffa") for density in (1 / 4, 1 / 16))
+
+
+TABLE: tuple[Cell, ...] = tuple(cell for cell in _table() if cell not in (*CORNERS, *TELLING))
 """One seed each, once all budgets have theirs."""
+
+EXTRAS: tuple[Cell, ...] = tuple(cell for cell in _extras() if cell not in (*CORNERS, *TELLING))
+"""One seed each, last."""
+
+OTHERS = (*TABLE, *EXTRAS)
 
 
 def wanted(
@@ -176,12 +180,12 @@ class _Order:
         self._changes = changes
 
     def all(self, budgets: Sequence[Budget], skipped: Sequence[str]) -> Iterator[tuple[Study, Setting]]:
-        """Yield each budget's corners and telling cells with the rates they need, then the other cells."""
+        """Yield each budget's corners and telling cells with the rates they need, then the table, then extras."""
         for budget in budgets:
             yield from self._cells(budget, CORNERS, SEEDS, skipped)
             yield from self._cells(budget, TELLING, SEEDS[:1], skipped)
-        for budget in budgets:
-            yield from self._cells(budget, OTHERS, SEEDS[:1], skipped)
+        for cells, budget in product((TABLE, EXTRAS), budgets):
+            yield from self._cells(budget, cells, SEEDS[:1], skipped)
 
     def _cells(
         self, budget: Budget, cells: Iterable[Cell], seeds: Sequence[int], skipped: Sequence[str]

@@ -9,7 +9,8 @@ DIR has the folders sst2_glue (GLUE's train.tsv, dev.tsv) and banking77 (train.c
 line of RESULTS/communication.jsonl and is not run again. Stop the command at any time and start it again; start it
 twice for two cores.
 
-The order is: for each data set and ε the rates and corner cells, three seeds; then all other cells, one seed.
+The order is: for each data set and ε the rates and corner cells, three seeds, and some telling ones; then the rest of
+the table of supports, densities and bits, and last what else there is to choose, one seed each.
 """
 
 from __future__ import annotations
