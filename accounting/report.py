@@ -23,6 +23,7 @@ from .errors import ReportError
 from .event_fields import VIEWS
 from .events import PrivateEvent
 from .merge import DISJOINT, OVERLAPPING, federation_epsilon
+from .outputs import ALWAYS, following
 from .planning import Plan
 from .pricing import accountant_for, epsilon
 
@@ -58,9 +59,10 @@ def build(
     """The report of one run, its claims computed from the clients' ledger rows, valid under the schema.
 
     `run` is the run's id (hex) in the ledgers; `rows` are the clients' exported ledgers, one after the other,
-    and `anchors` their signed heads. The other arguments are the sections of those names. A planned client
-    whose rows are missing is claimed at the worst case of its plan. `overlapping` declares that a row of data may
-    be held by several clients.
+    and `anchors` their signed heads. The other arguments are the sections of those names, but for `outputs`: what left
+    besides all that follows from the other sections (`outputs.following`), which the report says anyway. A planned
+    client whose rows are missing is claimed at the worst case of its plan. `overlapping` declares that a row of data
+    may be held by several clients.
 
     Raises:
         LedgerError: the rows are not whole.
@@ -87,7 +89,7 @@ def build(
         "bytes": dict(bytes),
         "rounds": [{**entry, **repeated(chains, run, entry.get("round"))} for entry in rounds],
         "randomness": dict(randomness),
-        "outputs": [dict(output) for output in outputs],
+        "outputs": [*ALWAYS, *(dict(output) for output in outputs)],
         "anchors": [anchor.to_json() for anchor in anchors],
         "ledger_head": ledger_head(anchors),
         "non_private": non_private(chains.values(), run),
@@ -98,6 +100,7 @@ def build(
     if environment is not None:
         report["environment"] = dict(environment)
     validate(report)
+    report["outputs"] = [*following(report), *report["outputs"][len(ALWAYS) :]]
     return report
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
+from .. import outputs
 from .. import report as reports
 from ..case import Case, Findings, needs_rows
 from ..chain import Charge
@@ -114,15 +115,27 @@ def outputs_covered(case: Case, found: Findings) -> None:
             found.problems.append(
                 f"{what!r} is said to be covered by {cover}, of which the ledgers have none"
             )
-    covers = {output["covered_by"] for output in case.report["outputs"]}
-    released = any(charge.releases for _, charge in case.all_charges())
-    if released and not covers & kinds:
-        found.problems.append("updates were released, and no declared output is of their kind")
+    _check_complete(case, found, kinds)
     count = len(case.report["outputs"])
     public = sum(output["covered_by"] == "public" for output in case.report["outputs"])
     found.facts.append(f"{count} declared outputs, {len(listed)} releases outside the guarantee, all listed")
     if public:
         found.facts.append(f"{public} outputs are declared public: taken on the report's word")
+
+
+def _check_complete(case: Case, found: Findings, kinds: Set[str]) -> None:
+    """What follows from the report's own method, masks, plans and rounds is declared, and by what was charged."""
+    declared = {output["what"] for output in case.report["outputs"]}
+    charged = {output["what"] for output in case.report["outputs"] if output["covered_by"] in kinds}
+    for output in outputs.following(case.report):
+        what, public = output["what"], output["covered_by"] == outputs.PUBLIC
+        if what not in declared:
+            found.problems.append(f"{what!r} follows from the rest of the report, and is no declared output")
+        elif kinds and not public and what not in charged:
+            found.problems.append(f"{what!r} is covered by what was charged, and is not declared so")
+    for metric in outputs.measured(case.report):
+        if not any(what.startswith(metric) for what in declared):
+            found.problems.append(f"the report has a figure of {metric}, and no output that says so")
 
 
 # --- 13 -----------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ def _contract(
 ) -> dict[str, Any]:
     """Return one contract as the report states it, without its rounds."""
     contract, alone = method.contract(layout), communication.train == "support"
+    owed = {"error_feedback": True} if communication.error_feedback else {}
     trained = {
         client_id: _sent(legs, client_id) if alone else _trained(method, mine, contract.trains)
         for client_id, mine in own.items()
@@ -60,6 +61,7 @@ def _contract(
         "exact": contract.exact,
         "weights": contract.weights,
         "may_stop_early": contract.may_stop_early,
+        **owed,
         "exchanges": [_exchange(contract, leg, layout) for leg in legs],
         "round_dimension": sum(leg.coordinates for leg in legs),
         "noised": trained,

@@ -16,6 +16,7 @@ from accounting import report as reports
 from accounting.anchor import Anchor
 from accounting.chain import replay
 from accounting.errors import LedgerError
+from accounting.outputs import PUBLIC
 from accounting.rows import PARTITION_FILE, Partition
 from fedlora_priv.communication.meter import KINDS
 from fedlora_priv.communication.tally import DIRECTIONS
@@ -89,7 +90,7 @@ def build(
         metrics=_metrics(parts, history),
         bytes=_bytes(parts, history, closing),
         randomness=_randomness(experiment),
-        outputs=_outputs(parts, history),
+        outputs=_outputs(parts),
         versions=versions(),
         secure_aggregation=protection(experiment),
         environment=parts.environment(),
@@ -199,64 +200,15 @@ def _randomness(experiment: Experiment) -> dict[str, Any]:
     return {"noise_source": source, "sampling_source": source, "deterministic": deterministic}
 
 
-def _outputs(parts: Parts, history: History) -> list[dict[str, str]]:
-    """Return everything that leaves a client or the server, and what covers it."""
-    secure = parts.experiment.secure_aggregation.mode == "secure"
-    plans, contracts = parts.plans.values(), parts.stated_method["contracts"]
-    charged = next(plan.round_event().kind for plan in plans)
-    stated = [exchange for contract in contracts for exchange in contract["exchanges"]]
-    exchanges = max(sum(not _is_extra(one) for one in contract["exchanges"]) for contract in contracts)
-    maps = "updates" if exchanges == 1 else f"updates, or of up to {exchanges} maps of each,"
-    adapter = "the global adapter after each round, checkpoints and the adapter folder"
-    if any(contract["changes_base"] for contract in contracts):
-        adapter += ", with what the method has added to the base weights"
-    outputs = [
-        (
-            f"the sum of the clients' {maps}" if secure else f"the clients' {maps} one by one, unmasked",
-            charged,
-        ),
-        (adapter, charged),
-        ("rosters, losses, refusals and message sizes of each round", "public"),
-        ("ledger rows and anchors", "public"),
-    ]
-    if exchanges > 1:
-        outputs.append(("what the server announces between exchanges, which follows from the sums", charged))
-    if any("carries" in exchange for exchange in stated):
-        outputs.append(
-            (
-                "for every coordinate, chosen or not, how many clients voted for it; and which were chosen",
-                charged,
-            )
-        )
-    if secure and any("clients" in exchange for exchange in stated):
-        outputs.append(("of what only some clients send, its sum over those alone", charged))
-    if parts.experiment.communication.error_feedback:
-        outputs.append(
-            ("with each update what earlier rounds left out of the same client's updates", charged)
-        )
-    if parts.home_roles:
-        kept = ", ".join(sorted(parts.home_roles))
-        measured = (
-            f"its {parts.experiment.model.metric} on the public rows"
-            if parts.evaluation is not None
-            else "nothing else"
-        )
-        outputs.append((f"of what stays at each client ({kept}), saved in its own home: {measured}", charged))
-    if any(entry.certificate for entry in history.records):
-        outputs.append(("each round's certificate, which follows from the sums", charged))
-    if any(plan.adaptive_clip for plan in plans):
-        outputs.append(("the clip norms in ledger rows, which follow from noised counts", charged))
+def _outputs(parts: Parts) -> list[dict[str, str]]:
+    """Return what leaves besides what follows from the rest of the report."""
+    outputs = []
     if parts.label_names:
-        outputs.append(("names and number of the labels, as the experiment declares them", "public"))
+        outputs.append("names and number of the labels, as the experiment declares them")
     if parts.evaluation is not None:
         metric = parts.experiment.model.metric
-        outputs.append((f"{metric} on held-out examples that the experiment declares public", "public"))
-    return [{"what": what, "covered_by": cover} for what, cover in outputs]
-
-
-def _is_extra(exchange: Mapping[str, Any]) -> bool:
-    """Whether a stated exchange is of votes, or of what only some clients send: no further map of updates."""
-    return "carries" in exchange or "clients" in exchange
+        outputs.append(f"{metric} on held-out examples that the experiment declares public")
+    return [{"what": what, "covered_by": PUBLIC} for what in outputs]
 
 
 def partition(parts: Parts) -> Partition | None:

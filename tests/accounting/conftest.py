@@ -320,7 +320,6 @@ def make_federation(
             "deterministic": False,
         },
         outputs=[
-            {"what": "the sums of updates", "covered_by": plans["client-1"].round_event().kind},
             {"what": "accuracy", "covered_by": "public"},
             {"what": "its number of rows", "covered_by": "NonPrivate"},
         ],

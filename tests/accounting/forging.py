@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from accounting import masking
+from accounting import masking, outputs
 from accounting import report as reports
 from accounting.chain import replay
 from accounting.entries import Commit, Entry, Reserve
 from accounting.planning import Plan
 from accounting.private_audit import StepRecord
+
+SAID_ALONE = ("accuracy", "its number of rows")
+"""What the honest federation has declared besides all that follows."""
 
 
 def entries(federation: Any, client_id: str) -> list[Entry]:
@@ -33,6 +36,12 @@ def claim_again(federation: Any) -> None:
     plans = {client_id: Plan.from_json(value) for client_id, value in federation.report["plan"].items()}
     chains = {chain.client_id: chain for chain in replay(federation.lines).values()}
     federation.report["claims"] = reports.make_claims(plans, chains, federation.report["run"])
+
+
+def declare_again(federation: Any) -> None:
+    """The outputs that now follow from the rest of the report, before those that nothing else says."""
+    told = [output for output in federation.report["outputs"] if output["what"] in SAID_ALONE]
+    federation.report["outputs"] = [*outputs.following(federation.report), *told]
 
 
 def edit_events(federation: Any, client_id: str, edit: Callable[[Any], Any], *, sign: bool = True) -> None:

@@ -17,7 +17,7 @@ from accounting.planning import Plan
 
 from .exchange_forgeries import a_certificate, announced_twice, without
 from .forgeries import shares
-from .forging import record_masks, record_other, rewrite
+from .forging import declare_again, record_masks, record_other, rewrite
 
 
 def problems(federation: Any) -> dict[int, str]:
@@ -71,6 +71,7 @@ def test_unmasked_exchanges(exchanged: Any) -> None:
             exchange.update(session_id=None, transcript=None)
     exchanged.report["secure_aggregation"] = {"mode": "insecure"}
     record_masks(exchanged)
+    declare_again(exchanged)
     assert problems(exchanged) == {}
     exchanged.report["rounds"][0]["exchanges"][1]["announced"] = "0f" * 32
     assert "another announcement" in problems(exchanged)[4]
@@ -87,6 +88,7 @@ def test_unmasked_exchanges(exchanged: Any) -> None:
 
 def test_a_certificate_that_adds_up(exchanged: Any) -> None:
     a_certificate(0.1)(exchanged)
+    declare_again(exchanged)
     assert problems(exchanged) == {}
 
 

@@ -137,7 +137,7 @@ TABLE: list[tuple[Forge, int, str]] = [
     (lists_that_nobody_trained_on, 10, "is not the one that its ledger records"),
     (parts_of_two_splits, 10, "hold parts of different splits"),
     (omitted_release, 11, "outside the guarantee, unlisted"),
-    (updates_left_undeclared, 11, "no declared output is of their kind"),
+    (updates_left_undeclared, 11, "the sum of the clients' updates\" follows from the rest"),
     (warm_start, 12, "which no ledger here has charged"),
     (published_seed, 13, "publishes 'seed'"),
     (seed_published_elsewhere, 13, "publishes 'noise_seed'"),

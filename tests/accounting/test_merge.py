@@ -278,7 +278,6 @@ def rebuilt(original: Any, *, overlapping: bool, rows: list[str] | None = None) 
         "metrics",
         "bytes",
         "randomness",
-        "outputs",
         "versions",
         "secure_aggregation",
     )
@@ -288,6 +287,7 @@ def rebuilt(original: Any, *, overlapping: bool, rows: list[str] | None = None) 
         anchors=map(Anchor.from_json, old["anchors"]),
         rounds=[{k: v for k, v in entry.items() if k not in reports.REPEATED} for entry in old["rounds"]],
         overlapping=overlapping,
+        outputs=[],
         **{name: old[name] for name in kept},
     )
 

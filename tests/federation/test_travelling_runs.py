@@ -48,6 +48,18 @@ def failed(folder: Path, report: dict[str, Any] | None = None) -> dict[int, str]
     return {verdict.check: verdict.evidence for verdict in verdicts if verdict.status == "FAIL"}
 
 
+def every_line_is_due(folder: Path, honest: dict[str, Any], *words: str) -> None:
+    """Whichever line of what left the clients is dropped or called public, check 11 misses it."""
+    released = [line for line in honest["outputs"] if line["covered_by"] != "public"]
+    assert all(any(word in line["what"] for line in released) for word in words)
+    for line in released:
+        dropped, public = copy.deepcopy(honest), copy.deepcopy(honest)
+        dropped["outputs"].remove(line)
+        public["outputs"][honest["outputs"].index(line)]["covered_by"] = "public"
+        for report in (dropped, public):
+            assert line["what"] in failed(folder, report).get(11, ""), line
+
+
 def uploaded(outcome: Any, number: int) -> dict[str, int]:
     found: dict[str, int] = outcome.metrics[number - 1]["uploaded_bytes"]
     return found
@@ -86,6 +98,7 @@ def test_a_run_of_two_tiers(go: Callable[..., Any]) -> None:
     page = (outcome.folder / "report.html").read_text()
     assert "from client-2, client-4, client-5, client-6 alone" in page
     forgeries_of_bands(outcome.folder, report)
+    every_line_is_due(outcome.folder, report, "of what only some clients send")
 
 
 def forgeries_of_bands(folder: Path, honest: dict[str, Any]) -> None:
@@ -145,7 +158,7 @@ def test_a_run_of_votes(go: Callable[..., Any]) -> None:
     )
     assert "how many clients voted for it" in voting["leaks"]
     assert "voted" not in kept["leaks"]
-    assert any("how many clients voted for it" in output["what"] for output in report["outputs"])
+    every_line_is_due(outcome.folder, report, "how many clients voted for it")
     sizes = planned["bytes"]["contracts"][0]["exchanges"]
     assert (sizes[0]["carries"], sizes[0]["bits"]) == ("votes", 4)
     assert [len(entry["exchanges"]) for entry in report["rounds"]] == [2, 1, 2]
