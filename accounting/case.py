@@ -77,6 +77,17 @@ class Case:
         stated: Mapping[str, Any] = self.report.get("secure_aggregation", {})
         return stated
 
+    @property
+    def colluders(self) -> int:
+        """How many clients the masks withstand, as the report states it; none where it states no number."""
+        stated = self.secure_aggregation.get("max_colluders")
+        return stated if type(stated) is int else 0
+
+    @property
+    def bands(self) -> Mapping[int, Mapping[str, Any]]:
+        """What the report states of the sessions of some clients only, by the number of their exchange."""
+        return {band["exchange"]: band for band in self.secure_aggregation.get("bands", ())}
+
     def rests_on_plan(self, client_id: str) -> bool:
         """Whether the report itself says that a client's claim is its plan's worst case, for want of rows."""
         return any(c["who"] == client_id and c["basis"] == "plan" for c in self.report["claims"])

@@ -23,10 +23,19 @@ _LABEL = b"fedlora-priv/masks/1\0"
 
 
 def masks_digest(stated: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a report's `secure_aggregation`, without what is derived.
+    """SHA-256 (hex) of a report's `secure_aggregation`, without what is derived, of its bands neither.
 
     >>> masks_digest({"mode": "insecure"}) == masks_digest({"mode": "insecure", "losses_survived": 1})
     True
+    >>> masks_digest({"bands": [{"quorum": 3}]}) == masks_digest({"bands": [{"quorum": 3, "losses_survived": 1}]})
+    True
     """
-    chosen = {name: value for name, value in stated.items() if name not in DERIVED}
+    chosen = _chosen(stated)
+    if isinstance(bands := chosen.get("bands"), list):
+        chosen["bands"] = [_chosen(band) for band in bands]
     return hashlib.sha256(_LABEL + canonical.dumps(chosen).encode()).hexdigest()
+
+
+def _chosen(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What is stated, without what is derived."""
+    return {name: value for name, value in stated.items() if name not in DERIVED}

@@ -89,20 +89,12 @@ def _check_repeated(case: Case, found: Findings, entry: Mapping[str, Any]) -> No
 
 def _check_masked(case: Case, found: Findings) -> None:
     """Where the report says that sums were secure: no upload left unmasked, and no sum of too few."""
-    stated = case.report["secure_aggregation"]
-    least, colluders = stated.get("min_survivors"), stated.get("max_colluders")
-    colluders = colluders if type(colluders) is int else 0
+    least = case.secure_aggregation.get("min_survivors")
     if least is None:
         found.problems.append("secure aggregation without min_survivors: a sum of one would hide nothing")
-    elif least < colluders + 2:
-        found.problems.append(
-            f"min_survivors {least}: beside {colluders} colluders nobody would be hidden by another"
-        )
-    neighbours = stated.get("neighbours")
-    if neighbours is not None and neighbours <= colluders:
-        found.problems.append(
-            f"neighbours {neighbours}: {colluders} colluders could be all that a client masks with"
-        )
+    _check_counts(case, found, "", case.secure_aggregation)
+    for number, band in case.bands.items():
+        _check_counts(case, found, f"exchange {number}, of some clients only: ", band)
     listed = [exchange for entry in case.report["rounds"] for exchange in entry["exchanges"]]
     sessions = [exchange["session_id"] for exchange in listed if exchange["session_id"] is not None]
     if len(set(sessions)) < len(sessions):
@@ -120,6 +112,19 @@ def _check_masked(case: Case, found: Findings) -> None:
                 found.problems.append(
                     f"{client_id} released its update of round {charge.round} unmasked, though 'secure'"
                 )
+
+
+def _check_counts(case: Case, found: Findings, where: str, counts: Mapping[str, Any]) -> None:
+    """A session sums enough clients, and each masks with enough, that colluders do not see through it."""
+    least, neighbours = counts.get("min_survivors"), counts.get("neighbours")
+    if least is not None and least < case.colluders + 2:
+        found.problems.append(
+            f"{where}min_survivors {least}: beside {case.colluders} colluders nobody would be hidden by another"
+        )
+    if neighbours is not None and neighbours <= case.colluders:
+        found.problems.append(
+            f"{where}neighbours {neighbours}: {case.colluders} colluders could be all that a client masks with"
+        )
 
 
 def _check_plan_kept(case: Case, found: Findings, client_id: str, plan: Mapping[str, Any]) -> None:

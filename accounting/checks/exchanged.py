@@ -104,15 +104,34 @@ def _check_survivors(
         return
     if not set(listed) <= set(band) & set(entry["survivors"]):
         found.problems.append(f"{where} has clients that do not send it, or are not in the first sum")
-    secure = case.secure_aggregation
-    colluders = secure.get("max_colluders", 0)
-    if secure.get("mode") == "secure" and len(listed) < colluders + 2:
-        found.problems.append(
-            f"{where} sums {len(listed)} clients: beside {colluders} colluders nobody would be hidden by another"
-        )
+    if case.secure_aggregation.get("mode") == "secure":
+        _check_band_counts(case, found, where, number, len(band), len(listed))
     for client_id, charge in case.all_charges():
         if client_id not in listed and exchange["session_id"] in _confirmed(charge) - {None}:
             found.problems.append(f"{where}: {client_id} has confirmed it, and the report leaves it out")
+
+
+def _check_band_counts(
+    case: Case, found: Findings, where: str, number: int, senders: int, summed: int
+) -> None:
+    """A band's session has counts of its own: those of its senders, and its sum has as many clients as they ask for."""
+    if summed < case.colluders + 2:
+        found.problems.append(
+            f"{where} sums {summed} clients: beside {case.colluders} colluders nobody would be hidden by another"
+        )
+    stated = case.bands.get(number)
+    if stated is None:
+        found.problems.append(
+            f"{where} is of some clients only, and the report states no counts of its session"
+        )
+    elif stated["clients"] != senders:
+        found.problems.append(
+            f"{where}: its session is stated for {stated['clients']} clients, and {senders} send it"
+        )
+    elif summed < stated["min_survivors"]:
+        found.problems.append(
+            f"{where} sums {summed} clients, fewer than its min_survivors {stated['min_survivors']}"
+        )
 
 
 def _check_lost_band(case: Case, found: Findings, where: str, exchange: Exchange) -> None:

@@ -105,7 +105,7 @@ def propose(
         raise CommunicationError(
             f"{byte_budget} bytes a round are too few: keys, shares and framing alone take {upload.fixed}, "
             f"and with the least that can be sent a round takes {needed}",
-            "raise the budget, or choose fewer neighbours",
+            "raise the budget, or choose fewer secure_aggregation.neighbours",
         )
     choices = [
         _widest(upload, byte_budget, smallest, dimension, value_bits)

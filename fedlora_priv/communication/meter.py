@@ -28,7 +28,7 @@ from protocols.secagg.codec import least_size
 from protocols.secagg.interface import PHASES, Phase
 from protocols.secagg.messages import MaskedVector
 from protocols.secagg.session import SessionParameters, recommended
-from protocols.secagg.sizes import Direction, session_sizes
+from protocols.secagg.sizes import Direction, longest_sizes, session_sizes
 from protocols.tiers import Tiers
 
 Kind = Literal["keys", "shares", "votes", "values", "support", "framing"]
@@ -73,6 +73,7 @@ class Summed:
         parameters: as they are proposed.
         carries: whether its vectors are values or votes.
         answered, t1, attachment_bytes: as in `session_sizes`.
+        longest: whether every message is as long as any order of a ring makes it, of clients none of whom is lost.
     """
 
     parameters: SessionParameters
@@ -80,6 +81,7 @@ class Summed:
     answered: Mapping[Phase, Set[str]] | None = None
     t1: bytes = bytes(32)
     attachment_bytes: int | Mapping[str, int] = 0
+    longest: bool = False
 
 
 def wire_bytes(steps: Iterable[Told | Summed]) -> Table:
@@ -214,8 +216,12 @@ def _body(phase: Phase, size: int, way: Direction, carries: Carries) -> dict[Kin
 def _summed(step: Summed) -> Table:
     """Return the bytes of a session in its envelopes."""
     table: Table = Counter()
-    sizes = session_sizes(
-        step.parameters, answered=step.answered, t1=step.t1, attachment_bytes=step.attachment_bytes
+    sizes = (
+        longest_sizes(step.parameters, attachment_bytes=step.attachment_bytes)
+        if step.longest
+        else session_sizes(
+            step.parameters, answered=step.answered, t1=step.t1, attachment_bytes=step.attachment_bytes
+        )
     )
     for (client_id, way, phase), size in sizes.items():
         body = _body(phase, size, way, step.carries)

@@ -20,7 +20,9 @@ DIRECTIONS: tuple[Direction, ...] = ("up", "down")
 
 
 def tally(
-    rounds: Sequence[ByClient], counted: Sequence[Set[str]] | None = None
+    rounds: Sequence[ByClient],
+    counted: Sequence[Set[str]] | None = None,
+    longest: Sequence[ByClient] | None = None,
 ) -> dict[Direction, dict[Measure, dict[str, float]]]:
     """Return bytes by direction, measure and kind; `all` is the sum of the kinds.
 
@@ -28,6 +30,7 @@ def tally(
         rounds: the bytes of each round.
         counted: of each round, whose bytes are whole: a client that was lost on the way has no part in `mean` and
             `most`. Everybody unless given.
+        longest: of each round, what no client's bytes are above, where `rounds` are one draw of several.
 
     Returns:
         For each direction `mean`, of all counted clients and rounds, `most`, of the client and round with the most
@@ -42,19 +45,27 @@ def tally(
     found: dict[Direction, dict[Measure, dict[str, float]]] = {}
     for way in DIRECTIONS:
         every = [mine.get(way, {}) for one in rounds for mine in one.values()]
-        whole = [
-            mine.get(way, {})
-            for number, one in enumerate(rounds)
-            for client_id, mine in one.items()
-            if counted is None or client_id in counted[number]
-        ]
-        largest = max(whole, key=lambda sizes: sum(sizes.values()), default={})
+        whole = _whole(rounds, way, counted)
+        bounds = whole if longest is None else _whole(longest, way, counted)
+        largest = max(bounds, key=lambda sizes: sum(sizes.values()), default={})
         found[way] = {
             "mean": _with_all({kind: _sum(whole, kind) / max(1, len(whole)) for kind in KINDS}),
             "most": _with_all({kind: float(largest.get(kind, 0)) for kind in KINDS}),
             "run": _with_all({kind: _sum(every, kind) for kind in KINDS}),
         }
     return found
+
+
+def _whole(
+    rounds: Sequence[ByClient], way: Direction, counted: Sequence[Set[str]] | None
+) -> list[Mapping[Any, int]]:
+    """Return the bytes of every counted client in every round."""
+    return [
+        mine.get(way, {})
+        for number, one in enumerate(rounds)
+        for client_id, mine in one.items()
+        if counted is None or client_id in counted[number]
+    ]
 
 
 def _sum(tables: Sequence[Mapping[Any, int]], kind: str) -> float:

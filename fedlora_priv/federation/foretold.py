@@ -5,14 +5,14 @@ messages and sessions are those that the server would make of their sums; `commu
 Nobody is lost, so a real round of everybody takes as much: to the byte, but for three things that depend on the data:
 which coordinates have moved already (what travels down of a sparse update), whether a method asks for an exchange that
 it can do without, and the digits of what is measured of clients' own models. On a ring, who is beside whom moves some
-bytes from client to client.
+bytes from client to client: a table is of one draw, and beside it stands what no draw exceeds for any client.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,27 @@ from protocols.private import PrivateAtClient
 from protocols.secagg.session import SessionParameters
 
 
-def foretold(parts: Parts) -> list[Table]:
+@dataclass(frozen=True)
+class Foretold:
+    """A round's bytes.
+
+    Args:
+        drawn: in some order of the ring; their sum over clients is the same in all.
+        longest: of each client, not less than in any order. The same on a complete graph.
+    """
+
+    drawn: Table = field(default_factory=Counter)
+    longest: Table = field(default_factory=Counter)
+
+    def add(self, step: Told | meter.Summed) -> None:
+        """Add the bytes of a step."""
+        self.drawn.update(wire_bytes([step]))
+        self.longest.update(
+            wire_bytes([replace(step, longest=True) if isinstance(step, meter.Summed) else step])
+        )
+
+
+def foretold(parts: Parts) -> list[Foretold]:
     """Return the bytes of each round of a run in which nobody is lost, in clients' homes that no run has used.
 
     Raises:
@@ -92,23 +112,25 @@ class _Acted:
         self._insecure = parts.experiment.secure_aggregation.mode == "insecure"
         self.ledgers.update(dict.fromkeys(parts.experiment.client_ids, 1))
 
-    def round(self) -> Table:
+    def round(self) -> Foretold:
         """Act the next round out; return its bytes."""
         task, everybody = self._server.task(self._state), self.parts.experiment.client_ids
         begin = Told(
             task.to_message(self._begun.state), wire.Message(wire.TRAINED), everybody, set(everybody)
         )
         self.ledgers.update(dict.fromkeys(everybody, 2))  # reserved, committed
-        table = wire_bytes([begin])
+        told = Foretold()
+        told.add(begin)
         crowd = self._crowd(task)
         summed = Summed(())
         for exchange in task.known:
-            summed = self._sum(summed, task, exchange, crowd, table)
+            summed = self._sum(summed, task, exchange, crowd, told)
         while (answer := self._server.announce(self._state, task, summed)) is not None:
-            summed = self._sum(summed, task, answer, crowd, table)
+            summed = self._sum(summed, task, answer, crowd, told)
         self._state = self._server.advance(self._state, task, summed)
-        table.update(self._measured(self._state))
-        return table
+        for question in self._measured(self._state):
+            told.add(question)
+        return told
 
     def _crowd(self, task: RoundTask) -> list[Mapping[str, NDArray[np.float32]]]:
         """Return what made-up clients have trained in a round; as many as there are where ranks of sums matter."""
@@ -128,14 +150,13 @@ class _Acted:
         task: RoundTask,
         exchange: Exchange,
         crowd: list[Mapping[str, NDArray[np.float32]]],
-        table: Table,
+        told: Foretold,
     ) -> Summed:
-        """Add an exchange's bytes to a table; return the sums with that of the crowd."""
+        """Add an exchange's bytes to a round's; return the sums with that of the crowd."""
         senders = exchange.leg.senders or self.parts.experiment.client_ids
         if exchange.number:
-            told = Told(exchange.to_message(), wire.Message(wire.READY), senders, set(senders))
-            table.update(wire_bytes([told]))
-        table.update(wire_bytes([self._upload(task, exchange, senders)]))
+            told.add(Told(exchange.to_message(), wire.Message(wire.READY), senders, set(senders)))
+        told.add(self._upload(task, exchange, senders))
         total = sum(self._sent(task, exchange, trained, k) for k, trained in enumerate(crowd))
         ring_sum = np.asarray(total, np.uint32) & np.uint32((1 << exchange.channel.form.modulus_bits) - 1)
         return before.with_part(exchange, ring_sum, len(crowd))
@@ -165,13 +186,13 @@ class _Acted:
             return exchange.channel.votes(PrivateAtClient(values, "nobody's: it is made up"))
         return exchange.channel.encode(values, SecretStream(bytes([client % 256]) * 32))
 
-    def _measured(self, state: ServerState) -> Table:
-        """Return the bytes of asking how good clients' own models are, where they have any that may be measured."""
+    def _measured(self, state: ServerState) -> list[Told]:
+        """Return what asks how good clients' own models are, where they have any that may be measured."""
         parts, federation = self.parts, self.parts.experiment.federation
         due = state.round % federation.evaluate_every == 0 or state.round == federation.rounds
         if not due or not parts.home_roles or parts.evaluation is None:
-            return Counter()
+            return []
         everybody = parts.experiment.client_ids
         question = personal.question(parts.layout, parts.home_roles, state.state, state.round, keep=False)
         answer = wire.Message(wire.PERSONAL, {"quality": 0.5})
-        return wire_bytes([Told(question, answer, everybody, set(everybody))])
+        return [Told(question, answer, everybody, set(everybody))]

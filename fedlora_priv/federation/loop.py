@@ -38,6 +38,9 @@ LOST_IN_A_ROW = 3
 class Progress(Protocol):
     """What a caller may show while a run goes on."""
 
+    def say(self, line: str) -> None:
+        """Something happens before or after the rounds."""
+
     def round_started(self, number: int, rounds: int) -> None:
         """A round begins."""
 
@@ -73,13 +76,24 @@ class Loop:
 
     def run(self) -> tuple[ServerState, History]:
         """Return the final state and what happened, from wherever an earlier process had got to."""
-        state, history = checkpoint.load(self._checkpoints) or self._begin()
+        stored = checkpoint.load(self._checkpoints)
+        state, history = stored or self._begin()
+        if stored is not None:
+            self.progress.say(self._resumed(state, history))
         write_metrics(self.folder, history.metrics)
         while state.round < self.experiment.federation.rounds and ended_early(history.records) is None:
             state = self._round(state, history)
             checkpoint.save(self._checkpoints, state, history)
             write_metrics(self.folder, history.metrics)
         return state, history
+
+    def _resumed(self, state: ServerState, history: History) -> str:
+        """Return where a run goes on that an earlier process began."""
+        rounds = self.experiment.federation.rounds
+        if state.round == rounds or ended_early(history.records) is not None:
+            return f"resuming after the last round, {state.round} of {rounds}: what is missing is the report"
+        done = f"after round {state.round}" if state.round else "before the first round had ended"
+        return f"resuming {done}: going on with round {state.round + 1} of {rounds}"
 
     @property
     def _checkpoints(self) -> Path:

@@ -81,9 +81,10 @@ def _rows(parts: Parts) -> dict[str, int]:
 def planned_bytes(parts: Parts) -> dict[str, Any]:
     """Return one client's bytes, by contract and exchange: packed values, beside plain float32 LoRA.
 
-    `wire` is what all messages will take on the wire, kind by kind, as the report will count it (`foretold`).
+    `wire` is what all messages will take on the wire, kind by kind, as the report will count it (`foretold`); `most` is
+    what no client exceeds, whoever masks with whom.
     """
-    experiment, dense = parts.experiment, parts.layout.dense_fp32_bytes
+    experiment, dense, rounds = parts.experiment, parts.layout.dense_fp32_bytes, foretold(parts)
     bits = Quantiser(1.0, experiment.communication.value_bits, experiment.federation.clients).modulus_bits
     contracts: list[dict[str, Any]] = [
         {"rounds": numbers, "exchanges": _exchanges(legs, bits, experiment.federation.clients)}
@@ -96,7 +97,10 @@ def planned_bytes(parts: Parts) -> dict[str, Any]:
         "contracts": contracts,
         "values_per_client": run,
         "values_over_dense_lora": run / (dense * experiment.federation.rounds),
-        "wire": tally([Traffic(table).by_client() for table in foretold(parts)]),
+        "wire": tally(
+            [Traffic(told.drawn).by_client() for told in rounds],
+            longest=[Traffic(told.longest).by_client() for told in rounds],
+        ),
     }
 
 

@@ -37,9 +37,6 @@ Amend = Callable[[Parts, RunFolder], Parts]
 class RunProgress(Progress, Protocol):
     """What a caller may show of a local run."""
 
-    def say(self, line: str) -> None:
-        """Something happens before or after the rounds."""
-
     def answered(self, client_id: str, step: Step) -> None:
         """A client has answered."""
 

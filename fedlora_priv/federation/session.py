@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedlora_priv.federation.course import band_senders
@@ -120,20 +121,29 @@ def masks(experiment: Experiment) -> dict[str, Any]:
     secure, n = experiment.secure_aggregation, experiment.federation.clients
     if secure.mode == "insecure":
         return {"mode": secure.mode}
-    quorum, threshold, min_survivors = secure.thresholds(n)
+    stated = {"mode": secure.mode, "max_colluders": secure.max_colluders, **_counts(experiment, n)}
+    bands = [
+        {"exchange": j, **_counts(experiment, len(senders), band=True)}
+        for j, senders in enumerate(band_senders(experiment))
+        if j
+    ]
+    return stated | ({"bands": bands} if bands else {})
+
+
+def _counts(experiment: Experiment, clients: int, *, band: bool = False) -> dict[str, int]:
+    """Return the counts of a session that so many clients send, the federation's own or a band's."""
+    quorum, threshold, min_survivors = thresholds(experiment, clients if band else None)
     return {
-        "mode": secure.mode,
-        "clients": n,
-        "max_colluders": secure.max_colluders,
+        "clients": clients,
         "quorum": quorum,
         "threshold": threshold,
         "min_survivors": min_survivors,
-        "neighbours": secure.degree(n),
+        "neighbours": experiment.secure_aggregation.degree(clients),
     }
 
 
 def protection(experiment: Experiment) -> dict[str, Any]:
-    """Return what a plan and a report state of the sessions: `masks`, and how many losses a round survives.
+    """Return what a plan and a report state of the sessions: `masks`, and how many losses a round or a band survives.
 
     `losses_survived` clients may be lost, whoever they are and wherever on the ring; of more, as far as the counts
     allow them, `abort_bounds` has by their number an upper bound on the probability that the round is lost
@@ -142,18 +152,26 @@ def protection(experiment: Experiment) -> dict[str, Any]:
     stated = masks(experiment)
     if stated["mode"] == "insecure":
         return stated
+    colluders = stated["max_colluders"]
+    if "bands" in stated:
+        stated["bands"] = [band | _survives(band, colluders) for band in stated["bands"]]
+    return stated | _survives(stated, colluders)
+
+
+def _survives(stated: Mapping[str, Any], colluders: int) -> dict[str, Any]:
+    """Return `losses_survived` and `abort_bounds` of sessions with these counts."""
     n, least = stated["clients"], stated["min_survivors"]
     counts = Thresholds(stated["quorum"], stated["threshold"], least, stated["neighbours"])
     survived, bounds = 0, {}
     for losses in range(1, n - least + 1):
-        bound = abort_bound_of_losses(n, stated["max_colluders"], counts, losses)
+        bound = abort_bound_of_losses(n, colluders, counts, losses)
         if bound == 0:
             survived = losses
             continue
         bounds[str(losses)] = bound
         if bound >= 1:
             break
-    return stated | {"losses_survived": survived, "abort_bounds": bounds}
+    return {"losses_survived": survived, "abort_bounds": bounds}
 
 
 def require_sound(experiment: Experiment) -> None:

@@ -15,6 +15,7 @@ from fedlora_priv.reports.contracts import (
 )
 from fedlora_priv.reports.html_rounds import method_section, personal_section, rounds_section
 from fedlora_priv.reports.markup import Markup, element, join, table
+from fedlora_priv.reports.masking import masks_section
 from fedlora_priv.reports.style import STYLE
 from fedlora_priv.reports.summary import (
     Report,
@@ -64,6 +65,7 @@ def render(report: Report, metrics: Sequence[Row]) -> str:
         _claims(report),
         _outputs(report),
         method_section(report),
+        masks_section(report),
         _plan(report),
         traffic.section(metrics, summary.dense_bytes, summary.clients),
         rounds_section(report, summary, metrics),

@@ -15,6 +15,7 @@ from accounting.case import Verdict
 from fedlora_priv.doctor import Finding
 from fedlora_priv.reports import traffic
 from fedlora_priv.reports.contracts import consequences, contracts, rounds_text
+from fedlora_priv.reports.masking import bands_text, graph_text
 from fedlora_priv.reports.summary import bytes_text, environment_text
 
 COLOURS = {"PASS": "green", "OK": "green", "FAIL": "bold red", "WARN": "yellow", "UNVERIFIABLE": "yellow"}
@@ -81,7 +82,8 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         )
     print_fact(console, "rounds", rounds)
     if secure["mode"] == "secure":
-        print_fact(console, "", graph_text(secure))
+        for line in (graph_text(secure), *bands_text(secure)):
+            print_fact(console, "", line)
 
 
 def _print_method(console: Console, planned: dict[str, Any]) -> None:
@@ -121,34 +123,6 @@ def _exchange_text(exchange: Mapping[str, Any], dense: int) -> str:
     )
     clients = exchange["clients"]
     return text if clients is None else f"{text}, from {', '.join(clients)} alone"
-
-
-def graph_text(secure: Mapping[str, Any]) -> str:
-    """Return who masks with whom and what that survives, as `federation.session.protection` states it.
-
-    >>> graph_text({"clients": 10, "neighbours": 4, "max_colluders": 1, "losses_survived": 1,
-    ...             "abort_bounds": {"2": 0.25, "3": 1.0}})
-    'each masks with 4 neighbours on a ring, whom 1 colluding cannot cut; any 1 lost client is survived, a round that \
-loses 2 fails with probability ≤ 0.25, 3 or more may end it'
-    >>> graph_text({"clients": 5, "neighbours": 4, "max_colluders": 1, "losses_survived": 1, "abort_bounds": {}})
-    'everybody masks with everybody; any 1 lost client is survived'
-    """
-    ring = secure["neighbours"] < secure["clients"] - 1
-    who = (
-        f"each masks with {secure['neighbours']} neighbours on a ring, whom {secure['max_colluders']} colluding "
-        "cannot cut"
-        if ring
-        else "everybody masks with everybody"
-    )
-    survived, bounds = secure["losses_survived"], secure["abort_bounds"]
-    lost = "client is" if survived == 1 else "clients are"
-    parts = [f"any {survived} lost {lost} survived" if survived else "one lost client may end a round"]
-    for losses, bound in bounds.items():
-        if bound < 1:
-            parts.append(f"a round that loses {losses} fails with probability ≤ {bound:.2g}")
-        elif survived or losses != "1":
-            parts.append(f"{losses} or more may end it")
-    return f"{who}; {', '.join(parts)}"
 
 
 def _rows_text(rows: dict[str, int]) -> str:

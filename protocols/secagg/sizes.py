@@ -7,7 +7,8 @@ session's randomness is only who neighbours whom on a ring; sums over all client
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from protocols.errors import LocalProtocolError
 from protocols.packing import packed_size
@@ -39,6 +40,13 @@ Sizes = dict[tuple[str, Direction, Phase], int]
 """Bytes by client_id, direction and phase: "up" is the client's message, "down" the server's that asks for it."""
 
 
+class _Graph(Protocol):
+    """Who masks with whom."""
+
+    def neighbours(self, index: int) -> tuple[int, ...]:
+        """Return whom `index` masks with."""
+
+
 def session_sizes(
     parameters: SessionParameters,
     *,
@@ -68,20 +76,61 @@ def session_sizes(
         (1070, 1070, 5130)
     """
     parameters.validate()
-    present = _present(parameters, answered)
     graph = MaskGraph(parameters.n, parameters.degree, t1)
+    return _sizes(parameters, _present(parameters, answered), graph, graph, attachment_bytes)
+
+
+def longest_sizes(parameters: SessionParameters, *, attachment_bytes: int | Mapping[str, int] = 0) -> Sizes:
+    """Return of every message of a session without losses the length that no order of the ring makes longer.
+
+    Each by itself: no order makes all of them so long. Who is later on the roster is sent an encapsulation, so a client
+    sends most if its neighbours are the last ones, and is sent most if they are the first ones.
+
+    Args:
+        attachment_bytes: as in `session_sizes`.
+
+    Raises:
+        LocalProtocolError: the parameters are unsafe.
+    """
+    parameters.validate()
+    first, last = (_Beside(parameters.n, parameters.degree, last=last) for last in (False, True))
+    return _sizes(parameters, _present(parameters, None), last, first, attachment_bytes)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """As many neighbours as on a ring for each client by itself: the first or the last others of the roster."""
+
+    n: int
+    degree: int
+    last: bool
+
+    def neighbours(self, index: int) -> tuple[int, ...]:
+        """Return them, increasing."""
+        others = tuple(other for other in range(self.n) if other != index)
+        return others[-self.degree :] if self.last else others[: self.degree]
+
+
+def _sizes(
+    parameters: SessionParameters,
+    present: Mapping[Phase, frozenset[int]],
+    up: _Graph,
+    down: _Graph,
+    attachment_bytes: int | Mapping[str, int],
+) -> Sizes:
+    """Return the length of every message, with the neighbours that each direction's graph has."""
     sizes: Sizes = {}
     before = set(range(parameters.n))
     for phase in PHASES:
         here = present[phase]
         for index in sorted(before):
             client_id = parameters.roster[index]
-            sizes[client_id, "down", phase] = _request(phase, parameters, index, graph, present)
+            sizes[client_id, "down", phase] = _request(phase, parameters, index, down, present)
             if index in here:
                 attached = (
                     attachment_bytes if isinstance(attachment_bytes, int) else attachment_bytes[client_id]
                 )
-                sizes[client_id, "up", phase] = _answer(phase, parameters, index, graph, present, attached)
+                sizes[client_id, "up", phase] = _answer(phase, parameters, index, up, present, attached)
         before = set(here)
     return sizes
 
@@ -108,7 +157,7 @@ def _request(
     phase: Phase,
     parameters: SessionParameters,
     index: int,
-    graph: MaskGraph,
+    graph: _Graph,
     present: Mapping[Phase, frozenset[int]],
 ) -> int:
     """Return the length of the server's message to a client that asks for its answer in that phase."""
@@ -135,7 +184,7 @@ def _answer(
     phase: Phase,
     parameters: SessionParameters,
     index: int,
-    graph: MaskGraph,
+    graph: _Graph,
     present: Mapping[Phase, frozenset[int]],
     attachment_bytes: int,
 ) -> int:

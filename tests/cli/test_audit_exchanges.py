@@ -21,11 +21,14 @@ Edit = Callable[[dict[str, Any]], None]
 def finished(
     tiny_model: Path, tiny_data: Path, silent: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A hybrid: FRA-LoRA in two passes, then FFA-LoRA. The server dies when round 1 has its sums, and resumes."""
+    """A hybrid: FRA-LoRA in two passes, then FFA-LoRA. The server dies when round 1 has its sums, and resumes.
+
+    It dies once more when the rounds are over; each time it says where it goes on.
+    """
     import tomli_w
 
     from fedlora_priv.config import Experiment
-    from fedlora_priv.federation import checkpoint
+    from fedlora_priv.federation import checkpoint, record
     from fedlora_priv.federation.run import run
 
     folder = tmp_path_factory.mktemp("exchanges")
@@ -42,7 +45,7 @@ def finished(
     }
     (folder / "experiment.toml").write_text(tomli_w.dumps(values))
     experiment = Experiment.load(folder / "experiment.toml")
-    save, calls = checkpoint.save, []
+    save, calls, said = checkpoint.save, [], []
 
     def dying(*arguments: Any) -> None:
         calls.append(arguments)
@@ -50,11 +53,21 @@ def finished(
             raise KeyboardInterrupt
         save(*arguments)
 
+    def dead(*_: Any) -> None:
+        raise KeyboardInterrupt
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run(experiment, progress=silent)
-    run(experiment, progress=silent)
+        patch.setattr(type(silent), "say", lambda self, line: said.append(line))
+        for module, name, broken in ((checkpoint, "save", dying), (record, "collect", dead)):
+            with pytest.MonkeyPatch.context() as breaking:
+                breaking.setattr(module, name, broken)
+                with pytest.raises(KeyboardInterrupt):
+                    run(experiment, progress=silent)
+        run(experiment, progress=silent)
+    assert [line for line in said if line.startswith("resuming")] == [
+        "resuming before the first round had ended: going on with round 1 of 2",
+        "resuming after the last round, 2 of 2: what is missing is the report",
+    ]
     return folder / "run"
 
 

@@ -19,8 +19,8 @@ SPARSE: dict[str, Any] = {"support": "server-topk", "density": 0.1, "value_bits"
 ROUNDS = 2
 
 
-def counted_and_foretold(path: Path) -> tuple[list[Table], list[Table]]:
-    """Run the rounds; return what the meter counted in each and what was foretold of it, without kinds of nothing."""
+def counted_and_foretold(path: Path) -> tuple[list[Table], list[Table], list[Table]]:
+    """Run the rounds; return what the meter counted, what was foretold and its bound, without kinds of nothing."""
     federation = Federation(path)
     try:
         told = foretold(federation.parts)
@@ -30,7 +30,7 @@ def counted_and_foretold(path: Path) -> tuple[list[Table], list[Table]]:
             counted.append(+federation.engine.take().table)
     finally:
         federation.close()
-    return counted, [+table for table in told]
+    return counted, [+one.drawn for one in told], [+one.longest for one in told]
 
 
 def direction(table: Table, way: str) -> Table:
@@ -61,8 +61,8 @@ def test_a_whole_round_takes_what_was_foretold(
     """Both directions, to the byte: what was added to the base grows by the ranks of sums, and travels down."""
     communication = {**DENSE, **more.get("communication", {})}
     path = run_of(experiment_file, federation={"method": method}, **{**more, "communication": communication})
-    counted, told = counted_and_foretold(path)
-    assert counted == told
+    counted, told, longest = counted_and_foretold(path)
+    assert counted == told == longest
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,10 @@ def test_a_whole_round_takes_what_was_foretold(
         (SPARSE, {"neighbours": 2, "max_colluders": 0}),
         ({**SPARSE, "support": "voted-topk"}, {}),
         ({"support": "server-topk", "density": 1.0, "densities": [0.1, 0.3, 0.3, 0.3, 0.3]}, {}),
+        (
+            {"support": "server-topk", "density": 1.0, "densities": [0.1, 0.3, 0.3, 0.3, 0.3]},
+            {"neighbours": 2, "max_colluders": 0},
+        ),
     ],
 )
 def test_uploads_take_what_was_foretold(
@@ -80,8 +84,10 @@ def test_uploads_take_what_was_foretold(
 ) -> None:
     """What travels down depends on which coordinates have moved; on a ring, a client's bytes on who is beside it."""
     path = run_of(experiment_file, communication=communication, secure_aggregation=secure)
-    counted, told = counted_and_foretold(path)
-    for there, before in zip(counted, told, strict=True):
+    counted, told, longest = counted_and_foretold(path)
+    for there, before, bound in zip(counted, told, longest, strict=True):
+        for key, size in direction(there, "up").items():
+            assert size <= bound[key]
         if secure.get("neighbours") is None:
             assert direction(there, "up") == direction(before, "up")
         assert of_all(direction(there, "up")) == of_all(direction(before, "up"))

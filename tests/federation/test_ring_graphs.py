@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from numpy.testing import assert_array_equal
 
+from accounting.masking import masks_digest
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import Dropout, SecureAggregationSection
 from fedlora_priv.engines.base import Step
@@ -18,7 +19,7 @@ from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.rounds import PHASES
-from fedlora_priv.federation.session import protection
+from fedlora_priv.federation.session import masks, protection, session_parameters
 from fedlora_priv.methods import Method
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.ffa import FFALoRA
@@ -155,6 +156,33 @@ def test_what_is_promised_of_losses_holds_for_every_set_of_them(
     bounds = list(stated["abort_bounds"].values())
     assert bounds == sorted(bounds)
     assert all(0 < bound <= 1 for bound in bounds)
+
+
+def test_the_counts_of_bands_are_those_of_their_sessions(experiment_file: Callable[..., Path]) -> None:
+    """Six send the narrow part, four the next one, three all: what a plan and a report state of each is proposed."""
+    path = experiment_file(
+        federation={"clients": 6},
+        communication={"support": "server-topk", "density": 1.0, "densities": [0.1, 0.1, 0.3, 1.0, 1.0, 1.0]},
+        secure_aggregation={"neighbours": 4},
+    )
+    experiment = Experiment.load(path)
+    stated = protection(experiment)
+    assert [(band["exchange"], band["clients"]) for band in stated["bands"]] == [(1, 4), (2, 3)]
+    for band in stated["bands"]:
+        senders = experiment.client_ids[-band["clients"] :]
+        proposed = session_parameters(
+            experiment, senders, round=1, exchange=band["exchange"], senders=len(senders), session_id=bytes(32),
+            context=bytes(32), vector_length=1, modulus_bits=16, bound=1,
+        )  # fmt: skip
+        for name, value in (("quorum", proposed.quorum), ("threshold", proposed.threshold),
+                            ("min_survivors", proposed.min_survivors), ("neighbours", proposed.degree)):  # fmt: skip
+            assert band[name] == value
+        assert band["losses_survived"] == len(senders) - max(proposed.threshold, proposed.min_survivors)
+    assert "bands" not in protection(Experiment.load(path, ["communication.densities=[]"]))
+    recorded = masks_digest(masks(experiment))
+    assert recorded == masks_digest(stated), "what is derived is not recorded"
+    stated["bands"][1]["threshold"] += 1
+    assert recorded != masks_digest(stated)
 
 
 def test_a_later_exchange_is_on_a_ring_of_those_who_are_left(paper: Callable[..., Paper]) -> None:

@@ -1,4 +1,4 @@
-"""Whole runs with votes and with fractions by client, on real models: report, page and audit; and what audits catch."""
+"""Whole runs on rings of neighbours, with votes and with fractions by client: report, page, and what audits catch."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def go(experiment_file: Callable[..., Path], silent: Any) -> Callable[..., Any]:
             federation={"clients": 6, "rounds": 3},
             training={"deterministic_noise": True},
             communication=communication,
+            secure_aggregation={"neighbours": 4},
             simulate={"dropouts": list(dropouts)},
             **sections,
         )
@@ -95,7 +96,11 @@ def test_a_run_of_two_tiers(go: Callable[..., Any]) -> None:
     sent = uploaded(outcome, 3)
     assert min(sent[c] for c in WIDE) > max(sent[c] for c in ("client-1", "client-3")) + sizes[1]["bytes"]
     assert failed(outcome.folder).keys() == REPRODUCIBLE
+    (band_counts,) = report["secure_aggregation"]["bands"]
+    assert band_counts["clients"] == 4
+    assert planned["secure_aggregation"] == report["secure_aggregation"]
     page = (outcome.folder / "report.html").read_text()
+    assert "exchange 1, of some clients only" in page
     assert "from client-2, client-4, client-5, client-6 alone" in page
     forgeries_of_bands(outcome.folder, report)
     every_line_is_due(outcome.folder, report, "of what only some clients send")
@@ -111,6 +116,10 @@ def forgeries_of_bands(folder: Path, honest: dict[str, Any]) -> None:
 
     def band(report: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = report["rounds"][0]["exchanges"][1]
+        return found
+
+    def counts(report: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = report["secure_aggregation"]["bands"][0]
         return found
 
     hidden = copy.deepcopy(honest)
@@ -133,6 +142,16 @@ def forgeries_of_bands(folder: Path, honest: dict[str, Any]) -> None:
     fails("records that session as another exchange", lambda r: r["rounds"][0]["exchanges"].reverse())
     fails("records that session as another exchange", lambda r: band(r).update(exchange=2))
     fails("masks_sha256", lambda r: r["secure_aggregation"].update(max_colluders=2))
+    fails("masks_sha256", lambda r: counts(r).update(threshold=4))
+    fails("the report states no counts of its session", lambda r: r["secure_aggregation"].pop("bands"))
+    fails("the report states no counts of its session", lambda r: counts(r).update(exchange=2))
+    fails("stated for 5 clients, and 4 send it", lambda r: counts(r).update(clients=5))
+    fails("fewer than its min_survivors 4", lambda r: counts(r).update(min_survivors=4))
+    fails(
+        "of some clients only: min_survivors 2: beside 1 colluders",
+        lambda r: counts(r).update(min_survivors=2),
+    )
+    fails("of some clients only: neighbours 1: 1 colluders", lambda r: counts(r).update(neighbours=1))
     fails("method", lambda r: r["method"]["contracts"][0]["exchanges"][1]["clients"].append("client-1"))
     fails(
         "more coordinates travel",

@@ -13,7 +13,7 @@ from protocols.secagg.interface import PHASES, Phase
 from protocols.secagg.local import SessionLog, run_session
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy, SessionParameters, recommended
-from protocols.secagg.sizes import session_sizes
+from protocols.secagg.sizes import longest_sizes, session_sizes
 
 
 def parameters(n: int, degree: int | None, length: int, bits: int) -> SessionParameters:
@@ -82,6 +82,16 @@ def test_totals_on_a_ring_do_not_depend_on_its_order() -> None:
     session = parameters(12, 6, length=10, bits=5)
     totals = {sum(session_sizes(session, t1=bytes([i]) * 32).values()) for i in range(5)}
     assert len(totals) == 1
+
+
+def test_no_order_of_a_ring_makes_a_message_longer_and_some_order_makes_each_so_long() -> None:
+    session = parameters(7, 4, length=10, bits=5)
+    drawn = [session_sizes(session, t1=bytes([i, j]) * 16) for i in range(20) for j in range(20)]
+    longest = longest_sizes(session)
+    assert {key: max(sizes[key] for sizes in drawn) for key in longest} == longest
+    assert sum(longest.values()) > sum(drawn[0].values()), "not all at once"
+    complete = parameters(7, None, length=10, bits=5)
+    assert longest_sizes(complete, attachment_bytes=3) == session_sizes(complete, attachment_bytes=3)
 
 
 def test_who_was_lost_cannot_answer() -> None:
