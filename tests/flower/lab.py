@@ -73,11 +73,15 @@ class Link:
             message.metadata.__dict__["_run_id"] = FLOWER_RUN
             self.sent.append(message)
             for arriving in self.down(message):
-                node = message.metadata.dst_node_id
-                reply = make_app(self.nodes[node])(copy.deepcopy(arriving), self.contexts[node])
-                reply.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
-                self.replies.extend(self.up(reply))
+                reply = self.handled(copy.deepcopy(arriving), message.metadata.dst_node_id)
+                if reply is not None:
+                    reply.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
+                    self.replies.extend(self.up(reply))
         return [message.metadata.message_id for message in messages]
+
+    def handled(self, message: Message, node: int) -> Message | None:
+        """What a node's ClientApp answers; None if it never does."""
+        return make_app(self.nodes[node])(message, self.contexts[node])
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         wanted = set(message_ids)
@@ -99,7 +103,11 @@ def connect(
     """Send everything of a paper federation through Flower from now on; node 100 + i is client-i's."""
     nodes = {100 + i: PaperNode(client._setup) for i, client in enumerate(paper.clients, start=1)}
     same: Meddle = lambda message: [message]  # noqa: E731
-    link = Link(nodes, down or same, up or same)
+    return attach(paper, Link(nodes, down or same, up or same), timing)
+
+
+def attach(paper: Paper, link: Link, timing: Timing = SOON) -> Link:
+    """Send everything of a paper federation over this link from now on."""
     engine = FlowerEngine(link, paper.roster, RUN, timing)  # type: ignore[arg-type]
     paper.use(engine)  # type: ignore[arg-type]
     return link
