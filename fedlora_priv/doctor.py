@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
-import resource
 import shutil
 import sys
 import time
@@ -18,14 +16,20 @@ from fedlora_priv.errors import FedloraError
 from protocols.prg import SecretStream
 
 if TYPE_CHECKING:
+    import torch
+
     from fedlora_priv.config import Experiment
     from fedlora_priv.federation.setup import Parts
-    from fedlora_priv.training import Rehearsal
+    from fedlora_priv.methods import Role
+    from fedlora_priv.training import PrivateTrainer, Rehearsal, StepSettings
 
 LIBRARIES = ("numpy", "scipy", "cryptography", "dp-accounting", "torch", "opacus", "peft", "transformers")
 TRAINING = ("torch", "opacus", "peft", "transformers")
 LEAST_FREE_BYTES = 2 * 10**9
 _GRADIENTS = "per-example gradients"
+_PARTS = "parts of the model"
+_TYPICAL = (4, 64)
+"""Rows of a step and tokens of a row that a model of MiniLM's shape is measured with."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,15 @@ def examine() -> list[Finding]:
     """Return what was found, most basic first."""
     findings = [_python(), *_libraries(), _processor(), _disk(), _keystream(), _assets()]
     if all(_installed(name) for name in TRAINING):
-        findings += [_device(), *_small_model()]
+        findings += [_device(), *_small_model(), *_typical_model()]
     return findings
 
 
 def examine_experiment(experiment: Experiment) -> list[Finding]:
-    """Return what a rehearsal of an experiment's own steps saw, and what one whole step takes here.
+    """Return what a rehearsal of an experiment's own steps saw, what one whole step takes here, and what its parts do.
 
-    Costs no budget. The step's rows are made up, each as long as the experiment allows, so it is as slow and as large
-    as a step of that many rows can be.
+    Costs no budget. The steps' rows are made up, each as long as the experiment allows, so they are as slow and
+    as large as steps of that many rows can be.
 
     Raises:
         FedloraError: what `fedlora run` would raise: the experiment's data, model or plan cannot be had, or its steps
@@ -68,7 +72,7 @@ def examine_experiment(experiment: Experiment) -> list[Finding]:
 
     parts = assemble(experiment, lambda _: None)
     setting = environment_text(parts.environment())
-    return [_device(), *_rehearsed(parts.rehearse(), setting), _whole_step(parts)]
+    return [_device(), *_rehearsed(parts.rehearse(), setting), _whole_step(parts), *_parts_of(parts)]
 
 
 def _device() -> Finding:
@@ -96,49 +100,88 @@ def _whole_step(parts: Parts) -> Finding:
     from dataclasses import replace
 
     from fedlora_priv.federation.environment import step_settings
+    from fedlora_priv.memory import reset_peak
     from fedlora_priv.training.made_up import made_up_examples
 
     plan = next(iter(parts.plans.values()))
     settings = replace(step_settings(parts.experiment, plan), steps=1, sample_rate=1.0)
     rows, length = max(1, round(plan.planned_batch_size)), parts.experiment.model.max_length
     examples = made_up_examples(parts.trainer.model, (length,) * rows)
-    _reset_peak()
+    reset_peak(parts.trainer.device)
     began = time.perf_counter()
     parts.trainer.train(
         examples, parts.initial, settings, stream=SecretStream(),
         trainable=parts.method.contract(parts.layout).trains,
     )  # fmt: skip
     seconds = time.perf_counter() - began
-    detail = f"{rows} rows of {length} tokens in {seconds:.2f} s, {rows / seconds:.0f} rows/s; {_peak()}"
-    return Finding("one private step", "OK", detail)
+    speed = f"{rows} rows of {length} tokens in {seconds:.2f} s, {rows / seconds:.0f} rows/s"
+    return Finding("one private step", "OK", f"{speed}; {_peak(parts.trainer.device)}")
 
 
-def _reset_peak() -> None:
-    """Begin to measure the largest memory anew, where that can be done."""
-    import torch
+def _peak(device: torch.device) -> str:
+    """Return the largest memory since it was last reset."""
+    from fedlora_priv.memory import peak_bytes
 
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the resident peak starts again
+    of = "on the GPU" if device.type == "cuda" else "all of the process"
+    return f"peak {peak_bytes(device) / 1e9:.2f} GB, {of}"
 
 
-def _peak() -> str:
-    """Return the largest memory since `_reset_peak`."""
-    import torch
+def _parts_of(parts: Parts) -> list[Finding]:
+    """Measure parts of the experiment's model, with the settings of its first client."""
+    from fedlora_priv.federation.environment import step_settings
 
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return f"peak {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on the GPU"
-    return f"peak {_resident_peak() / 1e9:.2f} GB, all of the process"
+    plan = next(iter(parts.plans.values()))
+    load = (max(1, round(plan.planned_batch_size)), parts.experiment.model.max_length)
+    roles = parts.method.contract(parts.layout).trains
+    return _holds(parts.trainer, step_settings(parts.experiment, plan), load, roles)
 
 
-def _resident_peak() -> int:
-    """Return the largest resident memory in bytes."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _typical_model() -> list[Finding]:
+    """Measure parts of a model of MiniLM's shape, with random weights."""
+    from transformers import BertConfig, BertModel
+
+    from fedlora_priv.errors import FedloraError
+    from fedlora_priv.modeling import LoraSettings, attach_lora
+    from fedlora_priv.pooling import MeanPoolingClassifier
+    from fedlora_priv.training import PrivateTrainer
+    from fedlora_priv.training.trainer import ALL_ROLES
+
+    config = BertConfig(
+        vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )
+    base = MeanPoolingClassifier(BertModel(config), 2)
+    try:
+        trainer = PrivateTrainer(attach_lora(base, LoraSettings(("query", "value"), rank=8), seed=0))
+        found = _holds(trainer, _private_step(), _TYPICAL, ALL_ROLES)
+    except FedloraError as error:
+        return [Finding(_PARTS, "FAIL", str(error))]
+    named = (
+        "a model of MiniLM's shape, LoRA on query and value (name an experiment's file to measure its own)"
+    )
+    return [Finding(_PARTS, "OK", named), *found]
+
+
+def _holds(
+    trainer: PrivateTrainer, settings: StepSettings, load: tuple[int, int], roles: frozenset[Role]
+) -> list[Finding]:
+    """Measure what parts of a model need, and say how much of it this machine can hold.
+
+    Args:
+        load: rows of a step, and tokens of a row.
+        roles: that are trained.
+    """
+    from fedlora_priv import capacity
+    from fedlora_priv.allocation.errors import AllocationError
+    from fedlora_priv.allocation.measuring import measure
+    from fedlora_priv.memory import usable_bytes
+
+    try:
+        measured = measure(trainer, settings, rows=load[0], length=load[1], trainable=roles)
+    except AllocationError as problem:
+        return [Finding(_PARTS, "OK", f"all of it or nothing: {problem}")]
+    usable = usable_bytes(trainer.device)
+    found = [Finding(_PARTS, "OK", line) for line in capacity.lines(measured, usable)]
+    return [*found, Finding("to declare them", "OK", capacity.declaration(measured.cost, usable))]
 
 
 def _python() -> Finding:
@@ -208,13 +251,25 @@ def _small_model() -> list[Finding]:
     from fedlora_priv.errors import FedloraError
     from fedlora_priv.modeling import LoraSettings, attach_lora
     from fedlora_priv.pooling import MeanPoolingClassifier
-    from fedlora_priv.training import PrivateTrainer, StepSettings, rehearse
+    from fedlora_priv.training import PrivateTrainer, rehearse
 
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
     base = MeanPoolingClassifier(BertModel(config), 2)
-    settings = StepSettings(
+    try:
+        trainer = PrivateTrainer(attach_lora(base, LoraSettings(("query", "value"), rank=2), seed=0))
+        seen = rehearse(trainer, _private_step())
+    except FedloraError as error:
+        return [Finding(_GRADIENTS, "FAIL", str(error))]
+    return _rehearsed(seen, seen.preflight.setting())
+
+
+def _private_step() -> StepSettings:
+    """Return the settings of one private step of a made-up batch."""
+    from fedlora_priv.training import StepSettings
+
+    return StepSettings(
         steps=1,
         sample_rate=1.0,
         planned_batch_size=4.0,
@@ -222,9 +277,3 @@ def _small_model() -> list[Finding]:
         clip_norm=1.0,
         learning_rate=0.1,
     )
-    try:
-        trainer = PrivateTrainer(attach_lora(base, LoraSettings(("query", "value"), rank=2), seed=0))
-        seen = rehearse(trainer, settings)
-    except FedloraError as error:
-        return [Finding(_GRADIENTS, "FAIL", str(error))]
-    return _rehearsed(seen, seen.preflight.setting())
