@@ -18,6 +18,7 @@ from fedlora_priv.federation.plans import whole_run
 from fedlora_priv.federation.session import protection
 from fedlora_priv.federation.setup import Parts, assemble
 from fedlora_priv.federation.standings import refusals
+from fedlora_priv.federation.tiers import asked_of_clients
 from protocols.packing import packed_size
 from protocols.quantise import Quantiser
 
@@ -49,6 +50,7 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
         "method": parts.stated_method,
         "ranks": {client_id: trainer.layout.modules[0].rank for client_id, trainer in parts.trainers.items()},
         "rounds": experiment.federation.rounds,
+        "allocation": asked_of_clients(experiment, parts.layout),
         "guarantee": {
             "unit": privacy.unit,
             "adjacency": "add-remove",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from fedlora_priv.reports import charts, traffic
+from fedlora_priv.reports import allocations, charts, traffic
 from fedlora_priv.reports.contracts import (
     certified_errors,
 )
@@ -65,6 +65,7 @@ def render(report: Report, metrics: Sequence[Row]) -> str:
         _claims(report),
         _outputs(report),
         method_section(report),
+        allocations.section(report),
         masks_section(report),
         _plan(report),
         traffic.section(metrics, summary.dense_bytes, summary.clients),

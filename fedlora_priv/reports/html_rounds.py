@@ -19,19 +19,21 @@ from fedlora_priv.reports.summary import Report, Row, Summary, up_text
 
 def method_section(report: Report) -> Markup:
     """Return what the method lets leave, by the rounds that it governs."""
-    rows = [_contract_cells(contract) for contract in contracts(report)]
-    if not rows:
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for contract in contracts(report):  # those that differ in who trains what alone are one here
+        alike.setdefault(_contract_cells(contract), []).extend(contract["rounds"])
+    if not alike:
         return Markup("")
+    rows = [(rounds_text(sorted(numbers)), *cells) for cells, numbers in alike.items()]
     title = str(report["method"]["title"])
     heads = ("rounds", "method", "one client sends", "what that means")
     return join(element("h2", f"The method: {title}"), table(heads, rows))
 
 
 def _contract_cells(contract: Row) -> tuple[str, ...]:
-    """Return a contract as the cells of a table."""
+    """Return a contract as the cells of a table, without its rounds."""
     sent = [travels_text(exchange) for exchange in contract["exchanges"]]
     return (
-        rounds_text(contract["rounds"]),
         str(contract["title"]),
         "; then ".join(sent),
         "; ".join(consequences(contract)),

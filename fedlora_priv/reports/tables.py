@@ -14,7 +14,8 @@ from rich.text import Text
 from accounting.case import Verdict
 from fedlora_priv.doctor import Finding
 from fedlora_priv.reports import traffic
-from fedlora_priv.reports.contracts import consequences, contracts, rounds_text
+from fedlora_priv.reports.allocations import print_allocation
+from fedlora_priv.reports.contracts import by_round, consequences, rounds_text
 from fedlora_priv.reports.masking import bands_text, graph_text
 from fedlora_priv.reports.summary import bytes_text, environment_text
 
@@ -72,6 +73,7 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         console, "", f"that is μ-GDP with μ = {guarantee['mu_gdp']:.3f}; no attack finds more than {found}"
     )
     _print_method(console, planned)
+    print_allocation(console, planned)
     print_fact(console, "rows", _rows_text(planned["rows"]))
     print_fact(console, "training", environment_text(planned["environment"]))
     rounds = f"{planned['rounds']}, {secure['mode']} aggregation"
@@ -88,14 +90,15 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
 
 def _print_method(console: Console, planned: dict[str, Any]) -> None:
     """Print what the method does and sends in its rounds, exchange by exchange, beside plain LoRA."""
-    sizes, stated = planned["bytes"], contracts(planned)
+    sizes, governing = planned["bytes"], by_round(planned)
+    stated = [governing[one["rounds"][0]] for one in sizes["contracts"]]  # who trains what makes more of them
     dense = sizes["dense_lora_fp32_per_client_and_round"]
     print_fact(console, "method", f"{planned['method']['name']}: {planned['method']['title']}")
     said = ["; ".join(consequences(contract)) for contract in stated]
     if len(set(said)) == 1:  # rounds that differ in what is sent alone: with a vote and without
         print_fact(console, "", said[0])
-    for contract, planned_sizes, means in zip(stated, sizes["contracts"], said, strict=True):
-        which = f"in rounds {rounds_text(contract['rounds'])} " if len(stated) > 1 else ""
+    for planned_sizes, means in zip(sizes["contracts"], said, strict=True):
+        which = f"in rounds {rounds_text(planned_sizes['rounds'])} " if len(stated) > 1 else ""
         if len(set(said)) > 1:
             print_fact(console, "", f"{which}{means}")
         for number, exchange in enumerate(planned_sizes["exchanges"]):

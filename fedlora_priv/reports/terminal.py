@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedlora_priv.reports import traffic
+from fedlora_priv.reports import allocations, traffic
 from fedlora_priv.reports.contracts import (
     by_round,
     certified_errors,
@@ -38,7 +38,7 @@ def print_summary(console: Console, report: Report, metrics: Sequence[Row]) -> N
         _upload(summary),
         _survivors(summary),
     ]
-    for line in (*lines, *_method(report), *_certificate(report)):
+    for line in (*lines, *_method(report), *_allocation(report), *_certificate(report)):
         table.add_row(*(Text(cell) for cell in line))  # Text: a report's words are no console markup
     console.print(table)
     if (found := traffic.counted(metrics)) is not None:
@@ -106,14 +106,21 @@ def _survivors(summary: Summary) -> Line:
 
 def _method(report: Report) -> list[Line]:
     """Return the method, and by round where it is another one in other rounds."""
-    stated = contracts(report)
-    if not stated:
+    if not contracts(report):
         return []
-    phases = [f"rounds {rounds_text(contract['rounds'])} {contract['name']}" for contract in stated]
-    several = len({contract["name"] for contract in stated}) > 1
-    meaning = f"{', '.join(phases)}; " if several else ""
+    phases: dict[str, list[int]] = {}
+    for number, contract in sorted(by_round(report).items()):
+        phases.setdefault(str(contract["name"]), []).append(number)
+    named = [f"rounds {rounds_text(numbers)} {name}" for name, numbers in phases.items()]
+    meaning = f"{', '.join(named)}; " if len(named) > 1 else ""
     meaning += f"{report['method']['title']}; {_sums(report)}"
     return [("method", str(report["method"]["name"]), meaning)]
+
+
+def _allocation(report: Report) -> list[Line]:
+    """Return who trained what, where not everybody was to train everything."""
+    heat = allocations.heat_of(report)
+    return [] if heat is None else [("in parts", heat.strategy, allocations.summary_text(heat))]
 
 
 def _sums(report: Report) -> str:

@@ -1,0 +1,67 @@
+"""What allocations ask of clients over a whole run: memory and time by tier, and how thin the thinnest sum is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fedlora_priv.allocation import Allocation, CostModel, Profile
+from fedlora_priv.config import Experiment
+from fedlora_priv.federation import allocating
+from fedlora_priv.methods.base import Layout
+
+
+def asked_of_clients(experiment: Experiment, layout: Layout) -> dict[str, Any] | None:
+    """Return as JSON values what a plan says of its allocations; None where everybody trains everything.
+
+    fewest: the fewest clients that a layer or component has in any round, with the first such place; a sum needs
+    `min_contributors` survivors of them. tiers: what clients that declare the same have, and the most that any round
+    asks of one of them; None where nothing was declared.
+
+    Raises:
+        AllocationError: a round has no allocation.
+    """
+    numbers = range(1, experiment.federation.rounds + 1)
+    found = [allocating.allocation(experiment, layout, number) for number in numbers]
+    rounds = [one for one in found if one is not None]
+    if not rounds:
+        return None
+    clients, number, layer, component = min(map(fewest, rounds))
+    return {
+        "min_contributors": allocating.min_contributors(experiment),
+        "fewest": {"clients": clients, "round": number, "layer": layer, "component": component},
+        "tiers": list(_tiers(experiment, allocating.cost_model(experiment, layout), rounds)),
+    }
+
+
+def fewest(allocation: Allocation) -> tuple[int, int, int, int]:
+    """Return the fewest clients that any component has, with the round, its layer and its place in it."""
+    return min(
+        (len(allocation.holders(number, component)), allocation.round, number, component)
+        for number, layer in enumerate(allocation.layers)
+        for component in (0, max(module.rank for module in layer.modules) - 1)
+    )
+
+
+def _tiers(experiment: Experiment, cost: CostModel, rounds: Sequence[Allocation]) -> Iterator[dict[str, Any]]:
+    """Yield each tier: clients with the same profile."""
+    tiers: dict[Profile, list[str]] = {}
+    for client_id, profile in allocating.profiles(experiment).items():
+        tiers.setdefault(profile, []).append(client_id)
+    asked = experiment.allocation.cost
+    for profile, clients in tiers.items():
+        parts = {one.parts[client_id] for one in rounds for client_id in clients}
+        sizes = [len(part.layers) for part in parts]
+        memory = max(cost.memory_bytes(part.layers, part.rank) for part in parts)
+        seconds = max(cost.seconds(profile, part.layers, part.rank) for part in parts)
+        yield {
+            "clients": clients,
+            "layers": [min(sizes), max(sizes)],
+            "rank": max(part.rank for part in parts),
+            "coordinates": max(cost.coordinates(part.layers, part.rank) for part in parts),
+            "memory_bytes": memory if asked.has_memory else None,
+            "has_bytes": None if math.isinf(profile.memory_bytes) else profile.memory_bytes,
+            "round_s": seconds if asked.has_time or asked.round_s else None,
+            "has_s": asked.round_s,
+        }
