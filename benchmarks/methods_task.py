@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from benchmarks.equal_parts import by_label, mixed
 from benchmarks.sst2_cache import Lowered, lowered, rows_of_states
 from fedlora_priv.data import assets
 from fedlora_priv.data.partition import dirichlet, iid
@@ -25,7 +26,9 @@ from fedlora_priv.precision import BaseDtype
 from fedlora_priv.training import TokenisedExamples, tokenise
 
 Name = Literal["sst2", "trec", "banking77"]
-Partition = Literal["iid", "skewed"]
+Partition = Literal["iid", "skewed", "mixed", "few"]
+"""Skewed and mixed have proportions of labels drawn; in "mixed" and "few" all clients hold as many rows."""
+
 Rows = tuple[list[str], list[int]]
 
 HELD_OUT: Mapping[str, int] = {"sst2": 2000, "trec": 952, "banking77": 1003}
@@ -33,6 +36,9 @@ HELD_OUT: Mapping[str, int] = {"sst2": 2000, "trec": 952, "banking77": 1003}
 
 SKEW = 0.5
 """The Dirichlet parameter of the skewed partition, label by label."""
+
+MIX = 0.1
+"""That of the mixed partition, client by client."""
 
 FEWEST = 0.2
 """A skewed partition is drawn again until every client holds this fraction of an equal share, at least."""
@@ -63,6 +69,14 @@ class StudyTask:
         if kind == "iid":
             return [self.train.subset(part) for part in iid(len(self.train), count, generator)]
         assert self.train.labels is not None
+        if kind != "skewed":
+            labels = self.train.labels
+            dealt = (
+                mixed(labels, count, MIX, generator)
+                if kind == "mixed"
+                else by_label(labels, count, generator)
+            )
+            return [self.train.subset(part) for part in dealt]
         while True:
             parts = dirichlet(self.train.labels, count, SKEW, generator)
             if min(len(part) for part in parts) >= FEWEST * len(self.train) / count:
