@@ -22,6 +22,7 @@ from fedlora_priv.communication.choices import LEAST_WHOLE_BITS
 from fedlora_priv.communication.errors import CommunicationError
 from fedlora_priv.communication.meter import Summed, most_uploaded, wire_bytes
 from fedlora_priv.communication.scales import relative_error
+from fedlora_priv.federation import wire
 from protocols.packing import packed_size
 from protocols.quantise import Quantiser
 from protocols.secagg.codec import least_size
@@ -84,6 +85,7 @@ def propose(
     travels_whole: bool = False,
     attachment_bytes: int = 0,
     other_bytes: int = 0,
+    begun_by: tuple[wire.Message, wire.Message] | None = None,
 ) -> Proposed:
     """Return the density and bits with which no client sends more than `byte_budget` bytes a round.
 
@@ -92,14 +94,15 @@ def propose(
         dimension: coordinates of an upload before any are left out.
         travels_whole: of the method's contract: all coordinates, at 8 bits or more.
         attachment_bytes: what a client attaches to its confirmation.
-        other_bytes: what else goes up in the round, such as the answer to the server's first message, or a vote.
+        other_bytes: what else goes up in the round, such as a vote.
+        begun_by: as in `meter.Summed`.
 
     Raises:
         CommunicationError: not even the least choice fits; says how many bytes it takes.
     """
     if dimension < 1:
         raise CommunicationError("an upload has at least one coordinate")
-    upload = _Upload.of(session, attachment_bytes, other_bytes)
+    upload = _Upload.of(session, attachment_bytes, other_bytes, begun_by)
     smallest, least_bits = (dimension, LEAST_WHOLE_BITS) if travels_whole else (1, 2)
     if (needed := upload.bytes(smallest, least_bits)) > byte_budget:
         raise CommunicationError(
@@ -123,7 +126,13 @@ class _Upload:
     fixed: int
 
     @classmethod
-    def of(cls, session: SessionParameters, attachment_bytes: int, other_bytes: int) -> _Upload:
+    def of(
+        cls,
+        session: SessionParameters,
+        attachment_bytes: int,
+        other_bytes: int,
+        begun_by: tuple[wire.Message, wire.Message] | None,
+    ) -> _Upload:
         """Return it for the client of the session that sends the most."""
         quantiser = Quantiser(1.0, 2, session.n)
         tiny = replace(
@@ -134,7 +143,7 @@ class _Upload:
             groups=(),
             min_contributors=0,
         )
-        table = wire_bytes([Summed(tiny, attachment_bytes=attachment_bytes)])
+        table = wire_bytes([Summed(tiny, attachment_bytes=attachment_bytes, begun_by=begun_by)])
         return cls(
             session.n, most_uploaded(table) + other_bytes - _in_envelope(packed_size(1, tiny.modulus_bits))
         )

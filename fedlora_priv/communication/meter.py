@@ -72,6 +72,8 @@ class Summed:
     Args:
         parameters: as they are proposed.
         carries: whether its vectors are values or votes.
+        begun_by: the message that brings the proposal, and the answer that an advertisement comes with, without them;
+            None if both travel alone.
         answered, t1, attachment_bytes: as in `session_sizes`.
         longest: whether every message is as long as any order of a ring makes it, of clients none of whom is lost.
     """
@@ -82,6 +84,7 @@ class Summed:
     t1: bytes = bytes(32)
     attachment_bytes: int | Mapping[str, int] = 0
     longest: bool = False
+    begun_by: tuple[wire.Message, wire.Message] | None = None
 
 
 def wire_bytes(steps: Iterable[Told | Summed]) -> Table:
@@ -200,7 +203,9 @@ def _blob(
     if message == wire.PHASE:
         phase = fields.get("phase")
         return next((_body(one, size, way, carries) for one in PHASES if one == phase), {})
-    if message in (wire.CLOSE, wire.STATEMENT) or name == _BOUNDS:
+    if message in (wire.TRAINED, wire.READY):
+        return {"keys": size} if name == wire.ADVERTISEMENT else {}
+    if message in (wire.CLOSE, wire.STATEMENT) or name in (_BOUNDS, wire.PROPOSAL):
         return {}
     return {"support" if _SUPPORT in name.split("/") else "values": size}
 
@@ -224,11 +229,22 @@ def _summed(step: Summed) -> Table:
         )
     )
     for (client_id, way, phase), size in sizes.items():
+        if phase == "advertise" and step.begun_by is not None:
+            table.update(_message(client_id, way, _carrying(step.begun_by, way, size)))
+            continue
         body = _body(phase, size, way, step.carries)
         for kind, part in body.items():
             table[client_id, way, kind] += part
         table[client_id, way, "framing"] += size - sum(body.values()) + _envelope(phase, size)
     return table
+
+
+def _carrying(begun_by: tuple[wire.Message, wire.Message], way: Direction, size: int) -> wire.Message:
+    """Return the message that a session begins with, or its answer, with that many bytes of the session."""
+    request, answer = begun_by
+    if way == "down":
+        return request.with_blob(wire.PROPOSAL, bytes(size))
+    return answer.with_blob(wire.ADVERTISEMENT, bytes(size))
 
 
 def _envelope(phase: Phase, size: int) -> int:

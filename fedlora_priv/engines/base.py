@@ -15,13 +15,15 @@ from protocols.secagg.sizes import Direction
 class Step:
     """Where in a federation messages go to and fro: the round (1-based), its exchange (0-based) and the phase.
 
-    `carries` says what the masked vectors of that exchange are; it makes no other step of it.
+    `carries` says what the masked vectors of that exchange are, `proposes` that the message brings the proposal of its
+    session and the answer a client's Advertise; they make no other step of it.
     """
 
     round: int
     phase: str
     exchange: int = 0
     carries: Carries = field(default="values", compare=False)
+    proposes: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:

@@ -29,7 +29,7 @@ class LocalEngine:
     Args:
         clients: the federation's clients.
         dropouts: which client is lost in which round, before it answers which phase; it is back, with its
-            own disk as it left it, in the next round.
+            own disk as it left it, in the next round. Lost in Advertise it has trained, and is not heard.
         on_answer: called with (client_id, step) after each answer; drives the progress bar.
     """
 
@@ -55,10 +55,14 @@ class LocalEngine:
         """Deliver to everybody who is not lost, and return the answers."""
         lost = self._lost[1] if self._lost[0] == step.round else set()
         lost = lost | self._dropouts[step]
-        self._lost = (step.round, lost)
+        unheard = self._dropouts[Step(step.round, "advertise", step.exchange)] if step.proposes else set()
+        self._lost = (step.round, lost | unheard)
         answers = {}
         for client_id, data in messages.items():
-            if client_id not in lost:
-                answers[client_id] = self._clients[client_id].handle(data)
+            if client_id in lost:
+                continue
+            answer = self._clients[client_id].handle(data)
+            if client_id not in unheard:
+                answers[client_id] = answer
                 self._on_answer(client_id, step)
         return answers

@@ -1,6 +1,7 @@
 """A client: bytes in, bytes out, and its own mind about what it releases.
 
-The order in a round is always *plan → reserve in the ledger → train → store → commit → mask*. The client
+The order in a round is always *accept the session → plan → reserve in the ledger → train → store → commit → mask*:
+what a client's own policy refuses costs it no budget. The client
 holds its own experiment file, ledger, budget, policy and roster; the server's word never changes the noise,
 the steps, the clip norm or the budget, only where training starts (the global state) and how the already
 private result travels (support, bounds).
@@ -27,7 +28,7 @@ from fedlora_priv.federation import wire
 from fedlora_priv.federation.feedback import Feedback
 from fedlora_priv.federation.home import ClientHome, FinishedUpdate, UpdateStore
 from fedlora_priv.federation.personal import OwnModel, Personal
-from fedlora_priv.federation.release import RoundRelease
+from fedlora_priv.federation.release import RoundRelease, open_session
 from fedlora_priv.federation.start import moving
 from fedlora_priv.federation.suspension import Suspension
 from fedlora_priv.federation.task import RoundTask, begin
@@ -205,13 +206,17 @@ class FederationClient:
 
     def _train(self, message: wire.Message) -> wire.Message:
         """Have a finished update for this round: the stored one, or a new one that is charged."""
-        setup, task = self._setup, self._task_of(message)
+        message, proposal = message.without_blob(wire.PROPOSAL)
+        setup, task, answer, session = self._setup, self._task_of(message), wire.Message(wire.TRAINED), None
+        if proposal is not None:  # what the policy refuses is refused before anything is charged
+            session = open_session(setup, task, task.first)
+            answer = answer.with_blob(wire.ADVERTISEMENT, session.advertise(proposal))
         update = self._stored(task) or self._trained(task)
         setup.ledger.commit(update.reservation, private_audit=update.private_audit)
         begun = RoundRelease(setup, task, update, self._anchor, self._feedback)
-        begun.begin()
+        begun.begin(session)
         self._round, self._task = begun, message
-        return wire.Message(wire.TRAINED)
+        return answer
 
     def _task_of(self, message: wire.Message) -> RoundTask:
         """Return the task that a server's message begins."""

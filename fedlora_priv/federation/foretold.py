@@ -115,12 +115,8 @@ class _Acted:
     def round(self) -> Foretold:
         """Act the next round out; return its bytes."""
         task, everybody = self._server.task(self._state), self.parts.experiment.client_ids
-        begin = Told(
-            task.to_message(self._begun.state), wire.Message(wire.TRAINED), everybody, set(everybody)
-        )
         self.ledgers.update(dict.fromkeys(everybody, 2))  # reserved, committed
         told = Foretold()
-        told.add(begin)
         crowd = self._crowd(task)
         summed = Summed(())
         for exchange in task.known:
@@ -154,24 +150,29 @@ class _Acted:
     ) -> Summed:
         """Add an exchange's bytes to a round's; return the sums with that of the crowd."""
         senders = exchange.leg.senders or self.parts.experiment.client_ids
-        if exchange.number:
-            told.add(Told(exchange.to_message(), wire.Message(wire.READY), senders, set(senders)))
-        told.add(self._upload(task, exchange, senders))
+        for step in self._upload(task, exchange, senders):
+            told.add(step)
         total = sum(self._sent(task, exchange, trained, k) for k, trained in enumerate(crowd))
         ring_sum = np.asarray(total, np.uint32) & np.uint32((1 << exchange.channel.form.modulus_bits) - 1)
         return before.with_part(exchange, ring_sum, len(crowd))
 
-    def _upload(self, task: RoundTask, exchange: Exchange, senders: tuple[str, ...]) -> Told | meter.Summed:
-        """Return how an exchange's uploads travel: in a session, or without masks."""
+    def _upload(
+        self, task: RoundTask, exchange: Exchange, senders: tuple[str, ...]
+    ) -> list[Told | meter.Summed]:
+        """Return how an exchange begins and its uploads travel: in a session, or without masks."""
+        request = exchange.to_message() if exchange.number else task.to_message(self._begun.state)
+        ready = wire.Message(wire.READY if exchange.number else wire.TRAINED)
         form, rows = exchange.channel.form, 1 if self._insecure else 2
         self.ledgers.update(dict.fromkeys(senders, rows))
         if self._insecure:
             body = bytes(packed_size(form.vector_length, form.modulus_bits))
             answer = wire.Message(wire.UPLOAD, {}, {"body": body})
-            return Told(wire.Message(wire.UPLOAD), answer, senders, set(senders))
+            told = (request, ready), (wire.Message(wire.UPLOAD), answer)
+            return [Told(*both, senders, set(senders)) for both in told]
         parameters = first_session(self.parts, exchange, task.round)
         attached = {c: anchor_bytes(c, self.parts.dataset_id, self.ledgers[c]) for c in senders}
-        return meter.Summed(parameters, carries=exchange.leg.carries, attachment_bytes=attached)
+        carries, begun_by = exchange.leg.carries, (request, ready)
+        return [meter.Summed(parameters, carries, attachment_bytes=attached, begun_by=begun_by)]
 
     def _sent(
         self, task: RoundTask, exchange: Exchange, trained: Mapping[str, NDArray[np.float32]], client: int

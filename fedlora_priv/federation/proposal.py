@@ -23,6 +23,8 @@ from protocols.voting import BALLOT_BOUND
 
 LONGEST_LEDGER = 99_999_999
 """More rows than a ledger of a whole run has; an anchor says in decimal how many there are."""
+BEGUN = wire.Message(wire.TRAIN), wire.Message(wire.TRAINED)
+"""How a round begins, as far as it matters to what goes up."""
 
 
 def proposed(experiment: Experiment, budget: int, say: Say = lambda line: None) -> dict[str, Any]:
@@ -119,18 +121,18 @@ def _propose(parts: Parts, experiment: Experiment, contracts: list[Contract], bu
         largest.dimension,
         travels_whole=any(contract.travels_whole for contract in contracts),
         attachment_bytes=attached,
-        other_bytes=len(wire.encode(wire.Message(wire.TRAINED))) + _vote(experiment, largest, attached),
+        other_bytes=_vote(experiment, largest, attached),
+        begun_by=(wire.Message(wire.EXCHANGE), wire.Message(wire.READY)) if votes(experiment, 1) else BEGUN,
     )
 
 
 def _vote(experiment: Experiment, contract: Contract, attached: int) -> int:
-    """Return what a round's vote takes, and the answer to what was elected."""
+    """Return what a round's vote takes."""
     if not votes(experiment, 1):
         return 0
     rules = vote_rules(experiment, contract, 1)
     session = _session(experiment, contract.dimension, rules.modulus_bits, BALLOT_BOUND)
-    table = wire_bytes([Summed(session, carries="votes", attachment_bytes=attached)])
-    return most_uploaded(table) + len(wire.encode(wire.Message(wire.READY)))
+    return most_uploaded(wire_bytes([Summed(session, "votes", attachment_bytes=attached, begun_by=BEGUN)]))
 
 
 def _session(experiment: Experiment, length: int, bits: int, bound: int) -> SessionParameters:

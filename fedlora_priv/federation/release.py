@@ -102,8 +102,9 @@ class RoundRelease:
         """What everything that leaves in this round is made of."""
         return self._update
 
-    def begin(self) -> None:
-        """Begin the round, for the first time or again."""
+    def begin(self, session: SecAggClient | None = None) -> None:
+        """Begin the round, for the first time or again, in a session that this client has advertised for."""
+        self._session = session
         if self._feedback is not None:
             self._feedback.begin(self._task.round, self._upload(self._task.first), self._accounted_as)
 
@@ -132,7 +133,8 @@ class RoundRelease:
         self._cohort = None if fields["cohort"] is None else frozenset(fields["cohort"])
         self._left = fields["left"]
         if "session" in blobs:
-            self._session = SecAggClient.restore(blobs["session"], **self._session_arguments())
+            arguments = _session_arguments(self._setup, self._task, self._exchange, self._cohort)
+            self._session = SecAggClient.restore(blobs["session"], **arguments)
         if "sending" in blobs:
             self._sending = np.frombuffer(blobs["sending"], "<u4").astype(np.uint32)
         if self._feedback is not None:
@@ -144,6 +146,7 @@ class RoundRelease:
         Raises:
             FederationError: it is not the next one, the one before is not confirmed, or the message does not fit.
         """
+        message, proposal = message.without_blob(wire.PROPOSAL)
         experiment = self._setup.experiment
         if experiment.privacy.mode != "local":
             raise FederationError(
@@ -154,8 +157,13 @@ class RoundRelease:
         if not self._exchange.leg.is_band:  # a band that was lost costs its coordinates only
             self._confirm()
         self._exchange, self._session, self._left, self._sending = begun, None, False, None
-        self._began = message
-        return wire.Message(wire.READY)
+        self._began, answer = message, wire.Message(wire.READY)
+        return answer if proposal is None else answer.with_blob(wire.ADVERTISEMENT, self._advertise(proposal))
+
+    def _advertise(self, proposal: bytes) -> bytes:
+        """Accept a session of the exchange in progress, in place of any earlier one."""
+        self._session = open_session(self._setup, self._task, self._exchange, self._cohort)
+        return self._session.advertise(proposal)
 
     def _told(self, message: wire.Message, *, after: int) -> Exchange:
         """Return the exchange that a message begins after another, which this client has a part in."""
@@ -183,13 +191,14 @@ class RoundRelease:
     def phase(self, message: wire.Message) -> wire.Message:
         """Answer one phase of secure aggregation."""
         phase, body = message.fields.get("phase"), message.blobs.get("body", b"")
-        if phase == "advertise":
-            self._session = SecAggClient(**self._session_arguments())
+        if (
+            phase == "advertise"
+        ):  # a session that is proposed by itself: others have not answered the first proposal
+            return wire.Message(wire.PHASE, {"phase": phase}, {"body": self._advertise(body)})
         session = self._session
         if session is None:
             raise FederationError("a phase of secure aggregation came before its proposal")
         answers: dict[str, Callable[[], bytes]] = {
-            "advertise": lambda: session.advertise(body),
             "share": lambda: session.share(body),
             "mask": lambda: session.mask(body, self._ring_elements(_hex(session.session_id))),
             "confirm": lambda: self._confirmed(session, body),
@@ -266,27 +275,40 @@ class RoundRelease:
             announced=exchange.recorded,
         )
 
-    def _session_arguments(self) -> _SessionArguments:
-        """Return what the client side of a session is bound to: what this client itself has loaded."""
-        setup, exchange = self._setup, self._exchange
-        leg = exchange.leg
-        policy = client_policy(
-            setup.experiment,
-            self._contract.size(leg.upload),
-            round=self._task.round,
-            exchange=exchange.number,
-            senders=None if leg.senders is None else len(leg.senders),
-            cohort=self._cohort if exchange.answers else None,
-            form=exchange.channel.form,
-        )
-        return _SessionArguments(
-            client_id=setup.client_id,
-            identity=setup.identity,
-            roster=setup.roster,
-            policy=policy,
-            guard=setup.guard,
-            context=self._task.context(bytes.fromhex(setup.experiment.digest()), setup.run, exchange),
-        )
+
+def open_session(
+    setup: ClientSetup, task: RoundTask, exchange: Exchange, cohort: frozenset[str] | None = None
+) -> SecAggClient:
+    """Return this client's side of a new session of an exchange, bound to what it has loaded itself.
+
+    Args:
+        cohort: who confirmed the first exchange, once that is known.
+    """
+    return SecAggClient(**_session_arguments(setup, task, exchange, cohort))
+
+
+def _session_arguments(
+    setup: ClientSetup, task: RoundTask, exchange: Exchange, cohort: frozenset[str] | None
+) -> _SessionArguments:
+    """Return what the client side of a session is bound to: what this client itself has loaded."""
+    leg, contract = exchange.leg, setup.method.at(task.round).contract(setup.layout)
+    policy = client_policy(
+        setup.experiment,
+        contract.size(leg.upload),
+        round=task.round,
+        exchange=exchange.number,
+        senders=None if leg.senders is None else len(leg.senders),
+        cohort=cohort if exchange.answers else None,
+        form=exchange.channel.form,
+    )
+    return _SessionArguments(
+        client_id=setup.client_id,
+        identity=setup.identity,
+        roster=setup.roster,
+        policy=policy,
+        guard=setup.guard,
+        context=task.context(bytes.fromhex(setup.experiment.digest()), setup.run, exchange),
+    )
 
 
 def _hex(value: bytes | None) -> str:

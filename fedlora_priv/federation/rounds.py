@@ -106,7 +106,7 @@ class _Running:
     """A round in progress.
 
     Args:
-        participants: who is asked next: those who have trained, then those in the first exchange's sum.
+        participants: who is asked next: everybody, then those in the first exchange's sum.
         anchors: the last one of each client, as signed.
     """
 
@@ -138,8 +138,7 @@ class RoundConductor:
         All exchanges have the same survivors but bands, of which each has its own. If one that follows from sums is
         lost, so is the round, unless it is optional; a lost band costs only its coordinates.
         """
-        running = _Running(task, RoundRecord(task.round))
-        running.participants = self._train(running)
+        running = _Running(task, RoundRecord(task.round), self._engine.client_ids)
         summed: Summed | None = None
         try:
             summed = self._exchanges(running, announce)
@@ -176,13 +175,6 @@ class RoundConductor:
         gone = {client_id for client_id, _ in (*running.record.lost, *running.record.refused)}
         return tuple(c for c in running.participants if c in (band.leg.senders or ()) and c not in gone)
 
-    def _train(self, running: _Running) -> tuple[str, ...]:
-        """Ask everybody to train; return those who did, in roster order."""
-        message = wire.encode(running.task.to_message(self._begun))
-        step = Step(running.task.round, "train")
-        answers = self._ask(running, dict.fromkeys(self._engine.client_ids, message), wire.TRAINED, step)
-        return tuple(client_id for client_id in self._engine.client_ids if client_id in answers)
-
     def _ask(
         self, running: _Running, messages: Mapping[str, bytes], kind: str, step: Step
     ) -> dict[str, wire.Message]:
@@ -207,44 +199,56 @@ class RoundConductor:
         Raises:
             _NoSumError: too few clients for it.
         """
-        if exchange.number:
-            asked = self._tell(running, exchange, asked)
         insecure = self._experiment.secure_aggregation.mode == "insecure"
         total, survivors = (self._plain_sum if insecure else self._secure_sum)(running, exchange, asked)
         running.record.exchanges[-1].survivors = survivors
         return total, survivors
 
-    def _tell(self, running: _Running, exchange: Exchange, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Tell clients that a later exchange begins, and what was announced; return who is ready for it.
+    def _begin(
+        self,
+        running: _Running,
+        exchange: Exchange,
+        asked: tuple[str, ...],
+        proposals: Mapping[str, bytes] | None = None,
+    ) -> tuple[Step, dict[str, wire.Message]]:
+        """Tell clients that an exchange begins, for the first of which they train; return who is ready, in order.
+
+        Args:
+            proposals: of a session, one for each of them, which they answer by the way.
 
         Raises:
             _NoSumError: one of the first sum is gone, without whom there is no later one but of bands.
         """
-        message, step = (
-            wire.encode(exchange.to_message()),
-            Step(running.task.round, "announce", exchange.number),
-        )
-        ready = self._ask(running, dict.fromkeys(asked, message), wire.READY, step)
+        task = running.task
+        kind, phase = (wire.READY, "announce") if exchange.number else (wire.TRAINED, "train")
+        message = exchange.to_message() if exchange.number else task.to_message(self._begun)
+        step = Step(task.round, phase, exchange.number, exchange.leg.carries, proposes=proposals is not None)
+        told: Mapping[str, bytes]
+        if proposals is None:
+            told = dict.fromkeys(asked, wire.encode(message))
+        else:  # all are proposed the same, so that a large state is encoded once
+            same = {p: wire.encode(message.with_blob(wire.PROPOSAL, p)) for p in set(proposals.values())}
+            told = {client_id: same[proposals[client_id]] for client_id in asked}
+        ready = self._ask(running, told, kind, step)
         if exchange.answers and len(ready) < len(asked):
             raise _NoSumError(
                 f"exchange {exchange.number} needs all {len(asked)} clients of the first one, and "
                 f"{len(ready)} were ready"
             )
-        return tuple(client_id for client_id in asked if client_id in ready)
+        return step, ready
 
     def _secure_sum(
         self, running: _Running, exchange: Exchange, asked: tuple[str, ...]
     ) -> tuple[NDArray[np.uint32], tuple[str, ...]]:
         """Run one session of secure aggregation; return the sum and its survivors."""
         try:
-            parameters = self._parameters(running, exchange, asked)
-            server = SecAggServer(parameters=parameters, roster=self._roster)
+            parameters, server = self._open(running, exchange, asked)
             entry = ExchangeRecord(
                 parameters.session_id.hex(), announced=exchange.recorded, number=exchange.number
             )
             running.record.exchanges.append(entry)
-            outgoing = server.start()
-            for phase in PHASES:
+            outgoing = server.advance()
+            for phase in PHASES[1:]:
                 step = Step(running.task.round, phase, exchange.number, exchange.leg.carries)
                 self._phase(running, server, outgoing, step)
                 outgoing = server.advance()
@@ -256,6 +260,30 @@ class RoundConductor:
         running.anchors |= _anchors(result.attachments, self._roster)
         return result.sum, result.survivors
 
+    def _open(
+        self, running: _Running, exchange: Exchange, asked: tuple[str, ...]
+    ) -> tuple[SessionParameters, SecAggServer]:
+        """Begin an exchange with the proposal of its session; return it with all advertisements that came.
+
+        Where everybody masks with everybody, whoever has not answered is one of the losses that the session allows.
+        On a ring each would be a neighbour that others lack, and losses in training are the likeliest: those who are
+        there are then proposed a ring of their own.
+        """
+        parameters = self._parameters(running, exchange, asked)
+        server = SecAggServer(parameters=parameters, roster=self._roster)
+        step, ready = self._begin(running, exchange, asked, server.start())
+        there = tuple(ready)
+        if len(there) < len(asked) and parameters.degree < parameters.n - 1:
+            parameters = self._parameters(running, exchange, there)
+            server = SecAggServer(parameters=parameters, roster=self._roster)
+            step = Step(running.task.round, "advertise", exchange.number, exchange.leg.carries)
+            self._phase(running, server, server.start(), step)
+        else:
+            self._require_enough(exchange, there)
+            bodies = {c: answer.blobs.get(wire.ADVERTISEMENT, b"") for c, answer in ready.items()}
+            self._receive(running, server, bodies, step)
+        return parameters, server
+
     def _phase(
         self, running: _Running, server: SecAggServer, outgoing: Mapping[str, bytes], step: Step
     ) -> None:
@@ -264,11 +292,27 @@ class RoundConductor:
             client_id: wire.encode(wire.Message(wire.PHASE, {"phase": step.phase}, {"body": body}))
             for client_id, body in outgoing.items()
         }
-        for client_id, answer in self._ask(running, messages, wire.PHASE, step).items():
+        answers = self._ask(running, messages, wire.PHASE, step)
+        bodies = {client_id: answer.blobs.get("body", b"") for client_id, answer in answers.items()}
+        self._receive(running, server, bodies, step)
+
+    def _receive(
+        self, running: _Running, server: SecAggServer, bodies: Mapping[str, bytes], step: Step
+    ) -> None:
+        """Hand answers to the protocol; whoever's is bad is lost."""
+        for client_id, body in bodies.items():
             try:
-                server.receive(client_id, answer.blobs.get("body", b""))
+                server.receive(client_id, body)
             except RemoteProtocolError as error:
                 running.record.lost.append((error.client_id, step.name))
+
+    def _require_enough(self, exchange: Exchange, asked: tuple[str, ...]) -> None:
+        """Raise SessionAborted if there are fewer clients than a sum may have."""
+        band = exchange.leg.senders
+        _, _, least = thresholds(self._experiment, None if band is None else len(band))
+        if len(asked) < least:
+            lost = tuple(sorted(set(self._engine.client_ids if band is None else band) - set(asked)))
+            raise SessionAborted("train", lost, f"{len(asked)} clients take part, a sum needs {least}")
 
     def _parameters(self, running: _Running, exchange: Exchange, asked: tuple[str, ...]) -> SessionParameters:
         """Return the proposal of an exchange's session.
@@ -278,10 +322,7 @@ class RoundConductor:
         """
         task, form, band = running.task, exchange.channel.form, exchange.leg.senders
         senders = None if band is None else len(band)
-        _, _, least = thresholds(self._experiment, senders)
-        if len(asked) < least:
-            lost = tuple(sorted(set(self._engine.client_ids if band is None else band) - set(asked)))
-            raise SessionAborted("train", lost, f"{len(asked)} clients take part, a sum needs {least}")
+        self._require_enough(exchange, asked)
         return session_parameters(
             self._experiment,
             asked,
@@ -299,11 +340,10 @@ class RoundConductor:
         self, running: _Running, exchange: Exchange, asked: tuple[str, ...]
     ) -> tuple[NDArray[np.uint32], tuple[str, ...]]:
         """Add the unmasked uploads: the `insecure` path, for baselines and for tests of the masked one."""
-        request, step = (
-            wire.encode(wire.Message(wire.UPLOAD)),
-            Step(running.task.round, "upload", exchange.number),
-        )
-        answers = self._ask(running, dict.fromkeys(asked, request), wire.UPLOAD, step)
+        _, ready = self._begin(running, exchange, asked)
+        request = wire.encode(wire.Message(wire.UPLOAD))
+        step = Step(running.task.round, "upload", exchange.number)
+        answers = self._ask(running, dict.fromkeys(ready, request), wire.UPLOAD, step)
         form = exchange.channel.form
         total = np.zeros(form.vector_length, dtype=np.uint32)
         survivors = []

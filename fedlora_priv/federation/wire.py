@@ -6,6 +6,9 @@ A message is a kind, a small JSON header and named blobs::
 
 The header lists each blob's name and length; a message whose lengths do not add up is refused whole. The
 secure-aggregation messages travel inside as blobs: their own codec, signatures and versions are `protocols`'.
+
+The message that begins an exchange carries the proposal of its session, and its answer the client's advertisement:
+who takes part is known by then, and a message may cost seconds (docs/decisions/0080).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from numpy.typing import NDArray
 
 from fedlora_priv.errors import FederationError
 
-VERSION = 2
+VERSION = 3
 """Raised whenever what some message has in it changes: parties of two releases then refuse each other at once."""
 MAX_HEADER_BYTES = 1 << 20
 
@@ -42,6 +45,11 @@ READY = "ready"  # for the exchange that was announced
 REFUSED = "refused"  # with a code, never a text
 STATEMENT = "statement"
 
+PROPOSAL = "proposal"
+"""The blob of TRAIN and EXCHANGE that proposes the exchange's session; none where sums are not masked."""
+ADVERTISEMENT = "advertisement"
+"""The blob of TRAINED and READY that answers it."""
+
 
 @dataclass(frozen=True)
 class Message:
@@ -50,6 +58,16 @@ class Message:
     kind: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    def with_blob(self, name: str, blob: bytes) -> Message:
+        """Return the message with one more blob."""
+        return replace(self, blobs={**self.blobs, name: blob})
+
+    def without_blob(self, name: str) -> tuple[Message, bytes | None]:
+        """Return the message without a blob, and the blob if it has one."""
+        blobs = dict(self.blobs)
+        blob = blobs.pop(name, None)
+        return replace(self, blobs=blobs), blob
 
 
 def encode(message: Message) -> bytes:

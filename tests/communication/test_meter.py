@@ -15,7 +15,6 @@ from fedlora_priv.communication.errors import CommunicationError
 from fedlora_priv.communication.meter import (
     KINDS,
     Summed,
-    Told,
     band_sessions,
     by_direction,
     most_uploaded,
@@ -100,11 +99,10 @@ def test_a_real_round_takes_what_it_is_said_to_take(
             bound=channel.quantiser.levels,
         )  # fmt: skip
         (attachment_bytes,) = {len(anchor.to_bytes()) for anchor in result.anchors.values()}
-        message = task.to_message(begun.state)
-        begin = Told(message, wire.Message(wire.TRAINED), experiment.client_ids, everybody)
+        begin = task.to_message(begun.state), wire.Message(wire.TRAINED)
         t1 = bytes.fromhex(result.record.exchanges[0].transcript or "")
-        session = Summed(parameters, answered=there, t1=t1, attachment_bytes=attachment_bytes)
-        table = wire_bytes([begin, session])
+        session = Summed(parameters, "values", there, t1, attachment_bytes, begun_by=begin)
+        table = wire_bytes([session])
         assert +table == +counted.table
         for client_id in everybody:
             assert sum(by_direction(table, client_id)["up"].values()) == counted.uploaded[client_id]

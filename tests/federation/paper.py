@@ -21,6 +21,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import Dropout
 from fedlora_priv.engines.base import Metered, Step
 from fedlora_priv.engines.local import LocalEngine
+from fedlora_priv.federation import wire
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult
 from fedlora_priv.federation.home import ClientHome
 from fedlora_priv.federation.randomness import stream_factory
@@ -30,8 +31,11 @@ from fedlora_priv.federation.trained import Marked
 from fedlora_priv.methods import Layout, LoraModule, Method, Role, Shared, State
 from fedlora_priv.methods.optimizers import ServerOptimizer
 from protocols.prg import SecretStream
+from protocols.secagg.codec import decode, encode
 from protocols.secagg.guard import MemoryGuard
 from protocols.secagg.identity import Roster
+from protocols.secagg.messages import Proposal
+from protocols.secagg.session import SessionParameters
 
 LAYOUT = Layout(
     (LoraModule("layer.0.query", 14, 12, 2, 2.0), LoraModule("layer.1.value", 11, 16, 3, 0.5)),
@@ -184,6 +188,33 @@ class Paper:
     def close(self) -> None:
         for client in self.clients:
             client.close()
+
+
+def step_of(phase: str, exchange: int = 0) -> str:
+    """The name of the step that a client does not answer when it is lost in a phase: Advertise rides on what begins."""
+    name = {"advertise": "announce" if exchange else "train"}.get(phase, phase)
+    return f"{name} of exchange {exchange}" if exchange else name
+
+
+def proposed(data: bytes) -> SessionParameters | None:
+    """The session that a message to a client proposes."""
+    message = wire.decode(data)
+    body = message.blobs.get("body") if message.fields.get("phase") == "advertise" else None
+    body = message.blobs.get(wire.PROPOSAL, body)
+    return None if body is None else decode(Proposal, body, "server", 2**20).parameters
+
+
+def proposing(
+    edit: Callable[[SessionParameters], SessionParameters],
+) -> Callable[[wire.Message], wire.Message]:
+    """What begins an exchange, with another session proposed in it."""
+
+    def changed(message: wire.Message) -> wire.Message:
+        parameters = proposed(wire.encode(message))
+        assert parameters is not None
+        return message.with_blob(wire.PROPOSAL, encode(Proposal(edit(parameters))))
+
+    return changed
 
 
 class Killed(Exception):

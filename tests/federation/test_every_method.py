@@ -20,7 +20,7 @@ import pytest
 from accounting.anchor import Anchor
 from fedlora_priv.adapter_folder import load_adapter
 from fedlora_priv.adapters import adapted_layers, layout, read_state
-from fedlora_priv.communication.meter import Summed, Told, by_direction, wire_bytes
+from fedlora_priv.communication.meter import Summed, by_direction, wire_bytes
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import checkpoint, wire
 from fedlora_priv.federation.run import run
@@ -183,7 +183,7 @@ def assert_bytes(w: Watched, record: dict[str, Any]) -> None:
     contract, exchanges = w.parts.method.at(number).contract(w.parts.layout), len(record["exchanges"])
     anchors = [Anchor.from_json(anchor) for anchor in w.outcome.report["anchors"]]
     (anchor_bytes,) = {len(anchor.to_bytes()) - len(str(anchor.rows)) for anchor in anchors}
-    steps: list[Told | Summed] = []
+    steps: list[Summed] = []
     for j in range(exchanges):
         answer = wire.Message(wire.READY if j else wire.TRAINED)
         roster = tuple(c for c in everybody if j == 0 or c in record["survivors"])
@@ -191,8 +191,10 @@ def assert_bytes(w: Watched, record: dict[str, Any]) -> None:
             w.experiment, roster, round=number, exchange=j, session_id=bytes(32), context=bytes(32),
             vector_length=contract.size(j), modulus_bits=bits, bound=1,
         )  # fmt: skip
-        steps.append(Told(answer, answer, roster, set(roster)))
-        steps.append(Summed(parameters, answered=answered(roster, record, j), attachment_bytes=anchor_bytes))
+        there = answered(roster, record, j)
+        steps.append(
+            Summed(parameters, "values", there, attachment_bytes=anchor_bytes, begun_by=(answer, answer))
+        )
     table = wire_bytes(steps)
     for client_id in record["survivors"]:
         up = by_direction(table, client_id)["up"]
@@ -209,7 +211,8 @@ def answered(roster: tuple[str, ...], record: dict[str, Any], number: int) -> di
     for lost in record["lost"]:
         phase, _, exchange = lost["phase"].partition(" of exchange ")
         if int(exchange or 0) == number:
-            for later in PHASES[PHASES.index(phase) :]:
+            at = 0 if phase in ("train", "announce") else PHASES.index(phase)
+            for later in PHASES[at:]:
                 left[later] -= {lost["client_id"]}
     return left
 

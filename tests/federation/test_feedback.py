@@ -231,11 +231,11 @@ def test_masked_and_unmasked_feedback_give_the_same_integers(paper: Callable[...
 # --- crashes -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [1, 7, 19, 22, 27])
+@pytest.mark.parametrize("at", [1, 7, 14, 17, 22])
 def test_a_round_that_a_crash_cut_off_anywhere_owes_its_update_once(
     paper: Callable[..., Paper], at: int
 ) -> None:
-    """All processes end after that many messages of round 2, of 30: some clients have trained, sent or confirmed."""
+    """All processes end after that many messages of round 2, of 25: some clients have trained, sent or confirmed."""
     whole, broken = (paper(FFALoRA(), RANDOM | {"value_bits": 4}) for _ in range(2))
     whole.round()
     broken.round()

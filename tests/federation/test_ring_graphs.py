@@ -24,12 +24,10 @@ from fedlora_priv.methods import Method
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.ffa import FFALoRA
 from fedlora_priv.methods.fra import FRALoRA
-from protocols.secagg.codec import decode, encode
 from protocols.secagg.graph import MaskGraph
-from protocols.secagg.messages import Proposal
 from protocols.secagg.session import SessionParameters, recommended
 
-from .paper import Meddling, Paper
+from .paper import Meddling, Paper, proposed, proposing
 
 
 @pytest.fixture
@@ -61,9 +59,8 @@ def proposals(small: Paper) -> list[SessionParameters]:
     seen = []
 
     def note(step: Step, client_id: str, data: bytes) -> bytes:
-        if (client_id, step.phase) == ("client-1", "advertise"):
-            body = wire.decode(data).blobs["body"]
-            seen.append(decode(Proposal, body, "server", 2**20).parameters)
+        if client_id == "client-1" and (parameters := proposed(data)) is not None:
+            seen.append(parameters)
         return data
 
     engine = Meddling(small.clients, note)
@@ -203,13 +200,12 @@ def test_clients_refuse_a_thinner_graph_than_the_experiments(
     small = paper(9, neighbours=6)
 
     def meddle(step: Step, client_id: str, data: bytes) -> bytes:
-        if step.phase != "advertise":
-            return data
-        message = wire.decode(data)
-        parameters = decode(Proposal, message.blobs["body"], "server", 2**20).parameters
+        return wire.encode(proposing(thinner)(wire.decode(data))) if step.proposes else data
+
+    def thinner(parameters: SessionParameters) -> SessionParameters:
         changed = replace(parameters, **change)
         changed.validate()  # it is a sound one, only not this experiment's
-        return wire.encode(replace(message, blobs={"body": encode(Proposal(changed))}))
+        return changed
 
     small.use(Meddling(small.clients, meddle))
     result = small.round()
