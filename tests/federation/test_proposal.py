@@ -34,7 +34,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("communication", "secure", "budget"),
-    [({}, {}, 14_180), ({"support": "voted-topk", "density": 0.5}, {}, 28_260)],
+    [({}, {}, 14_090), ({"support": "voted-topk", "density": 0.5}, {}, 28_080)],
 )
 def test_the_lines_fit_the_budget(
     experiment_file: Callable[..., Path], communication: dict[str, Any], secure: dict[str, Any], budget: int
