@@ -308,7 +308,9 @@ class Dropout(Section):
 
     round: int = Field(ge=1, description="Round of the loss; the first round is 1.")
     client_id: str = Field(description="Who is lost: 'client-1' to 'client-N'.")
-    phase: Phase = Field(description="The client is lost BEFORE it sends this phase's message.")
+    phase: Phase = Field(
+        description="The client is lost BEFORE it sends this phase's message; in 'advertise' it has trained."
+    )
     exchange: int = Field(
         default=0,
         ge=0,

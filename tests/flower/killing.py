@@ -196,8 +196,8 @@ class DeadlyLink(Link):
 
     def _note_session(self, message: Message, node: int) -> None:
         """Remember which session a node is asked to advertise for."""
-        if phase_of(message) == "advertise":
-            body = wire.decode(from_record(message.content, "message")).blobs["body"]
+        if phase_of(message) == "train":
+            body = wire.decode(from_record(message.content, "message")).blobs[wire.PROPOSAL]
             self._session[node] = decode(Proposal, body, "server").parameters.session_id
 
     def forget(self, node: int, run: int = FLOWER_RUN) -> None:
