@@ -53,6 +53,8 @@ def _of_updates(report: Report) -> Iterator[str]:
         yield "for every coordinate, chosen or not, how many clients voted for it; and which were chosen"
     if secure and any("clients" in exchange for exchange in exchanges):
         yield "of what only some clients send, its sum over those alone"
+    if secure and any("allocation" in contract for contract in contracts):
+        yield "of each layer, or component of one, its sum over those alone that train it"
     if any(contract.get("error_feedback") for contract in contracts):
         yield "with each update what earlier rounds left out of the same client's updates"
     if kept := sorted({role for contract in contracts for role in contract["stays_home"]}):

@@ -34,13 +34,13 @@ def check(experiment: Experiment) -> None:
     if declared is not None:
         check_delta(experiment.privacy.delta, experiment.federation.clients * declared)
     config_communication.check_keys(experiment)
+    config_parts.check(experiment)
     if experiment.secure_aggregation.mode == "secure":
         _secure_aggregation(experiment)
     _adaptive_clipping(experiment)
     _recomputed_activations(experiment)
     _dropouts(experiment)
     _engine(experiment)
-    config_parts.check(experiment)
     config_methods.check(experiment)
     config_communication.check_choice(experiment)
 

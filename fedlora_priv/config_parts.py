@@ -153,6 +153,13 @@ def _holders(experiment: Experiment) -> None:
             "be hidden by nobody",
             f"use at least {secure.max_colluders + 2}",
         )
+    min_survivors = secure.thresholds(clients)[2]
+    if masked and asked.min_contributors is not None and least > min_survivors:
+        raise ConfigError(
+            f"allocation.min_contributors = {least} is above secure_aggregation.min_survivors = {min_survivors}: the "
+            "sum on the head is of all survivors",
+            "raise min_survivors, or lower it",
+        )
     if least > clients:
         raise ConfigError(
             f"a layer needs {least} clients and there are {clients}", "take more clients, or fewer colluders"
@@ -172,20 +179,20 @@ def _method(experiment: Experiment) -> None:
             f"lora.ranks and allocation.strategy = {asked.strategy!r} both say what clients train",
             "leave one of the two out",
         )
-    if name in _COUNTED:
+    if name in _COUNTED and asked.strategy != "ranks":
         raise ConfigError(
             f"federation.method = {name!r} counts components itself and cannot divide by a layer's clients",
-            "choose another method, or give ranks by lora.ranks with allocation.strategy = 'all'",
+            "choose another method, or allocation.strategy = 'ranks'",
         )
     if name == "fedsa":
         raise ConfigError(
             "federation.method = 'fedsa' keeps arrays at each client, and clients in parts are not built for that",
             "choose another method, or allocation.strategy = 'all'",
         )
-    if asked.strategy == "ranks" and name not in _BY_COMPONENT:
+    if asked.strategy == "ranks" and name not in _BY_COMPONENT | _COUNTED:
         raise ConfigError(
             f"federation.method = {name!r} does not average by component, so its clients need one rank",
-            f"choose {', '.join(sorted(_BY_COMPONENT))}; 'flexlora' and 'flora' take lora.ranks",
+            f"choose {', '.join(sorted(_BY_COMPONENT | _COUNTED))}",
         )
 
 

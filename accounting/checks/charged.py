@@ -14,6 +14,7 @@ from ..events import AdaptiveClipPoissonGaussian, Gaussian, PoissonGaussian, Pri
 from ..planning import plan_digest
 from .derived import EPSILON_TOLERANCE, planned_cost
 from .exchanged import check_exchanges, check_method, check_released
+from .parts import check_parts
 
 
 @needs_rows
@@ -23,6 +24,7 @@ def everything_charged(case: Case, found: Findings) -> None:
         for client_id in entry["survivors"]:
             _check_released(case, found, client_id, entry)
         check_exchanges(case, found, entry)
+        check_parts(case, found, entry)
         _check_repeated(case, found, entry)
     if case.report.get("secure_aggregation", {}).get("mode") == "secure":
         _check_masked(case, found)

@@ -11,7 +11,7 @@
 | Fed-piLot | `pilot.FedPilot` | layers of the largest score that fit | as scores change |
 | HetLoRA, FediLoRA, FlexLoRA | `by_rank.RankByCapability` | all layers, unequal ranks | as clients prune |
 
-These are the mathematics of it, as a library. A federation does not run any of them yet.
+These are the mathematics of it. `fedlora_priv.federation.allocating` deals out by them what an experiment asks for.
 """
 
 from __future__ import annotations

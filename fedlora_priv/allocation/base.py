@@ -88,6 +88,13 @@ class Allocation:
         """Return how many clients train each layer."""
         return [len(self.holders(layer)) for layer in range(len(self.layers))]
 
+    def fewest(self) -> int:
+        """Return how many clients train the component of a layer that the fewest train."""
+        return min(
+            len(self.holders(number, max(module.rank for module in layer.modules) - 1))
+            for number, layer in enumerate(self.layers)
+        )
+
     def trains(self, client_id: str) -> frozenset[str]:
         """Return the names of the modules that a client trains."""
         held = self.parts[client_id].layers

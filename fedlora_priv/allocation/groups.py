@@ -6,13 +6,14 @@ clients are one group. B has its components in columns, which would make as many
 is all who train the module; that no component of it is summed over too few is seen to by the counts, whose groups
 *are* those of the components and travel in the same session: if one of them is short the whole session is refused.
 
-*Nobody takes these groups from the server.* Each client makes the form from the public allocation (`vector_form`)
-and sets it as its policy's `exact_form`. Otherwise a server could list clients as contributors who train something
-else: the group would look large, and its sum be one client's.
+*Nobody takes these groups from the server.* Each client knows by name who contributes where (`contributors`), and its
+policy's `exact_form` makes the groups of any roster of that (`groups_on`, `vector_form`). Otherwise a server could list
+clients as contributors who train something else: the group would look large, and its sum be one client's.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,13 +22,49 @@ from fedlora_priv.allocation.base import Allocation
 from fedlora_priv.allocation.errors import AllocationError, ThinLayer
 from fedlora_priv.methods.base import Layout, Shapes
 from fedlora_priv.methods.partial import holders_name
+from fedlora_priv.methods.ranks import count_name
 from protocols.secagg.session import CoordinateGroup, VectorForm
+
+Contributors = tuple[tuple[int, frozenset[str]], ...]
+"""Runs of a vector's coordinates with the clients that contribute to them, in order: (how many, who)."""
+
+
+def contributors(allocation: Allocation, layout: Layout, shapes: Shapes) -> Contributors:
+    """Return who contributes where to one exchange's vector, whoever is on the session's roster.
+
+    Args:
+        shapes: what travels in that exchange, in the contract's order.
+
+    Raises:
+        AllocationError: an array belongs to no layer.
+    """
+    runs: list[tuple[int, frozenset[str]]] = []
+    for size, held in _rows(allocation, layout, shapes):
+        if runs and runs[-1][1] == held:
+            runs[-1] = (runs[-1][0] + size, held)
+        else:
+            runs.append((size, held))
+    return tuple(runs)
+
+
+def groups_on(contributors: Contributors, roster: Sequence[str]) -> tuple[CoordinateGroup, ...]:
+    """Return the groups of a session of these clients, in order; neighbours have different contributors."""
+    groups: list[CoordinateGroup] = []
+    start = 0
+    for size, held in contributors:
+        members = tuple(index for index, client_id in enumerate(roster) if client_id in held)
+        if groups and groups[-1].contributors == members:
+            groups[-1] = CoordinateGroup(groups[-1].start, start + size, members)
+        else:
+            groups.append(CoordinateGroup(start, start + size, members))
+        start += size
+    return tuple(groups)
 
 
 def coordinate_groups(
     allocation: Allocation, layout: Layout, shapes: Shapes, roster: Sequence[str]
 ) -> tuple[CoordinateGroup, ...]:
-    """Return the groups of one exchange's vector, in order; neighbours have different contributors.
+    """Return the groups of one exchange's vector in a session of these clients.
 
     Args:
         shapes: what travels in that exchange, in the contract's order.
@@ -38,16 +75,7 @@ def coordinate_groups(
     """
     if strangers := set(roster) - set(allocation.parts):
         raise AllocationError(f"{min(strangers)} has no part in the allocation", "allocate for the roster")
-    groups: list[CoordinateGroup] = []
-    start = 0
-    for size, held in _rows(allocation, layout, shapes):
-        members = tuple(index for index, client_id in enumerate(roster) if client_id in held)
-        if groups and groups[-1].contributors == members:
-            groups[-1] = CoordinateGroup(groups[-1].start, start + size, members)
-        else:
-            groups.append(CoordinateGroup(start, start + size, members))
-        start += size
-    return tuple(groups)
+    return groups_on(contributors(allocation, layout, shapes), roster)
 
 
 def vector_form(groups: Sequence[CoordinateGroup], n: int, modulus_bits: int, bound: int) -> VectorForm:
@@ -76,8 +104,9 @@ def require_contributors(groups: Sequence[CoordinateGroup], min_contributors: in
 def _rows(allocation: Allocation, layout: Layout, shapes: Shapes) -> Iterator[tuple[int, frozenset[str]]]:
     """Yield runs of coordinates with those who contribute to them, in the vector's order."""
     everybody = frozenset(allocation.parts)
+    holders = functools.cache(lambda layer, component: frozenset(allocation.holders(layer, component)))
     place = {m.name: i for i, layer in enumerate(allocation.layers) for m in layer.modules}
-    by_row = {name: m for m in layout.modules for name in (m.a_name, holders_name(m))}
+    by_row = {name: m for m in layout.modules for name in (m.a_name, holders_name(m), count_name(m))}
     for name, shape in shapes.items():
         size = int(np.prod(shape))
         if name in layout.heads:
@@ -90,6 +119,6 @@ def _rows(allocation: Allocation, layout: Layout, shapes: Shapes) -> Iterator[tu
             )
         if name in by_row and shape[0] == by_row[name].rank:
             for component in range(shape[0]):
-                yield size // shape[0], frozenset(allocation.holders(number, component))
+                yield size // shape[0], holders(number, component)
         else:
-            yield size, frozenset(allocation.holders(number))
+            yield size, holders(number, 0)

@@ -31,7 +31,9 @@ from fedlora_priv.allocation import (
 )
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_allocation import AllocationSection
-from fedlora_priv.methods.base import Layout, LoraModule
+from fedlora_priv.federation.session import min_contributors
+from fedlora_priv.methods.base import Layout, LoraModule, Method
+from fedlora_priv.methods.partial import Partial, PartialByRound
 
 MOST_ALLOCATIONS = 1000
 """As in accounting/report.schema.json: a report states so many contracts, and each allocation makes one."""
@@ -95,11 +97,18 @@ def require_allocations(experiment: Experiment, layout: Layout) -> None:
         )
 
 
-def min_contributors(experiment: Experiment) -> int:
-    """Return how many survivors any sum on a layer or component must have."""
-    secure = experiment.secure_aggregation
-    masked = secure.mode == "secure"
-    return experiment.allocation.least_contributors(secure.max_colluders, secure.min_survivors, masked=masked)
+def client_method(
+    experiment: Experiment, method: Method, layout: Layout, own: Layout, client_id: str
+) -> Method:
+    """Return a method as a client has it whose own model has the layout `own`: over what that client trains."""
+    if not isinstance(method, Partial):
+        return method.at_client(own)
+
+    def trains(round: int) -> frozenset[str]:
+        dealt = allocation(experiment, layout, round)
+        return frozenset() if dealt is None else dealt.trains(client_id)
+
+    return PartialByRound(method.method, None if own == layout else own, trains)
 
 
 def holders(experiment: Experiment, layout: Layout) -> int:
@@ -124,6 +133,18 @@ def cost_model(experiment: Experiment, layout: Layout) -> CostModel:
 def profiles(experiment: Experiment) -> dict[str, Profile]:
     """Return what each client has, as the experiment declares it, in roster order."""
     return _profiles(experiment.allocation, experiment.client_ids)
+
+
+def spare(experiment: Experiment, layout: Layout) -> int | None:
+    """Return how many more clients than it needs the part has that the fewest train, over all rounds.
+
+    None where everybody trains everything, and without masks.
+    """
+    if not experiment.allocation.in_parts or experiment.secure_aggregation.mode == "insecure":
+        return None
+    rounds = range(1, experiment.federation.rounds + 1)
+    found = [dealt for number in rounds if (dealt := allocation(experiment, layout, number)) is not None]
+    return min(dealt.fewest() for dealt in found) - min_contributors(experiment)
 
 
 def _holders(asked: AllocationSection, least: int, layers: int) -> int:

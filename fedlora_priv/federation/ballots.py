@@ -7,6 +7,7 @@ client's update, so only an update that its owner declares private by itself is 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,10 @@ class BallotChannel:
     def form(self) -> VectorForm:
         """What a ballot looks like to secure aggregation."""
         return VectorForm(self.rules.dimension, self.rules.modulus_bits, BALLOT_BOUND)
+
+    def form_on(self, roster: Sequence[str]) -> VectorForm:  # noqa: ARG002 - everybody votes on everything
+        """Return that form in a session of these clients."""
+        return self.form
 
     def votes(self, update: PrivateAtClient) -> NDArray[np.uint32]:
         """Return a client's votes for its largest coordinates, uint32 of shape (d,)."""

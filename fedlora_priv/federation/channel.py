@@ -9,13 +9,14 @@ told different supports or bounds have masks that do not cancel.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora_priv.allocation.groups import Contributors, groups_on, vector_form
 from fedlora_priv.federation.vectors import dimension, flatten, unflatten
 from fedlora_priv.methods.base import Shapes
 from fedlora_priv.methods.errors import SumError
@@ -37,6 +38,7 @@ class UploadChannel:
             the array's (`fedlora_priv.communication.scales.channel_shapes`). Larger values are clipped.
         value_bits: bits of one client's quantised value, sign included.
         max_clients: how many clients may be summed without overflow.
+        contributors: who contributes to which coordinates, all of which then travel; nothing where everybody does.
     """
 
     shapes: Shapes
@@ -44,6 +46,7 @@ class UploadChannel:
     bounds: Mapping[str, NDArray[np.float32]]
     value_bits: int
     max_clients: int
+    contributors: Contributors = ()
 
     @property
     def dimension(self) -> int:
@@ -58,8 +61,15 @@ class UploadChannel:
 
     @property
     def form(self) -> VectorForm:
-        """What a masked upload looks like to secure aggregation."""
+        """What a masked upload looks like to secure aggregation, but for who contributes where."""
         return VectorForm(len(self.support), self.quantiser.modulus_bits, self.quantiser.levels)
+
+    def form_on(self, roster: Sequence[str]) -> VectorForm:
+        """Return that form in a session of these clients, with who contributes where."""
+        if not self.contributors:
+            return self.form
+        groups = groups_on(self.contributors, roster)
+        return vector_form(groups, len(roster), self.form.modulus_bits, self.form.bound)
 
     def bounds_to_bytes(self) -> bytes:
         """Return the bounds as they travel: arrays in the contract's order, little-endian float32."""
@@ -88,5 +98,6 @@ class UploadChannel:
     def digest(self) -> bytes:
         """Return 32 bytes that differ whenever anything that both sides must agree on differs."""
         names = "\n".join(f"{name} {shape}" for name, shape in self.shapes.items())
-        parts = (names.encode(), self.support.digest(), self.quantiser.digest())
+        who = "\n".join(f"{size} {sorted(held)}" for size, held in self.contributors)
+        parts = (names.encode(), self.support.digest(), self.quantiser.digest(), who.encode())
         return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()

@@ -32,7 +32,7 @@ from fedlora_priv.federation.release import RoundRelease, open_session
 from fedlora_priv.federation.start import moving
 from fedlora_priv.federation.suspension import Suspension
 from fedlora_priv.federation.task import RoundTask, begin
-from fedlora_priv.federation.trained import Marked, support_of, update_key
+from fedlora_priv.federation.trained import Marked, part_of, support_of, update_key
 from fedlora_priv.methods.base import Layout, Method, Role, Shared, State
 from protocols.errors import ProtocolError
 from protocols.prg import SecretStream
@@ -260,7 +260,11 @@ class FederationClient:
 
     def _support(self, task: RoundTask) -> Marked | None:
         """Return the coordinates that this client trains in a round; None for all that the method trains."""
-        return support_of(self._setup.experiment, task, self.client_id)
+        setup = self._setup
+        if setup.experiment.allocation.in_parts:
+            method = setup.method.at(task.round)
+            return part_of(setup.experiment, setup.layout, method, task.round, self.client_id)
+        return support_of(setup.experiment, task, self.client_id)
 
     def _trained(self, task: RoundTask) -> FinishedUpdate:
         """Reserve, train, store. A crash in between leaves the reservation, which stays charged."""

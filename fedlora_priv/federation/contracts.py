@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedlora_priv.allocation import Allocation, Part
 from fedlora_priv.communication.choices import REVEALS
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import CommunicationSection
+from fedlora_priv.federation.allocating import allocation
 from fedlora_priv.federation.course import Leg, courses
-from fedlora_priv.federation.trained import sends
-from fedlora_priv.methods import Contract, Layout, Method, Role
+from fedlora_priv.federation.session import min_contributors
+from fedlora_priv.federation.trained import sends, trained_size
+from fedlora_priv.methods import Contract, Layout, Method
 from fedlora_priv.methods.base import Shapes
 
 
@@ -30,29 +33,44 @@ def stated(
     Raises:
         CommunicationError: two densities leave as many coordinates.
     """
-    communication = experiment.communication
     contracts = [
-        {"rounds": numbers, **_contract(phase, legs, communication, layout, own)}
+        {"rounds": alike, **_contract(phase, legs, experiment, layout, own, alike[0])}
         for phase, legs, numbers in courses(experiment, method, layout)
+        for alike in _dealt_alike(experiment, layout, numbers)
     ]
+    contracts.sort(key=lambda contract: contract["rounds"])
     return {"name": method.name, "title": method.title, "contracts": contracts}
+
+
+def _dealt_alike(experiment: Experiment, layout: Layout, numbers: list[int]) -> list[list[int]]:
+    """Return the rounds in lists of those in which everybody trains the same."""
+    lists: dict[frozenset[tuple[str, Part]] | None, list[int]] = {}
+    for number in numbers:
+        dealt = allocation(experiment, layout, number)
+        lists.setdefault(None if dealt is None else frozenset(dealt.parts.items()), []).append(number)
+    return list(lists.values())
 
 
 def _contract(
     method: Method,
     legs: tuple[Leg, ...],
-    communication: CommunicationSection,
+    experiment: Experiment,
     layout: Layout,
     own: Mapping[str, Layout],
+    round: int,
 ) -> dict[str, Any]:
-    """Return one contract as the report states it, without its rounds."""
-    contract, alone = method.contract(layout), communication.train == "support"
+    """Return one contract as the report states it, without its rounds, of which one is given."""
+    contract, communication = method.contract(layout), experiment.communication
+    alone, dealt = communication.train == "support", allocation(experiment, layout, round)
     owed = {"error_feedback": True} if communication.error_feedback else {}
     trained = {
-        client_id: _sent(legs, client_id) if alone else _trained(method, mine, contract.trains)
+        client_id: _sent(legs, client_id)
+        if alone
+        else trained_size(method, mine, contract.trains, dealt.trains(client_id) if dealt else None)
         for client_id, mine in own.items()
     }
-    return {
+    stated: dict[str, Any] = {} if dealt is None else {"allocation": _allocation(experiment, dealt)}
+    return stated | {
         "name": method.name,
         "title": method.title,
         "trains": sorted(contract.trains),
@@ -68,6 +86,16 @@ def _contract(
         "noise": contract.noise,
         "leaks": "; ".join([contract.leaks, *_also_leaks(legs, communication)]),
         "notes": [*contract.notes, *_of_training(communication)],
+    }
+
+
+def _allocation(experiment: Experiment, dealt: Allocation) -> dict[str, Any]:
+    """Return who trains what as the report states it, by the numbers of `layers`, and how many a sum must be of."""
+    return {
+        "strategy": dealt.strategy,
+        "layers": [layer.name for layer in dealt.layers],
+        "min_contributors": min_contributors(experiment),
+        "clients": {c: {"layers": list(p.layers), "rank": p.rank} for c, p in sorted(dealt.parts.items())},
     }
 
 
@@ -111,12 +139,6 @@ def _exchange(contract: Contract, leg: Leg, layout: Layout) -> dict[str, Any]:
 def _sent(legs: tuple[Leg, ...], client_id: str) -> int:
     """Return how many coordinates a client sends in a round, which are then all that it clips and noises."""
     return sum(leg.coordinates for leg in legs if sends(leg, client_id))
-
-
-def _trained(method: Method, own: Layout, roles: frozenset[Role]) -> int:
-    """Return how many coordinates a client trains, clips and noises, whether they travel or not."""
-    shapes = method.at_client(own).shapes(own)
-    return sum(math.prod(shape) for name, shape in shapes.items() if own.role(name) in roles)
 
 
 def _by_kind(shapes: Shapes, layout: Layout) -> dict[str, int]:

@@ -16,9 +16,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora_priv.allocation.groups import Contributors, contributors
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
+from fedlora_priv.federation.allocating import allocation
 from fedlora_priv.federation.ballots import BallotChannel
 from fedlora_priv.federation.bounds import ExchangeScales
 from fedlora_priv.federation.channel import UploadChannel
@@ -188,6 +190,11 @@ class Planned:
         ):
             raise FederationError("the support of a round is not the one that the public seed draws")
 
+    def contributors(self, upload: int) -> Contributors:
+        """Return who contributes where to one of the method's uploads; nothing where everybody does everywhere."""
+        dealt = allocation(self.experiment, self.layout, self.round)
+        return () if dealt is None else contributors(dealt, self.layout, self.contract.exchange(upload))
+
     def ballots(self) -> BallotChannel:
         """Return the channel of the round's vote, which nobody has to be told."""
         rules = vote_rules(self.experiment, self.contract, self.round)
@@ -215,7 +222,8 @@ class Planned:
         """Return a channel whose bounds were checked: whatever is wrong comes out before anything is charged."""
         scales = self.scales(leg.upload)
         checked = scales.bounds_from_bytes(bounds)
-        channel = UploadChannel(scales.shapes, support, checked, scales.value_bits, scales.clients)
+        who = self.contributors(leg.upload)
+        channel = UploadChannel(scales.shapes, support, checked, scales.value_bits, scales.clients, who)
         try:
             channel.digest()
         except ProtocolError as error:

@@ -28,6 +28,7 @@ from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.session import session_parameters
 from fedlora_priv.federation.setup import Parts
 from fedlora_priv.federation.task import RoundTask
+from fedlora_priv.federation.trained import least_trained
 from fedlora_priv.federation.vectors import flatten
 from fedlora_priv.methods import server_optimizer_for
 from fedlora_priv.methods.base import Shared, State
@@ -70,7 +71,7 @@ def foretold(parts: Parts) -> list[Foretold]:
 def first_session(parts: Parts, exchange: Exchange, round: int = 1) -> SessionParameters:
     """Return the session of an exchange in which everybody who sends it takes part."""
     asked = exchange.leg.senders or parts.experiment.client_ids
-    form = exchange.channel.form
+    form = exchange.channel.form_on(asked)
     return session_parameters(
         parts.experiment,
         asked,
@@ -82,6 +83,7 @@ def first_session(parts: Parts, exchange: Exchange, round: int = 1) -> SessionPa
         vector_length=form.vector_length,
         modulus_bits=form.modulus_bits,
         bound=form.bound,
+        groups=form.groups,
     )
 
 
@@ -133,7 +135,7 @@ class _Acted:
         parts, method = self.parts, self.parts.method.at(task.round)
         contract, seed = method.contract(parts.layout), parts.experiment.experiment.seed
         start = method.start(parts.layout, task.state, Shared(seed, task.round, rehearsal=True))
-        d = sum(array.size for name, array in start.items() if parts.layout.role(name) in contract.trains)
+        d = least_trained(parts.experiment, parts.layout, method, task.round)
         spread = planned_step(parts.experiment, d, self._noise)
         clients = parts.experiment.federation.clients
         count = clients if contract.changes_base else min(CROWD, clients)

@@ -11,6 +11,7 @@ from accounting.pricing import epsilon
 from fedlora_priv.communication.tally import tally
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Traffic
+from fedlora_priv.federation.allocating import spare
 from fedlora_priv.federation.course import Leg, courses
 from fedlora_priv.federation.foretold import foretold
 from fedlora_priv.federation.learner import Say
@@ -66,7 +67,7 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
         "bytes": planned_bytes(parts),
         "rows": _rows(parts),
         "environment": parts.environment(),
-        "secure_aggregation": protection(experiment),
+        "secure_aggregation": protection(experiment, spare(experiment, parts.layout)),
     }
 
 

@@ -24,6 +24,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Step, Traffic
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
+from fedlora_priv.federation.allocating import spare
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.provenance import noise_source, versions
@@ -92,7 +93,7 @@ def build(
         randomness=_randomness(experiment),
         outputs=_outputs(parts),
         versions=versions(),
-        secure_aggregation=protection(experiment),
+        secure_aggregation=protection(experiment, spare(experiment, parts.layout)),
         environment=parts.environment(),
     )
 

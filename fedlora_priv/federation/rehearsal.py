@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fedlora_priv.communication.scales import channel_shapes
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.course import travelling
+from fedlora_priv.federation.trained import least_trained
 from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
 
 CROWD = 3
@@ -45,11 +46,10 @@ def rehearsed_spreads(
     """
     contract, shared = method.contract(layout), Shared(experiment.experiment.seed, round, rehearsal=True)
     start = method.start(layout, state, shared)
-    d = sum(array.size for name, array in start.items() if layout.role(name) in contract.trains)
+    # The signal of as long a gradient is spread over fewer coordinates where fewer are trained.
+    d = least_trained(experiment, layout, method, round)
     if experiment.communication.train == "support":
-        d = travelling(
-            experiment, contract, round
-        )  # the signal of as long a gradient is then spread over fewer
+        d = travelling(experiment, contract, round)
     spread = planned_step(experiment, d, noise_multiplier)
     crowd = [
         made_up(layout, contract, start, spread, shared.seed, k) for k in range(CROWD if exchange else 1)

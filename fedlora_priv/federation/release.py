@@ -299,7 +299,7 @@ def _session_arguments(
         exchange=exchange.number,
         senders=None if leg.senders is None else len(leg.senders),
         cohort=cohort if exchange.answers else None,
-        form=exchange.channel.form,
+        form=exchange.channel.form_on,
     )
     return _SessionArguments(
         client_id=setup.client_id,

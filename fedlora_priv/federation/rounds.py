@@ -18,7 +18,7 @@ from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.exchange import Exchange, ExchangeSum, Summed
-from fedlora_priv.federation.session import session_parameters, thresholds
+from fedlora_priv.federation.session import min_contributors, session_parameters, thresholds
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.base import State
 from fedlora_priv.methods.errors import SumError
@@ -307,20 +307,24 @@ class RoundConductor:
                 running.record.lost.append((error.client_id, step.name))
 
     def _require_enough(self, exchange: Exchange, asked: tuple[str, ...]) -> None:
-        """Raise SessionAborted if there are fewer clients than a sum may have."""
+        """Raise SessionAborted if there are fewer clients than a sum may have, or a part of it."""
         band = exchange.leg.senders
         _, _, least = thresholds(self._experiment, None if band is None else len(band))
+        lost = tuple(sorted(set(self._engine.client_ids if band is None else band) - set(asked)))
         if len(asked) < least:
-            lost = tuple(sorted(set(self._engine.client_ids if band is None else band) - set(asked)))
             raise SessionAborted("train", lost, f"{len(asked)} clients take part, a sum needs {least}")
+        groups = exchange.channel.form_on(asked).groups
+        fewest = min((len(group.contributors) for group in groups), default=len(asked))
+        if groups and fewest < (needed := min_contributors(self._experiment)):
+            raise SessionAborted("train", lost, f"{fewest} clients train a layer, its sum needs {needed}")
 
     def _parameters(self, running: _Running, exchange: Exchange, asked: tuple[str, ...]) -> SessionParameters:
         """Return the proposal of an exchange's session.
 
         Raises:
-            SessionAborted: fewer clients than a sum may have.
+            SessionAborted: fewer clients than a sum may have, or a part of it.
         """
-        task, form, band = running.task, exchange.channel.form, exchange.leg.senders
+        task, form, band = running.task, exchange.channel.form_on(asked), exchange.leg.senders
         senders = None if band is None else len(band)
         self._require_enough(exchange, asked)
         return session_parameters(
@@ -334,6 +338,7 @@ class RoundConductor:
             vector_length=form.vector_length,
             modulus_bits=form.modulus_bits,
             bound=form.bound,
+            groups=form.groups,
         )
 
     def _plain_sum(

@@ -22,6 +22,7 @@ from fedlora_priv.federation.rehearsal import rehearsed_spreads
 from fedlora_priv.federation.start import masked, moving
 from fedlora_priv.federation.supports import bands, largest_supports, random_supports
 from fedlora_priv.federation.task import RoundTask, begin
+from fedlora_priv.federation.vectors import flatten
 from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
 from fedlora_priv.methods.certificate import Certificate
 from fedlora_priv.methods.optimizers import Moments, ServerOptimizer, require_mean_moves
@@ -141,11 +142,14 @@ class FederationServer:
 
     def _spreads(self, server: ServerState, planned: Planned, summed: Summed) -> Spreads:
         """Return the spreads of everything that has ever been summed."""
-        spreads = server.spreads
-        means = {name: total / summed.n for name, total in summed.sums.items()}
+        spreads, method = server.spreads, self._method.at(planned.round)
+        counts = method.contributors(self._layout, summed.sums, summed.n)
+        means = {name: total / np.maximum(counts[name], 1) for name, total in summed.sums.items()}
         for upload, exchange in summed.uploads().items():
-            bounds, senders = exchange.values.bounds, summed.senders(upload)
-            spreads = {**spreads, **planned.scales(upload).after(bounds, means, senders)}
+            shapes = exchange.values.shapes
+            among = flatten(shapes, {name: np.broadcast_to(counts[name], shapes[name]) for name in shapes})
+            senders = np.minimum(summed.senders(upload), among)
+            spreads = {**spreads, **planned.scales(upload).after(exchange.values.bounds, means, senders)}
         return spreads
 
     def certify(
@@ -173,9 +177,8 @@ class FederationServer:
         scales, spreads = planned.scales(upload), server.spreads
         if not scales.shapes.keys() <= spreads.keys() | scales.limits.keys():
             spreads = {**self._rehearsed(server, planned.round, upload), **spreads}
-        return UploadChannel(
-            scales.shapes, support, scales.bounds(spreads), scales.value_bits, scales.clients
-        )
+        bounds, who = scales.bounds(spreads), planned.contributors(upload)
+        return UploadChannel(scales.shapes, support, bounds, scales.value_bits, scales.clients, who)
 
     def _rehearsed(self, server: ServerState, round: int, upload: int) -> Spreads:
         """Return spreads of an upload's arrays, which no sum has had a part in."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedlora_priv.federation.course import band_senders
 from protocols.secagg.parameters import abort_bound_of_losses
-from protocols.secagg.session import ClientPolicy, SessionParameters, Thresholds, VectorForm, recommended
+from protocols.secagg.session import (
+    ClientPolicy,
+    CoordinateGroup,
+    SessionParameters,
+    Thresholds,
+    VectorForm,
+    recommended,
+)
 
 if TYPE_CHECKING:
     from fedlora_priv.config import Experiment
@@ -27,6 +34,7 @@ def session_parameters(
     vector_length: int,
     modulus_bits: int,
     bound: int,
+    groups: tuple[CoordinateGroup, ...] = (),
 ) -> SessionParameters:
     """Return the proposal of one exchange's session over these participants, on the experiment's graph.
 
@@ -38,6 +46,7 @@ def session_parameters(
 
     Args:
         senders: of a band: how many clients send it, lost ones included.
+        groups: who contributes where; everybody everywhere unless given.
     """
     secure = experiment.secure_aggregation
     quorum, threshold, min_survivors = thresholds(experiment, senders)
@@ -57,7 +66,16 @@ def session_parameters(
         modulus_bits=modulus_bits,
         bound=bound,
         context=context,
+        groups=groups,
+        min_contributors=min_contributors(experiment) if experiment.allocation.in_parts else min_survivors,
     )
+
+
+def min_contributors(experiment: Experiment) -> int:
+    """Return how many survivors any sum on a part of the model must have, where clients train parts."""
+    secure = experiment.secure_aggregation
+    masked = secure.mode == "secure"
+    return experiment.allocation.least_contributors(secure.max_colluders, secure.min_survivors, masked=masked)
 
 
 def client_policy(
@@ -68,14 +86,15 @@ def client_policy(
     exchange: int = 0,
     senders: int | None = None,
     cohort: frozenset[str] | None = None,
-    form: VectorForm | None = None,
+    form: VectorForm | Callable[[tuple[str, ...]], VectorForm] | None = None,
 ) -> ClientPolicy:
     """Return what a client of this experiment accepts for its upload of that exchange, whatever a server proposes.
 
     Args:
         senders: of a band: how many clients send it.
         cohort: who was summed in the round's first exchange; None in that one itself, and in bands.
-        form: that of the client's own upload: whether it refuses must not depend on what is in it.
+        form: that of the client's own upload, by roster where clients train parts: whether it refuses must not depend
+            on what is in it.
 
     A client may mask again in a failed round (`allow_remask`): in mode `local`, the only one there is, its
     update is private by itself.
@@ -86,7 +105,7 @@ def client_policy(
         max_colluders=secure.max_colluders,
         min_survivors=min_survivors,
         min_quorum=quorum,
-        min_contributors=min_survivors,
+        min_contributors=min_contributors(experiment) if experiment.allocation.in_parts else min_survivors,
         min_threshold=threshold,
         min_degree=secure.degree(most),
         max_clients=most,
@@ -142,12 +161,16 @@ def _counts(experiment: Experiment, clients: int, *, band: bool = False) -> dict
     }
 
 
-def protection(experiment: Experiment) -> dict[str, Any]:
+def protection(experiment: Experiment, spare: int | None = None) -> dict[str, Any]:
     """Return what a plan and a report state of the sessions: `masks`, and how many losses a round or a band survives.
 
     `losses_survived` clients may be lost, whoever they are and wherever on the ring; of more, as far as the counts
     allow them, `abort_bounds` has by their number an upper bound on the probability that the round is lost
     (docs/parameters.md). It ends with the first that says nothing.
+
+    Args:
+        spare: of clients that train parts: how many more than it needs the part has that the fewest train. Of as many
+            losses and no more the round is sure to survive; of how likely more are to hit that part nothing is said.
     """
     stated = masks(experiment)
     if stated["mode"] == "insecure":
@@ -155,16 +178,17 @@ def protection(experiment: Experiment) -> dict[str, Any]:
     colluders = stated["max_colluders"]
     if "bands" in stated:
         stated["bands"] = [band | _survives(band, colluders) for band in stated["bands"]]
-    return stated | _survives(stated, colluders)
+    return stated | _survives(stated, colluders, spare)
 
 
-def _survives(stated: Mapping[str, Any], colluders: int) -> dict[str, Any]:
+def _survives(stated: Mapping[str, Any], colluders: int, spare: int | None = None) -> dict[str, Any]:
     """Return `losses_survived` and `abort_bounds` of sessions with these counts."""
     n, least = stated["clients"], stated["min_survivors"]
     counts = Thresholds(stated["quorum"], stated["threshold"], least, stated["neighbours"])
     survived, bounds = 0, {}
     for losses in range(1, n - least + 1):
-        bound = abort_bound_of_losses(n, colluders, counts, losses)
+        certain = spare is None or losses <= spare
+        bound = abort_bound_of_losses(n, colluders, counts, losses) if certain else 1.0
         if bound == 0:
             survived = losses
             continue

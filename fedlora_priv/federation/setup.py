@@ -25,7 +25,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.data.sources import public_name
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation import contracts
-from fedlora_priv.federation.allocating import require_allocations
+from fedlora_priv.federation.allocating import allocation, client_method, require_allocations
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.holdings import Holdings, content_digest, everybodys
@@ -39,7 +39,7 @@ from fedlora_priv.federation.randomness import stream_factory
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.session import masks
 from fedlora_priv.federation.state_check import StateCheck
-from fedlora_priv.federation.trained import Marked, made_up_support
+from fedlora_priv.federation.trained import Marked, extremes, made_up_support, marked
 from fedlora_priv.methods import Contract, Layout, Method, Role, State, for_experiment, phases
 from fedlora_priv.methods.errors import AssumptionError
 from fedlora_priv.modeling import add_squares, with_rank
@@ -99,14 +99,14 @@ class Parts:
         return home_roles(self.method, self.layout)
 
     def method_of(self, client_id: str) -> Method:
-        """Return the method as a client has it, which knows of its own rank.
+        """Return the method as a client has it, which knows of its own rank and of what it trains.
 
         Raises:
             MethodError: a client of that rank cannot take part.
         """
         own = self.trainers[client_id].layout
         self.method.accept(self.layout, own)
-        return self.method.at_client(own)
+        return client_method(self.experiment, self.method, self.layout, own, client_id)
 
     @cached_property
     def stated_method(self) -> dict[str, Any]:
@@ -117,7 +117,8 @@ class Parts:
     def rehearse(self) -> Rehearsal:
         """Return what a rehearsal of the clients' steps saw, with the settings of the one with the least noise.
 
-        Every model and every part of it that some round trains is rehearsed; returned is what was seen of the first.
+        Every model and every part of it that some round trains is rehearsed (of clients that train some layers, the
+        least and the most that one trains); returned is what was seen of the first.
 
         Raises:
             FedloraError: training would not be private, or not be training; nothing has been spent.
@@ -130,18 +131,35 @@ class Parts:
         }
         models = dict.fromkeys(self.trainers.values())
         seen, *_ = [
-            self._rehearsed(model, settings, contract) for model in models for contract in trained.values()
+            self._rehearsed(model, settings, contract.trains, support)
+            for model in models
+            for contract in trained.values()
+            for support in self._supports(model, contract)
         ]
         return seen
 
-    def _rehearsed(self, trainer: PrivateTrainer, settings: StepSettings, contract: Contract) -> Rehearsal:
+    def _supports(self, trainer: PrivateTrainer, contract: Contract) -> list[Marked | None]:
+        """Return what clients with that model train of a contract's arrays, as far as it is to be rehearsed."""
+        clients = [client_id for client_id, theirs in self.trainers.items() if theirs is trainer]
+        parts = extremes(self.experiment, self.layout, clients)
+        if not parts:
+            return [made_up_support(self.experiment, contract)]
+        own = trainer.layout
+        return [marked(self.method.shapes(own), own, contract.trains, held) for held in parts]
+
+    def _rehearsed(
+        self,
+        trainer: PrivateTrainer,
+        settings: StepSettings,
+        trains: frozenset[Role],
+        support: Marked | None,
+    ) -> Rehearsal:
         """Rehearse one model, with a residual beside its base weights if the method will put one there."""
         start = read_state(trainer.model)
         residual = made_up_residual(trainer.layout) if self.method.changes_base else {}
         write_state(trainer.model, start | residual)
         try:
-            support = made_up_support(self.experiment, contract)
-            return rehearse(trainer, settings, trainable=contract.trains, support=support)
+            return rehearse(trainer, settings, trainable=trains, support=support)
         finally:
             write_state(trainer.model, start)
 
@@ -227,12 +245,22 @@ def make_trainer(experiment: Experiment, method: Method, model: Any) -> PrivateT
 
 def trainers_by_client(experiment: Experiment, trainer: PrivateTrainer) -> dict[str, PrivateTrainer]:
     """Return each client's trainer: the federation's, or one of the client's own rank on the same base weights."""
-    ranks = experiment.lora.ranks or (experiment.lora.rank,) * len(experiment.client_ids)
     made = {experiment.lora.rank: trainer}
-    for rank in ranks:
+    ranks = _ranks(experiment, trainer.layout)
+    for rank in ranks.values():
         if rank not in made:
             made[rank] = PrivateTrainer(with_rank(trainer.model, rank), device=trainer.device)
-    return {client_id: made[rank] for client_id, rank in zip(experiment.client_ids, ranks, strict=True)}
+    return {client_id: made[rank] for client_id, rank in ranks.items()}
+
+
+def _ranks(experiment: Experiment, layout: Layout) -> dict[str, int]:
+    """Return each client's rank, which is the same in all rounds."""
+    dealt, lora = allocation(experiment, layout, 1), experiment.lora
+    if dealt is not None:
+        return {client_id: dealt.parts[client_id].rank for client_id in experiment.client_ids}
+    return dict(
+        zip(experiment.client_ids, lora.ranks or (lora.rank,) * len(experiment.client_ids), strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -295,11 +323,6 @@ def make_client(
         RunFolderError: another process uses its home.
     """
     experiment, client_id, home = parts.experiment, seat.client_id, seat.home
-    if experiment.allocation.in_parts:
-        raise ConfigError(
-            f"allocation.strategy = {experiment.allocation.strategy!r} can be planned, and not run yet",
-            "set it to 'all'",
-        )
     with ExitStack() as opened:
         lock = opened.enter_context(home.lock())
         ledger = opened.enter_context(open_ledger(parts, seat))

@@ -15,6 +15,7 @@ from accounting.adaptive_clip import AdaptiveClip
 from accounting.ledger import Ledger
 from accounting.planning import Plan
 from fedlora_priv.config import Experiment
+from fedlora_priv.federation.allocating import client_method
 from fedlora_priv.federation.client import ClientSetup, FederationClient
 from fedlora_priv.federation.files import read_arrays, write_arrays
 from fedlora_priv.federation.home import ClientHome
@@ -114,7 +115,9 @@ class Standby:
                 client_id=client_id,
                 experiment=experiment,
                 layout=self.layout,
-                method=for_experiment(experiment).at_client(self.own),
+                method=client_method(
+                    experiment, for_experiment(experiment), self.layout, self.own, client_id
+                ),
                 initial=self.initial,
                 plan=self.plan,
                 lifetime_epsilon=lifetime_epsilon,

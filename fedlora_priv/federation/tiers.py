@@ -9,6 +9,7 @@ from typing import Any
 from fedlora_priv.allocation import Allocation, CostModel, Profile
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import allocating
+from fedlora_priv.federation.session import min_contributors
 from fedlora_priv.methods.base import Layout
 
 
@@ -29,7 +30,7 @@ def asked_of_clients(experiment: Experiment, layout: Layout) -> dict[str, Any] |
         return None
     clients, number, layer, component = min(map(fewest, rounds))
     return {
-        "min_contributors": allocating.min_contributors(experiment),
+        "min_contributors": min_contributors(experiment),
         "fewest": {"clients": clients, "round": number, "layer": layer, "component": component},
         "tiers": list(_tiers(experiment, allocating.cost_model(experiment, layout), rounds)),
     }

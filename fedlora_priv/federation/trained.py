@@ -1,4 +1,5 @@
-"""What a client trains: all that its method trains, or with ``communication.train = "support"`` only what it sends.
+"""What a client trains: all that its method trains, with ``communication.train = "support"`` only what it sends, and
+where layers are dealt out (`allocating`) only its own.
 
 Which coordinates a client sends in a round is public before it trains: the round's message says it, and its digest is
 in the masks. So a client can train those alone, and its noise has as many dimensions as travel instead of as many as
@@ -11,16 +12,18 @@ charged in full, whatever it chooses; what hostile choices could do to clipping,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.config import Experiment
+from fedlora_priv.federation.allocating import allocation
 from fedlora_priv.federation.course import Leg, travelling
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.federation.vectors import unflatten
-from fedlora_priv.methods.base import Contract
+from fedlora_priv.methods.base import Contract, Layout, Method, Role, Shapes
 from protocols.sparsify import seeded_random_k
 
 Marked = Mapping[str, NDArray[np.bool_]]
@@ -36,6 +39,82 @@ def support_of(experiment: Experiment, task: RoundTask, client_id: str) -> Marke
     for channel in channels:
         flat[channel.support.indices] = True
     return unflatten(channels[0].shapes, flat)
+
+
+def part_of(
+    experiment: Experiment, layout: Layout, method: Method, round: int, client_id: str
+) -> Marked | None:
+    """Return the coordinates of its own layers, and of the head, for a client that trains some layers; else None.
+
+    Args:
+        layout: of the federation.
+        method: of that round, as that client has it.
+    """
+    dealt = allocation(experiment, layout, round)
+    if dealt is None:
+        return None
+    return marked(method.shapes(layout), layout, method.contract(layout).trains, dealt.trains(client_id))
+
+
+def extremes(experiment: Experiment, layout: Layout, clients: Sequence[str]) -> list[frozenset[str]]:
+    """Return the smallest and the largest part, as names of modules, that one of these clients trains in some round.
+
+    Returns:
+        Both, or one where they are the same; nothing where everybody trains everything.
+    """
+    rounds = range(1, experiment.federation.rounds + 1)
+    found = [dealt for number in rounds if (dealt := allocation(experiment, layout, number)) is not None]
+    parts = [dealt.trains(client_id) for dealt in found for client_id in clients]
+    return list(dict.fromkeys([min(parts, key=len), max(parts, key=len)])) if parts else []
+
+
+def marked(shapes: Shapes, layout: Layout, roles: frozenset[Role], held: frozenset[str]) -> Marked | None:
+    """Return the coordinates of these modules, and of the head, in arrays of some roles; None if that is all of them.
+
+    Args:
+        shapes: of the arrays that a client has.
+        layout: which modules there are.
+    """
+    if len(held) == len(layout.modules):
+        return None
+    return {
+        name: np.full(shape, _holds(layout, name, held))
+        for name, shape in shapes.items()
+        if layout.role(name) in roles
+    }
+
+
+def trained_size(
+    method: Method, own: Layout, roles: frozenset[Role], held: frozenset[str] | None = None
+) -> int:
+    """Return how many coordinates a client trains, clips and noises, whether they travel or not.
+
+    Args:
+        own: the layout of its own model.
+        held: names of the modules that it trains; None for all.
+    """
+    shapes = method.at_client(own).shapes(own)
+    return sum(
+        math.prod(shape)
+        for name, shape in shapes.items()
+        if own.role(name) in roles and (held is None or _holds(own, name, held))
+    )
+
+
+def least_trained(experiment: Experiment, layout: Layout, method: Method, round: int) -> int:
+    """Return how many coordinates the client trains that trains the fewest in a round."""
+    roles, dealt = method.contract(layout).trains, allocation(experiment, layout, round)
+    if dealt is None:
+        return trained_size(method, layout, roles)
+    return min(
+        trained_size(method, dealt.own(layout, client_id) or layout, roles, dealt.trains(client_id))
+        for client_id in dealt.parts
+    )
+
+
+def _holds(layout: Layout, name: str, held: frozenset[str]) -> bool:
+    """Whether an array is the head's, or of a module that is held."""
+    return name in layout.heads or name.rpartition(".")[0] in held
 
 
 def sends(leg: Leg, client_id: str) -> bool:

@@ -334,6 +334,11 @@ class Method(ABC):
         del layout, state, sums, n, shared, combined
         return None
 
+    def contributors(self, layout: Layout, sums: Sums, n: int) -> Mapping[str, NDArray[np.int64]]:
+        """Return how many of the `n` clients have a part in each coordinate of each sum, broadcasting to it."""
+        del layout
+        return dict.fromkeys(sums, np.array(n))
+
     @abstractmethod
     def _upload(
         self, layout: Layout, start: State, trained: State, shared: Shared

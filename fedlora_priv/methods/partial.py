@@ -117,6 +117,13 @@ class Partial(Method):
         """Return how far `combined` is from the means over holders."""
         return self.method.certify(layout, state, self._as_means(layout, sums, n), n, shared, combined)
 
+    def contributors(self, layout: Layout, sums: Sums, n: int) -> Mapping[str, NDArray[np.int64]]:
+        """Return how many of the `n` clients have a part in each coordinate of each sum, broadcasting to it."""
+        among = dict(super().contributors(layout, sums, n))
+        for name, counts in self._counts(layout, sums, n).items():
+            among[name] = counts.astype(np.int64)
+        return among
+
     def _accept_module(self, module: LoraModule, own: LoraModule | None) -> None:
         """Raise AssumptionError unless shapes are the same and the rank no larger; scalings may differ."""
         super()._accept_module(module, own and as_if_equal(module, own))
@@ -198,13 +205,20 @@ class Partial(Method):
     def _as_means(self, layout: Layout, sums: Sums, n: int) -> dict[str, NDArray[np.float64]]:
         """Return the method's sums, each n times the mean over those who hold it."""
         means = {name: array for name, array in sums.items() if not name.endswith(_HOLDERS)}
+        for name, counts in self._counts(layout, sums, n).items():
+            means[name] = means[name] * np.divide(n, counts, out=np.zeros_like(counts), where=counts > 0)
+        return means
+
+    def _counts(self, layout: Layout, sums: Sums, n: int) -> dict[str, NDArray[np.float64]]:
+        """Return how many hold each component of each sum of a module's array, in a shape that broadcasts to it."""
+        found = {}
         for module in layout.modules:
             counts = read_counts(module, sums[holders_name(module)], n)
-            factor = np.divide(n, counts, out=np.zeros_like(counts), where=counts > 0)
-            for name in [name for name in means if name.rpartition(".")[0] == module.name]:
-                by_row = len(factor) > 1 and name == module.a_name
-                means[name] = means[name] * (factor[:, None] if by_row else factor)
-        return means
+            for name in sums:
+                if name.rpartition(".")[0] == module.name and not name.endswith(_HOLDERS):
+                    by_row = len(counts) > 1 and name == module.a_name
+                    found[name] = counts[:, None] if by_row else counts
+        return found
 
     def _holds(self, module: str) -> bool:
         """Whether this client trains a module."""

@@ -29,6 +29,7 @@ from fedlora_priv.methods.lora_fair import LoRAFair
 from fedlora_priv.methods.optimizers import Adam, Average, Momentum, ServerOptimizer
 from fedlora_priv.methods.partial import Partial
 from fedlora_priv.methods.raclora import RACLoRA
+from fedlora_priv.methods.ranks import Ragged
 from fedlora_priv.methods.rolora import RoLoRA
 from fedlora_priv.methods.schedule import hybrid
 
@@ -140,7 +141,8 @@ def for_experiment(experiment: Asked) -> Method:
         block_rounds=asked.block_rounds,
     )
     method = make(experiment.federation.method, options)
-    return Partial(method) if experiment.allocation.in_parts else method
+    counts_itself = isinstance(method, Ragged)  # and then clients differ in nothing but their ranks
+    return Partial(method) if experiment.allocation.in_parts and not counts_itself else method
 
 
 def server_optimizer_for(experiment: Asked) -> ServerOptimizer | None:

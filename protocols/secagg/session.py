@@ -17,6 +17,7 @@ The proofs are in ``docs/parameters.md``.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -230,6 +231,7 @@ class ClientPolicy:
             the same vector masked twice: only where every session gets a fresh vector.
         exact_form: the form that this client's vector has. With None a server can propose a smaller bound or modulus,
             or a group without this client, and learns from whether `mask` refuses what is in the vector: for tests.
+            Of a vector with groups, the form by roster: groups list its indices, and a client knows names.
         allow_remask: whether a second masked vector for the same round and exchange may be sent. Only if
             every vector is private by itself (mode `local`): their difference is not hidden by anything.
     """
@@ -244,7 +246,7 @@ class ClientPolicy:
     max_proposal_bytes: int = 2**20
     exact_roster: frozenset[str] | None = None
     exact_round: tuple[int, int] | None = field(kw_only=True)
-    exact_form: VectorForm | None = field(kw_only=True)
+    exact_form: VectorForm | Callable[[tuple[str, ...]], VectorForm] | None = field(kw_only=True)
     allow_remask: bool = False
     min_threshold: int = 1
     min_degree: int = 1
@@ -284,7 +286,8 @@ class ClientPolicy:
             )
         if self.exact_round not in (None, (parameters.round, parameters.exchange)):
             raise PolicyViolation("the session is for another round or exchange than this client's vector")
-        if self.exact_form not in (None, parameters.form):
+        form = self.exact_form(parameters.roster) if callable(self.exact_form) else self.exact_form
+        if form not in (None, parameters.form):
             raise PolicyViolation(
                 "the session is for vectors of another length, modulus, bound or groups than this client's"
             )

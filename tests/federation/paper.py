@@ -60,12 +60,14 @@ def initial_state() -> State:
     }
 
 
-def trained(client_id: str, start: State, trains: frozenset[Role]) -> State:
+def trained(client_id: str, start: State, trains: frozenset[Role], support: Marked | None = None) -> State:
     """What a client makes of a start: Gaussian steps that client and start decide, so always the same."""
     rng = np.random.default_rng(
         zlib.crc32(client_id.encode() + b"".join(start[n].tobytes() for n in sorted(start)))
     )
     moved = {n: (a + STEP * rng.normal(size=a.shape)).astype(np.float32) for n, a in start.items()}
+    if support is not None:
+        moved |= {n: np.where(mask, moved[n], start[n]) for n, mask in support.items()}
     return {
         n: moved[n] if LAYOUT.role(n) in trains else a for n, a in start.items() if LAYOUT.role(n) != "base"
     }
@@ -145,7 +147,7 @@ class Paper:
         self.trainings += 1
         step = StepRecord(1, 0, 0, 0.5, 0.5, 1.0, 0.5, "0" * 16)
         return LocalResult(
-            trained(client_id, start, trains), 100, clip_norm, 10, (step,) * plan.steps_per_round
+            trained(client_id, start, trains, support), 100, clip_norm, 10, (step,) * plan.steps_per_round
         )
 
     def round(self) -> RoundResult:

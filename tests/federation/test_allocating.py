@@ -17,10 +17,10 @@ from fedlora_priv.federation.allocating import (
     allocation,
     cost_model,
     holders,
-    min_contributors,
     profiles,
     require_allocations,
 )
+from fedlora_priv.federation.session import min_contributors
 from tests.allocation.lab import layout
 
 SIX = [f"client-{k}" for k in range(1, 7)]
@@ -144,6 +144,7 @@ def refused() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ),
         ({}, {"tiers": [{"clients": ["client-1"], "max_rank": 1}]}, "which deals out layers"),
         ({}, {"min_contributors": 2}, "would be hidden by nobody; use at least 3"),
+        ({}, {"min_contributors": 5}, "is above secure_aggregation.min_survivors = 4"),
         ({}, {"holders": 2}, "allocation.holders = 2 is not between min_contributors = 3 and the 6 clients"),
         ({}, {"holders": 4, "dropout_rate": 0.1}, "dropout_rate has no effect"),
         ({}, {"failure_probability": 0.2}, "failure_probability has no effect"),

@@ -1,0 +1,51 @@
+"""What check 4 asks of rounds whose clients train parts of the model: every sum is of enough of those who train it.
+
+A contract with an `allocation` says who trains which layers at which rank. On a layer, or a component of one, the
+round's sum is over those of its survivors that train it: beside the colluders at least two, or nobody is hidden by
+another. That the allocation is the one that clients knew of follows from the digest of `method` in their ledgers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .. import contract as contracts
+from ..case import Case, Findings
+
+
+def check_parts(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
+    """Every layer and component that a round has summed under masks has enough survivors that train it."""
+    secure = case.secure_aggregation
+    if secure.get("mode") != "secure" or not any(one["transcript"] for one in entry["exchanges"]):
+        return
+    for contract in contracts.by_round(case.report["method"]).get(entry["round"], []):
+        dealt = contract.get("allocation")
+        if dealt is None:
+            continue
+        where, least = f"round {entry['round']}", dealt["min_contributors"]
+        if least < secure.get("max_colluders", 0) + 2:
+            found.problems.append(
+                f"{where}: its contract lets {least} clients be summed on a layer: beside "
+                f"{secure.get('max_colluders', 0)} colluders nobody would be hidden by another"
+            )
+        if strangers := sorted(set(entry["survivors"]) - set(dealt["clients"])):
+            found.problems.append(
+                f"{where}: {strangers[0]} is in the sum, and its contract gives it nothing to train"
+            )
+        for what, holders in _held(dealt):
+            present = len(holders.intersection(entry["survivors"]))
+            if present < least:
+                found.problems.append(
+                    f"{where}: the sum on {what} is of {present} clients, its contract needs {least}"
+                )
+
+
+def _held(dealt: Mapping[str, Any]) -> Iterator[tuple[str, frozenset[str]]]:
+    """Each layer with the clients that train it; where ranks differ, also its components from each rank's last on."""
+    clients: Mapping[str, Mapping[str, Any]] = dealt["clients"]
+    ranks: Sequence[int] = sorted({part["rank"] for part in clients.values()})
+    for number, layer in enumerate(dealt["layers"]):
+        for rank in ranks:
+            held = (c for c, part in clients.items() if number in part["layers"] and part["rank"] >= rank)
+            yield (layer if rank == ranks[0] else f"component {rank} of {layer}"), frozenset(held)

@@ -1,0 +1,79 @@
+"""What check 4 says of rounds whose clients train parts: a layer's sum is of enough of those who train it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from accounting.case import Case, Findings
+from accounting.checks.parts import check_parts
+
+SIX = [f"client-{k}" for k in range(1, 7)]
+
+
+def round_of(survivors: list[str], *, summed: bool = True) -> dict[str, Any]:
+    exchange = {"session_id": "ab", "transcript": "cd" if summed else None, "announced": None}
+    return {"round": 1, "survivors": survivors, "exchanges": [exchange]}
+
+
+def case(entry: dict[str, Any], *, least: int = 3, mode: str = "secure", **parts: dict[str, Any]) -> Case:
+    """Layer 0 is trained by the last three of six, layer 1 by all; the last two have rank 4, the others 2."""
+    clients = {c: {"layers": [0, 1] if i > 2 else [1], "rank": 4 if i > 3 else 2} for i, c in enumerate(SIX)}
+    dealt = {
+        "strategy": "s",
+        "layers": ["low", "high"],
+        "min_contributors": least,
+        "clients": clients | parts,
+    }
+    report = {
+        "rounds": [entry],
+        "method": {"contracts": [{"rounds": [1], "allocation": dealt}]},
+        "secure_aggregation": {"mode": mode, "max_colluders": 1},
+    }
+    return Case(report, {}, None, None)
+
+
+def problems(of: Case) -> list[str]:
+    found = Findings()
+    check_parts(of, found, of.report["rounds"][0])
+    return found.problems
+
+
+def same_rank(rank: int) -> dict[str, dict[str, Any]]:
+    return {c: {"layers": [0, 1] if i > 2 else [1], "rank": rank} for i, c in enumerate(SIX)}
+
+
+def test_a_layer_of_just_enough_passes() -> None:
+    assert problems(case(round_of(SIX), **same_rank(2))) == []
+    assert problems(case(round_of(SIX[1:]), **same_rank(2))) == [], "who does not train it may be lost"
+
+
+@pytest.mark.parametrize("gone", SIX[3:])
+def test_a_layer_whose_holders_were_lost_fails(gone: str) -> None:
+    left = [client_id for client_id in SIX if client_id != gone]
+    assert problems(case(round_of(left), **same_rank(2))) == [
+        "round 1: the sum on low is of 2 clients, its contract needs 3"
+    ]
+
+
+def test_components_of_few_fail() -> None:
+    assert problems(case(round_of(SIX))) == [
+        "round 1: the sum on component 4 of low is of 2 clients, its contract needs 3",
+        "round 1: the sum on component 4 of high is of 2 clients, its contract needs 3",
+    ]
+
+
+def test_a_contract_that_asks_for_too_few_fails() -> None:
+    (problem,) = problems(case(round_of(SIX), least=2))
+    assert "lets 2 clients be summed on a layer: beside 1 colluders" in problem
+
+
+def test_a_survivor_with_nothing_to_train_fails() -> None:
+    (problem,) = problems(case(round_of([*SIX, "client-7"]), **same_rank(2)))
+    assert "client-7 is in the sum, and its contract gives it nothing to train" in problem
+
+
+def test_nothing_is_asked_where_nothing_was_summed_under_masks() -> None:
+    assert problems(case(round_of(SIX[:3], summed=False))) == []
+    assert problems(case(round_of(SIX[:3]), mode="insecure")) == []
