@@ -46,6 +46,8 @@ PLAN = Plan(
     client_id="client-1", declared_examples=400, planned_batch_size=20, sample_rate=0.05, rounds=4, retry_rounds=1,
     steps_per_round=1, clip_norm=1.0, noise_multiplier=2.0, target_epsilon=8.0, delta=1e-4,
 )  # fmt: skip
+DENSE = {"support": "dense", "density": 1.0, "value_bits": 16}
+"""A file's `[communication]` with which sums are as exact as they get."""
 STEP = 0.05
 """How far a coordinate moves in a round, about as far as is planned for."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from fedlora_priv.methods.raclora import RACLoRA
 from fedlora_priv.methods.rolora import RoLoRA
 from fedlora_priv.methods.schedule import hybrid
 
-from .paper import LAYOUT, Killed, Meddling, Paper, crash, step_of
+from .paper import DENSE, LAYOUT, Killed, Meddling, Paper, crash, step_of
 
 SMALL = Layout(tuple(replace(m, rank=1) for m in LAYOUT.modules), LAYOUT.heads)
 FALLS_BACK = CrossTerm("sketch", fallback="two-pass", tolerance=1e-6)
@@ -61,24 +61,11 @@ METHODS: dict[str, tuple[Callable[[], Method], tuple[int, int]]] = {
 
 
 @pytest.fixture
-def paper(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Paper]]:
-    made: list[Paper] = []
-
+def paper(on_paper: Callable[..., Paper]) -> Callable[..., Paper]:
     def make(method: Method, *, mode: str = "secure", **options: Any) -> Paper:
-        experiment = Experiment.load(
-            experiment_file(
-                federation={"rounds": 4},
-                training={"deterministic_noise": True},
-                communication={"support": "dense", "density": 1.0, "value_bits": 16},
-                secure_aggregation={"mode": mode},
-            )
-        )
-        made.append(Paper(experiment, method, tmp_path / f"paper-{len(made)}", **options))
-        return made[-1]
+        return on_paper(method, {"communication": DENSE, "secure_aggregation": {"mode": mode}}, **options)
 
-    yield make
-    for one in made:
-        one.close()
+    return make
 
 
 def require_alike(state: State, wanted: State) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +39,16 @@ VOTED = {"support": "voted-topk", "density": 0.25, "value_bits": 16}
 
 
 @pytest.fixture
-def paper(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Paper]]:
-    made: list[Paper] = []
-
+def paper(on_paper: Callable[..., Paper]) -> Callable[..., Paper]:
     def make(method: Method, communication: dict[str, Any], mode: str = "secure", **options: Any) -> Paper:
-        experiment = Experiment.load(
-            experiment_file(
-                federation={"rounds": 20},
-                training={"deterministic_noise": True},
-                communication={"error_feedback": True} | communication,
-                secure_aggregation={"mode": mode},
-            )
-        )
-        made.append(Paper(experiment, method, tmp_path / f"paper-{len(made)}", **options))
-        return made[-1]
+        sections = {
+            "federation": {"rounds": 20},
+            "communication": {"error_feedback": True} | communication,
+            "secure_aggregation": {"mode": mode},
+        }
+        return on_paper(method, sections, **options)
 
-    yield make
-    for one in made:
-        one.close()
+    return make
 
 
 def residual_of(small: Paper, client_id: str) -> np.ndarray:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Step
 from fedlora_priv.federation import start, wire
 from fedlora_priv.federation.exchange import ANNOUNCED_PREFIX
@@ -24,31 +22,19 @@ from fedlora_priv.methods.fra import FRALoRA
 from protocols.secagg.session import SessionParameters
 from protocols.sparsify import dense
 
-from .paper import LAYOUT, Meddling, Paper, proposing
+from .paper import DENSE, LAYOUT, Meddling, Paper, proposing
 
-DENSE = dense(2).to_bytes()
+BOTH = dense(2).to_bytes()
 REFUSED = wire.Message(wire.REFUSED, {"code": "FederationError"})
 BASIS = ANNOUNCED_PREFIX + "layer.0.query.basis"
 
 
 @pytest.fixture
-def paper(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Paper]]:
-    made: list[Paper] = []
-
+def paper(on_paper: Callable[..., Paper]) -> Callable[..., Paper]:
     def make(method: Method, mode: str = "secure") -> Paper:
-        experiment = Experiment.load(
-            experiment_file(
-                federation={"rounds": 4},
-                communication={"support": "dense", "density": 1.0, "value_bits": 16},
-                secure_aggregation={"mode": mode},
-            )
-        )
-        made.append(Paper(experiment, method, tmp_path / f"paper-{len(made)}"))
-        return made[-1]
+        return on_paper(method, {"communication": DENSE, "secure_aggregation": {"mode": mode}})
 
-    yield make
-    for one in made:
-        one.close()
+    return make
 
 
 def two_pass() -> Method:
@@ -271,7 +257,7 @@ def test_what_has_left_does_not_leave_again_within_the_round(paper: Callable[...
         f"{ANNOUNCED_PREFIX}{m.name}.basis": np.eye(m.out_features, m.rank, dtype="<f4").tobytes()
         for m in LAYOUT.modules
     }
-    message = wire.Message(wire.EXCHANGE, {"exchange": 1}, basis | {"support": DENSE})
+    message = wire.Message(wire.EXCHANGE, {"exchange": 1}, basis | {"support": BOTH})
     assert ask(message) == REFUSED
     client._round._setup = client._setup
     assert ask(message).kind == wire.READY

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,31 +27,22 @@ from fedlora_priv.methods.fra import FRALoRA
 from protocols.secagg.graph import MaskGraph
 from protocols.secagg.session import SessionParameters, recommended
 
-from .paper import Meddling, Paper, proposed, proposing
+from .paper import DENSE, Meddling, Paper, proposed, proposing
 
 
 @pytest.fixture
-def paper(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Paper]]:
-    made: list[Paper] = []
-
+def paper(on_paper: Callable[..., Paper]) -> Callable[..., Paper]:
     def make(
         clients: int, method: Method | None = None, dropouts: Sequence[Dropout] = (), **secure: Any
     ) -> Paper:
-        experiment = Experiment.load(
-            experiment_file(
-                federation={"clients": clients, "rounds": 4},
-                communication={"support": "dense", "density": 1.0, "value_bits": 16},
-                training={"deterministic_noise": True},
-                secure_aggregation=secure,
-            )
-        )
-        folder = tmp_path / f"paper-{len(made)}"
-        made.append(Paper(experiment, method or FFALoRA(), folder, dropouts=dropouts))
-        return made[-1]
+        sections = {
+            "federation": {"clients": clients},
+            "communication": DENSE,
+            "secure_aggregation": secure,
+        }
+        return on_paper(method or FFALoRA(), sections, dropouts=dropouts)
 
-    yield make
-    for one in made:
-        one.close()
+    return make
 
 
 def proposals(small: Paper) -> list[SessionParameters]:

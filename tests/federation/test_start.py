@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from fedlora_priv.methods.optimizers import Adam
 from fedlora_priv.methods.rolora import RoLoRA
 from protocols.sparsify import Support, dense
 
-from .paper import LAYOUT, Killed, Meddling, Paper, initial_state
+from .paper import DENSE, LAYOUT, Killed, Meddling, Paper, initial_state
 
 REFUSED = wire.Message(wire.REFUSED, {"code": "FederationError"})
 BEGUN = initial_state()
@@ -129,25 +129,12 @@ def test_a_start_with_more_than_the_density_allows_is_refused() -> None:
 
 
 @pytest.fixture
-def paper(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Paper]]:
-    made: list[Paper] = []
-
+def paper(on_paper: Callable[..., Paper]) -> Callable[..., Paper]:
     def make(method: Method, communication: dict[str, Any], mode: str = "insecure", **options: Any) -> Paper:
-        dense = {"support": "dense", "density": 1.0, "value_bits": 16}
-        experiment = Experiment.load(
-            experiment_file(
-                federation={"rounds": 4},
-                training={"deterministic_noise": True},
-                communication=dense | communication,
-                secure_aggregation={"mode": mode},
-            )
-        )
-        made.append(Paper(experiment, method, tmp_path / f"paper-{len(made)}", **options))
-        return made[-1]
+        sections = {"communication": DENSE | communication, "secure_aggregation": {"mode": mode}}
+        return on_paper(method, sections, **options)
 
-    yield make
-    for one in made:
-        one.close()
+    return make
 
 
 def test_clients_start_from_the_mask_and_the_server_keeps_the_rest(paper: Callable[..., Paper]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,23 +41,16 @@ REFUSED = wire.Message(wire.REFUSED, {"code": "FederationError"})
 
 
 @pytest.fixture
-def paper(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Paper]]:
-    made: list[Paper] = []
-
+def paper(on_paper: Callable[..., Paper]) -> Callable[..., Paper]:
     def make(mode: str = "secure", dropouts: Any = (), federation: Any = None, **communication: Any) -> Paper:
-        path = experiment_file(
-            federation={"rounds": 4} | (federation or {}),
-            training={"deterministic_noise": True},
-            communication={"density": 1.0, "value_bits": 16} | communication,
-            secure_aggregation={"mode": mode},
-        )
-        folder = tmp_path / f"paper-{len(made)}"
-        made.append(Paper(Experiment.load(path), FedIT(), folder, dropouts=dropouts))
-        return made[-1]
+        sections = {
+            "federation": federation or {},
+            "communication": {"density": 1.0, "value_bits": 16} | communication,
+            "secure_aggregation": {"mode": mode},
+        }
+        return on_paper(FedIT(), sections, dropouts=dropouts)
 
-    yield make
-    for one in made:
-        one.close()
+    return make
 
 
 def flat(arrays: Mapping[str, Any]) -> np.ndarray:

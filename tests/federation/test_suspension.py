@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from numpy.testing import assert_array_equal
 
-from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Step
 from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.federation import wire
@@ -51,24 +49,12 @@ class Restarting(LocalEngine):
 
 
 @pytest.fixture
-def paper(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Paper]]:
-    made: list[Paper] = []
-
+def paper(on_paper: Callable[..., Paper]) -> Callable[..., Paper]:
     def make(method: Method, *, mode: str = "secure", **communication: Any) -> Paper:
-        experiment = Experiment.load(
-            experiment_file(
-                federation={"rounds": 4},
-                training={"deterministic_noise": True},
-                communication={"value_bits": 16} | communication,
-                secure_aggregation={"mode": mode},
-            )
-        )
-        made.append(Paper(experiment, method, tmp_path / f"paper-{len(made)}"))
-        return made[-1]
+        sections = {"communication": {"value_bits": 16} | communication, "secure_aggregation": {"mode": mode}}
+        return on_paper(method, sections)
 
-    yield make
-    for one in made:
-        one.close()
+    return make
 
 
 def same(one: RoundResult, other: RoundResult) -> None:
