@@ -158,14 +158,14 @@ def test_the_counts_of_bands_are_those_of_their_sessions(experiment_file: Callab
     assert [(band["exchange"], band["clients"]) for band in stated["bands"]] == [(1, 4), (2, 3)]
     for band in stated["bands"]:
         senders = experiment.client_ids[-band["clients"] :]
-        proposed = session_parameters(
+        session = session_parameters(
             experiment, senders, round=1, exchange=band["exchange"], senders=len(senders), session_id=bytes(32),
             context=bytes(32), vector_length=1, modulus_bits=16, bound=1,
         )  # fmt: skip
-        for name, value in (("quorum", proposed.quorum), ("threshold", proposed.threshold),
-                            ("min_survivors", proposed.min_survivors), ("neighbours", proposed.degree)):  # fmt: skip
+        for name, value in (("quorum", session.quorum), ("threshold", session.threshold),
+                            ("min_survivors", session.min_survivors), ("neighbours", session.degree)):  # fmt: skip
             assert band[name] == value
-        assert band["losses_survived"] == len(senders) - max(proposed.threshold, proposed.min_survivors)
+        assert band["losses_survived"] == len(senders) - max(session.threshold, session.min_survivors)
     assert "bands" not in protection(Experiment.load(path, ["communication.densities=[]"]))
     recorded = masks_digest(masks(experiment))
     assert recorded == masks_digest(stated), "what is derived is not recorded"
