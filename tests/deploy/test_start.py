@@ -80,7 +80,9 @@ def test_the_commands_for_other_apps_run_nothing(tmp_path: Path) -> None:
     assert "refused" in done.stderr
 
 
-def test_a_supernode_has_tls_its_own_key_and_no_open_port(trial: Path) -> None:
+def test_a_supernode_has_tls_its_own_key_and_no_open_port(
+    trial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = trial / "nodes" / "client-3" / "node.toml"
     launch = start.supernode(file)
     assert launch.arguments[:3] == (sys.executable, "-m", "fedlora_priv.deploy.supernode")
@@ -93,6 +95,12 @@ def test_a_supernode_has_tls_its_own_key_and_no_open_port(trial: Path) -> None:
     environment = launch.environment
     assert environment[start.NODE_VARIABLE] == str(file)
     assert (environment["FLWR_TELEMETRY_ENABLED"], environment["FLWR_DISABLE_UPDATE_CHECK"]) == ("0", "1")
+    run_superexec = pytest.importorskip("flwr.supercore.superexec.run_superexec")
+    monkeypatch.setattr(
+        os, "environ", dict(environment)
+    )  # Flower reads its interval by this name, and takes it
+    assert run_superexec._get_task_poll_interval() == 0.1
+    monkeypatch.undo()
     first = Path(environment["PATH"].split(os.pathsep)[0])
     assert (first / "flwr-clientapp").stat().st_mode & 0o777 == 0o700
 
