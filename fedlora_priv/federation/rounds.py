@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from protocols.secagg.identity import Roster
 from protocols.secagg.interface import PHASES
 from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import SessionParameters
+
+_NAME = re.compile(r"[A-Za-z]{1,40}")
 
 BUDGET_CODE = "BudgetExceeded"
 """The code with which a client refuses a round that its remaining budget does not cover."""
@@ -186,7 +189,7 @@ class RoundConductor:
             if answer is not None and answer.kind == kind:
                 good[client_id] = answer
             elif answer is not None and answer.kind == wire.REFUSED:
-                record.refused.append((client_id, str(answer.fields.get("code"))))
+                record.refused.append((client_id, _code(answer)))
             else:
                 record.lost.append((client_id, step.name))
         return good
@@ -365,6 +368,12 @@ class RoundConductor:
             raise _NoSumError(f"exchange {exchange.number} lost a client of the first one")
         running.record.exchanges.append(ExchangeRecord(announced=exchange.recorded, number=exchange.number))
         return total, tuple(survivors)
+
+
+def _code(refusal: wire.Message) -> str:
+    """Return the name that a refusal gives; whatever else it says is not kept: it may be anybody's text."""
+    code = refusal.fields.get("code")
+    return code if isinstance(code, str) and _NAME.fullmatch(code) else "unnamed"
 
 
 def _decoded(data: bytes | None) -> wire.Message | None:

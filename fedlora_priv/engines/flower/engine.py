@@ -2,8 +2,8 @@
 
 Messages of one step go out together and are waited for together, each step with its own time-out. A client whose
 node is gone, answers with an error or answers too late has no answer: it is lost for the rest of the round, as
-everywhere. Before each round nodes that have come since are asked who they are, so a client that was restarted is
-back in the next round.
+everywhere. Before each round nodes that are nobody yet are asked who they are, so a client that was restarted, or whose
+node was mended, is back in the next round.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ class FlowerEngine:
     def exchange(self, messages: Mapping[str, bytes], step: Step) -> Mapping[str, bytes]:
         """Deliver to every client whose node is known, and return the answers that came in time."""
         if step.phase == "train":
+            # A node whose greeting was not good may have been mended since, and has the same id: it is its key's.
+            self._asked.intersection_update(self._nodes.values())
             self._look_for_nodes()
         timeout = self._timing.of(step)
         nodes = {self._nodes[client_id]: client_id for client_id in messages if client_id in self._nodes}
