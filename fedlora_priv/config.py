@@ -120,6 +120,15 @@ class Experiment(Section):
         """The clients' names, client-1 to client-N, in roster order."""
         return tuple(f"client-{index + 1}" for index in range(self.federation.clients))
 
+    @property
+    def declared_sizes(self) -> dict[str, int]:
+        """The public number of examples that each client declares; empty where nothing is declared."""
+        data = self.data
+        each = data.declared_examples or (data.declared_examples_per_client,) * self.federation.clients
+        return {
+            client_id: size for client_id, size in zip(self.client_ids, each, strict=True) if size is not None
+        }
+
     def require_delta_below(self, examples: int) -> None:
         """Raise unless delta is below 1 / `examples`, the rows of all clients together (a public number).
 

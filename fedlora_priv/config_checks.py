@@ -30,9 +30,8 @@ def check(experiment: Experiment) -> None:
     _task(experiment)
     _private_labels(experiment)
     _lifetime(experiment)
-    declared = experiment.data.declared_examples_per_client
-    if declared is not None:
-        check_delta(experiment.privacy.delta, experiment.federation.clients * declared)
+    if declared := experiment.declared_sizes:
+        check_delta(experiment.privacy.delta, sum(declared.values()))
     config_communication.check_keys(experiment)
     config_parts.check(experiment)
     if experiment.secure_aggregation.mode == "secure":
@@ -121,19 +120,36 @@ def _private_labels(experiment: Experiment) -> None:
 
 def _private_sizes(experiment: Experiment) -> None:
     """Refuse to plan from a size that nobody declared public."""
-    declared = experiment.data.declared_examples_per_client
-    if declared is None and not experiment.data.public:
+    data, clients = experiment.data, experiment.federation.clients
+    if data.declared_examples and data.declared_examples_per_client is not None:
+        raise ConfigError(
+            "data.declared_examples and data.declared_examples_per_client both say how many examples there are",
+            "leave one of the two out",
+        )
+    if data.declared_examples and len(data.declared_examples) != clients:
+        raise ConfigError(
+            f"data.declared_examples has {len(data.declared_examples)} numbers for {clients} clients",
+            "give one for each, in roster order",
+        )
+    declared = experiment.declared_sizes
+    if not declared and not data.public:
         raise ConfigError(
             "data.declared_examples_per_client is missing: the noise is planned from it, and the true size "
             "of private data would leak through the plan",
             "declare a public number of examples per client, or set data.public = true for public data",
         )
-    if declared is not None and experiment.training.batch_size > declared:
-        raise ConfigError(
-            f"training.batch_size = {experiment.training.batch_size} is above "
-            f"data.declared_examples_per_client = {declared}: a sampling rate cannot exceed 1",
-            "lower the batch size",
-        )
+    for client_id, size in declared.items():
+        if experiment.training.batch_size > size:
+            raise ConfigError(
+                f"training.batch_size = {experiment.training.batch_size} is above the {size} examples that "
+                f"{_declared_key(experiment)} says of {client_id}: a sampling rate cannot exceed 1",
+                "lower the batch size",
+            )
+
+
+def _declared_key(experiment: Experiment) -> str:
+    """Return the key that declares sizes."""
+    return "data.declared_examples" + ("" if experiment.data.declared_examples else "_per_client")
 
 
 def _lifetime(experiment: Experiment) -> None:

@@ -83,6 +83,10 @@ class DataSection(Section):
         description="PUBLIC number of examples per client, from which sampling rate and noise "
         "are planned. Required unless the data is public: a true private size must not leak.",
     )
+    declared_examples: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
+        default=(),
+        description="Instead of `declared_examples_per_client`: one PUBLIC number for each client, in roster order.",
+    )
 
     @field_validator("source")
     @classmethod

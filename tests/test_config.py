@@ -12,6 +12,7 @@ from fedlora_priv import config_reference
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_base import Section
 from fedlora_priv.errors import ConfigError, FedloraError, exit_codes
+from fedlora_priv.federation.plans import plan_clients
 from fedlora_priv.methods import METHODS, for_experiment, phases, server_optimizer_for
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.fra import FRALoRA
@@ -290,6 +291,34 @@ def test_a_private_size_must_be_declared() -> None:
     message = refusal("data.public=false", 'data.dataset_id="reviews"')
     assert "data.declared_examples_per_client" in message
     assert "leak" in message
+
+
+SIZES = "data.declared_examples=[300, 80, 120, 1000, 60]"
+UNDECLARED = PRIVATE.replace("declared_examples_per_client = 2000", "")
+
+
+def test_each_client_may_declare_a_size_of_its_own() -> None:
+    experiment = load(SIZES, "training.batch_size=60", text=UNDECLARED)
+    assert experiment.declared_sizes == dict(
+        zip(experiment.client_ids, (300, 80, 120, 1000, 60), strict=True)
+    )
+    assert Experiment.from_toml(experiment.to_toml()) == experiment
+    plans = plan_clients(experiment, experiment.declared_sizes)
+    assert [plan.sample_rate for plan in plans.values()] == [60 / 300, 60 / 80, 60 / 120, 60 / 1000, 1.0]
+    assert plans["client-5"].noise_multiplier > plans["client-4"].noise_multiplier  # 1 in 1, 1 in 16
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["data.declared_examples=[300, 80]"], "2 numbers for 5 clients"),
+        ([SIZES, "data.declared_examples_per_client=100"], "both say how many examples"),
+        ([SIZES, "training.batch_size=61"], "60 examples that data.declared_examples says of client-5"),
+        ([SIZES, "training.batch_size=60", "privacy.delta=0.00065"], "not below 1/1560"),
+    ],
+)
+def test_declared_sizes_that_do_not_fit_are_refused(overrides: list[str], reason: str) -> None:
+    assert reason in refusal(*overrides, text=UNDECLARED)
 
 
 def test_private_data_need_a_name_for_their_ledger() -> None:

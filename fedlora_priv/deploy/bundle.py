@@ -29,7 +29,7 @@ from fedlora_priv.deploy.keys import Card, new_keys, require_owner_only, roster_
 from fedlora_priv.errors import ConfigError, RunFolderError
 from fedlora_priv.federation.agreement import Agreement
 from fedlora_priv.federation.files import write_atomically
-from fedlora_priv.federation.holdings import agreed_size, everybodys, require_common_source
+from fedlora_priv.federation.holdings import agreed_sizes, everybodys, require_common_source
 from fedlora_priv.federation.learner import Say
 from fedlora_priv.federation.parties import MAX_PORT, SUPERLINK_PORT
 from fedlora_priv.federation.runfolder import RUN_BYTES
@@ -158,7 +158,7 @@ def _require_deployable(plan: Plan) -> None:
     if plan.experiment.simulate.dropouts:
         raise ConfigError("simulate.dropouts are acted out by the local engine only", "remove them")
     if plan.own_data:
-        agreed_size(plan.experiment)
+        agreed_sizes(plan.experiment)
     else:
         require_common_source(plan.experiment)
 

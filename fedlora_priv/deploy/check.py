@@ -164,10 +164,10 @@ def _data(settings: NodeSettings, agreement: Agreement) -> str:
 def _budget(settings: NodeSettings, agreement: Agreement) -> str:
     """Ask the ledger whether the run fits, if it has not begun."""
     experiment, client_id = agreement.experiment, settings.client_id
-    declared, dataset_id = experiment.data.declared_examples_per_client, experiment.data.dataset_id
-    if declared is None or dataset_id is None:
+    declared, dataset_id = experiment.declared_sizes, experiment.data.dataset_id
+    if not declared or dataset_id is None:
         return "asked when the node starts: the sizes are those of public data"
-    plan = plan_clients(experiment, dict.fromkeys(experiment.client_ids, declared))[client_id]
+    plan = plan_clients(experiment, declared)[client_id]
     limit = settings.limit(experiment)
     charges = _charges(ClientHome(settings.home).ledger_path, client_id, dataset_id)
     if any(charge.run == agreement.run.hex() for charge in charges):

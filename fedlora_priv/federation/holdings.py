@@ -115,8 +115,8 @@ def require_common_source(experiment: Experiment) -> None:
         )
 
 
-def agreed_size(experiment: Experiment) -> int:
-    """Return the declared number of examples of each party that brings its own rows.
+def agreed_sizes(experiment: Experiment) -> dict[str, int]:
+    """Return the declared number of examples of every party that brings its own rows.
 
     Raises:
         ConfigError: the experiment leaves out something that parties cannot see in each other's rows.
@@ -124,9 +124,9 @@ def agreed_size(experiment: Experiment) -> int:
     data = experiment.data
     given = {"data.dataset_id": data.dataset_id is not None}
     given["data.labels"] = data.labels is not None or experiment.model.task != "classification"
-    given["data.declared_examples_per_client"] = data.declared_examples_per_client is not None
-    if data.declared_examples_per_client is not None and all(given.values()):
-        return data.declared_examples_per_client
+    given["data.declared_examples_per_client"] = bool(experiment.declared_sizes)
+    if all(given.values()):
+        return experiment.declared_sizes
     missing = next(name for name, is_set in given.items() if not is_set)
     raise ConfigError(
         f"{missing} is missing: parties that bring their own rows cannot see it in each other's",
@@ -139,10 +139,10 @@ def _split(experiment: Experiment, source: Source, here: frozenset[str]) -> Hold
     # Rows without labels are split i.i.d., which looks at none.
     parts = partition(experiment, source.train.labels or [0] * len(source.train))
     indices = dict(zip(experiment.client_ids, parts, strict=True))
-    declared = experiment.data.declared_examples_per_client
+    true_sizes = {client_id: len(part) for client_id, part in indices.items()}
     return Holdings(
         rows={client_id: source.train.take(indices[client_id]) for client_id in indices if client_id in here},
-        sizes={client_id: declared or len(part) for client_id, part in indices.items()},
+        sizes=experiment.declared_sizes or true_sizes,
         row_numbers={client_id: tuple(part.tolist()) for client_id, part in indices.items()},
         label_names=source.train.label_names,
         evaluation=source.evaluation,
@@ -155,7 +155,7 @@ def _brought(experiment: Experiment, rows: Mapping[str, Dataset], evaluation: Pa
     """Return rows that a party has brought itself."""
     return Holdings(
         rows=rows,
-        sizes=dict.fromkeys(experiment.client_ids, agreed_size(experiment)),
+        sizes=agreed_sizes(experiment),
         row_numbers={},
         label_names=list(experiment.data.labels or ()),
         evaluation=None if evaluation is None else own_evaluation(experiment, evaluation),

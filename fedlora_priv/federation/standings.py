@@ -65,8 +65,8 @@ def ask_experiment(experiment: Experiment, delta: float | None, limit: float | N
         AccountingError: a ledger is damaged.
     """
     chains = {client_id: own_chain(experiment, client_id) for client_id in experiment.client_ids}
-    declared = experiment.data.declared_examples_per_client
-    plans = plan_clients(experiment, dict.fromkeys(experiment.client_ids, declared)) if declared else {}
+    declared = experiment.declared_sizes
+    plans = plan_clients(experiment, declared) if declared else {}
     return _question(
         Merged.of(chain for chain in chains.values() if chain is not None),
         experiment.privacy.delta if delta is None else delta,

@@ -139,6 +139,7 @@ def test_where_it_runs_is_each_partys_own(trial: Path) -> None:
     ("sections", "reason"),
     [
         ({"data": {"dataset_id": "x", "declared_examples_per_client": 80, "labels": ["0", "1"]}}, None),
+        ({"data": {"declared_examples_per_client": None, "declared_examples": [80, 60, 90, 40, 20]}}, None),
         (
             {"data": {"public": True, "dataset_id": "x", "declared_examples_per_client": None}},
             "declared_examples",

@@ -21,13 +21,12 @@ import datetime
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,11 @@ from fedlora_priv.deploy.check import reach
 from fedlora_priv.errors import EnvironmentProblem
 from fedlora_priv.federation.parties import NodeSettings
 from fedlora_priv.federation.provenance import versions
-from tests.flower.traced import PARTY, TRACE, hold_path, sums
+from tests.flower.processes import MARK, command, guarded, kill_all, marked
+from tests.flower.traced import KNOWN, PARTY, TRACE, WATCH, KeptSum, hold_path, sums
 
 ROOT = Path(__file__).resolve().parents[2]
 FEDLORA = (sys.executable, "-m", "fedlora_priv")
-MARK = "FLEET_MARK"
 
 DEADLINE_S = 900.0
 """How long a test waits for anything, on a machine that does much else; what is waited for takes seconds."""
@@ -55,7 +54,7 @@ SUPERLINK, RUN = "superlink", "run"
 POLL_S = 0.1
 
 
-def tiny(model: Path, data: Path, **sections: dict[str, Any]) -> Experiment:
+def tiny(model: Path, data: Path, /, **sections: dict[str, Any]) -> Experiment:
     """An experiment of five parties with rows of their own, one round; sections change values, None takes one out.
 
     Args:
@@ -93,12 +92,14 @@ class Fleet:
         out: the deployment's folder.
         experiment: what was deployed.
         mark: what all processes of this fleet carry.
+        extra: what the environment of each gains, as `tests.flower.traced` reads it.
         running: by name ("superlink", "run", "client-1", ...), what was started and not killed since.
     """
 
     out: Path
     experiment: Experiment
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    extra: dict[str, str] = field(default_factory=dict)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     # --- what is where --------------------------------------------------------------------------------------
@@ -140,19 +141,23 @@ class Fleet:
         """The report of the finished run."""
         return json.loads((self.run_folder / "report.json").read_text())
 
-    def sums(self) -> dict[str, Any]:
+    def sums(self) -> dict[str, KeptSum]:
         """Every masked sum by "<round>.<exchange>": ring elements, and whose they are."""
         return sums(self.trace)
 
     # --- starting -------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start everything in the order that costs least: the run admits the nodes' keys, then nodes call."""
+    def start(self, *, rehearse: Collection[int] = ()) -> None:
+        """Start everything in the order that costs least: the run admits the nodes' keys, then nodes call.
+
+        Args:
+            rehearse: nodes that start as their users start them; see `start_node`.
+        """
         self.start_superlink()
         self.start_run()
         self.wait(lambda: "fedlora:" in self.log(RUN), "the ServerApp runs")
         for number in range(1, self.experiment.federation.clients + 1):
-            self.start_node(number)
+            self.start_node(number, rehearse=number in rehearse)
 
     def start_superlink(self) -> None:
         """`fedlora server start`, up to where a node's own check is content with the answer."""
@@ -220,9 +225,12 @@ class Fleet:
         paths = [str(ROOT / "tests" / "flower" / "tracing"), str(ROOT)]
         if there := os.environ.get("PYTHONPATH"):
             paths.append(there)
+        # Importing the engine has set these here; a party's processes must set them for themselves.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_", "FLEET_"))}
         return {
-            **os.environ,
+            **inherited,
             **own,
+            **self.extra,
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
@@ -239,6 +247,20 @@ class Fleet:
         path = self.trace / "events.jsonl"
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
+
+    def calls(self) -> list[tuple[str, str, str]]:
+        """Party, host and port of each connection that a Python process began, or name that it looked up."""
+        return self._noted("calls.tsv")
+
+    def opened(self) -> list[tuple[str, ...]]:
+        """Party and path of each file of the watched folder that one of its processes opened."""
+        return self._noted("opened.tsv")
+
+    def _noted(self, name: str) -> list[Any]:
+        """Return the lines of a file that processes append to."""
+        path = self.trace / name
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [tuple(line.split("\t")) for line in lines]
 
     def happened(self, party: str, what: str, step: str) -> bool:
         """Whether there was such an event."""
@@ -298,80 +320,75 @@ class Fleet:
 
     def processes(self, name: str | None = None) -> list[psutil.Process]:
         """Processes that live: of one name with all below them, or of the whole fleet."""
-        return _marked(f"{self.mark}/" if name is None else f"{self.mark}/{name}/")
+        return marked(f"{self.mark}/" if name is None else f"{self.mark}/{name}/")
 
     def apps(self, name: str) -> list[psutil.Process]:
         """The app processes below a SuperNode, or the ServerApp's below the SuperLink."""
-        return [one for one in self.processes(name) if "fedlora_priv.deploy.app" in _command(one)]
+        return [one for one in self.processes(name) if "fedlora_priv.deploy.app" in command(one)]
 
     def kill(self, name: str) -> None:
         """kill -9: a process and all that it has started, until none is left."""
-        self.kill_these(lambda: self.processes(name))
+        kill_all(lambda: self.processes(name))
         if (process := self.running.pop(name, None)) is not None:
             process.wait(timeout=DEADLINE_S)
 
     def kill_apps(self, name: str) -> None:
         """kill -9 of the app processes only: the SuperNode or the SuperLink lives on."""
-        self.kill_these(lambda: self.apps(name))
-
-    def kill_these(self, living: Callable[[], list[psutil.Process]]) -> None:
-        """kill -9 whatever `living` returns, until it returns nothing."""
-        deadline = time.monotonic() + DEADLINE_S
-        while found := living():
-            for one in found:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.send_signal(signal.SIGKILL)
-            psutil.wait_procs(found, timeout=1)
-            assert time.monotonic() < deadline, f"cannot be killed: {found}"
+        kill_all(lambda: self.apps(name))
 
     def stop(self) -> None:
         """Kill everything that was started here; none is left."""
-        self.kill_these(self.processes)
+        kill_all(self.processes)
         for process in self.running.values():
             process.wait(timeout=DEADLINE_S)
         self.running.clear()
         assert not self.processes()
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    """Processes of this account that live and carry a mark in their environment."""
-    found = []
-    for one in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if one.environ().get(MARK, "").startswith(mark) and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(one)
-    return found
-
-
-def _command(process: psutil.Process) -> list[str]:
-    """A process's arguments; none if it has ended."""
-    with contextlib.suppress(psutil.Error):
-        return process.cmdline()
-    return []
-
-
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on, all different."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports of 127.0.0.1 that nobody listens on, all different, and none that the system gives to who calls out."""
+    below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
+    while len(found) < count:
+        port = 10_000 + secrets.randbelow(below - 10_000)
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            found += [port] if port not in found else []
+    return found
 
 
 @contextlib.contextmanager
 def fleet(experiment: Experiment, out: Path) -> Iterator[Fleet]:
     """Write a deployment for trial in a new folder; at the end stop all its processes, whatever has happened."""
-    port, *local = free_ports(1 + experiment.federation.clients)
-    deploy_trial(Plan.on_one_machine(experiment, out, port), versions(), lambda line: None)
-    made = Fleet(out, experiment)
-    made.trace.mkdir()
-    for number, own in enumerate(local, start=1):
-        change(made.node(number), "flower", local_port=own)
-    try:
+    deploy_trial(Plan.on_one_machine(experiment, out), versions(), lambda line: None)
+    with fleet_of(experiment, out) as made:
         yield made
-    finally:
-        made.stop()
+
+
+@contextlib.contextmanager
+def fleet_of(
+    experiment: Experiment, out: Path, *, watch: Path | None = None, known_randomness: bool = False
+) -> Iterator[Fleet]:
+    """Give the parties of a deployment that is written free ports of 127.0.0.1; stop their processes at the end.
+
+    Args:
+        experiment: what was deployed.
+        out: where.
+        watch: a folder of which `opened` is to tell what was opened by whom.
+        known_randomness: see `traced.know_randomness`.
+    """
+    extra = {KNOWN: "1"} if known_randomness else {}
+    made = Fleet(out, experiment, extra=extra if watch is None else {**extra, WATCH: str(watch)})
+    made.trace.mkdir()
+    port, *local = free_ports(1 + experiment.federation.clients)
+    change(made.server, "flower", port=port, bind="127.0.0.1")
+    for number, own in enumerate(local, start=1):
+        change(made.node(number), "flower", port=port, local_port=own)
+    with guarded(made.mark):
+        try:
+            yield made
+        finally:
+            made.stop()
 
 
 def change(file: Path, section: str | None = None, **values: object) -> None:

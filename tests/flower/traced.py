@@ -23,12 +23,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-TRACE, PARTY = "FLEET_TRACE", "FLEET_PARTY"
-"""Environment: the folder of events and sums; what the process is part of."""
+TRACE, PARTY, WATCH, KNOWN = "FLEET_TRACE", "FLEET_PARTY", "FLEET_WATCH", "FLEET_KNOWN_RANDOMNESS"
+"""Environment: the folder of events and sums; what the process is part of; what folder's files are noted when opened;
+whether noise, batches and rounding are those of the experiment's seed, whatever the experiment says."""
 
 HELD_POLL_S = 0.05
 
@@ -41,11 +43,30 @@ def hold_path(folder: Path, party: str, what: str, step: str) -> Path:
 def install(command: str) -> None:
     """Trace this process, which is about to become one of Flower's app processes."""
     folder = Path(os.environ[TRACE])
+    if os.environ.get(KNOWN):
+        know_randomness()
     if command == "flwr-clientapp":
         _trace_node(folder, os.environ[PARTY])
     elif command == "flwr-serverapp":
         _trace_server(folder)
         _keep_sums(folder)
+
+
+def know_randomness() -> None:
+    """Give this process's clients the randomness that `deterministic_noise` would: two federations then compare.
+
+    Call it before `fedlora_priv.federation.setup` is imported. Report and ledger are not told, so they can be audited
+    like any other's.
+    """
+    from fedlora_priv.federation import randomness
+
+    real = randomness.stream_factory
+
+    def known(experiment: Any, client_id: str) -> Any:
+        training = experiment.training.model_copy(update={"deterministic_noise": True})
+        return real(experiment.model_copy(update={"training": training}), client_id)
+
+    randomness.stream_factory = known
 
 
 @contextlib.contextmanager
@@ -59,12 +80,21 @@ def sums_kept(folder: Path) -> Iterator[None]:
         undo()
 
 
-def sums(folder: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """The sums that were kept, as the server had them before it made anything of them, and whose they are."""
+class KeptSum(NamedTuple):
+    """Ring elements as the server had them before it made anything of them; whose sum they are; bits of each."""
+
+    total: NDArray[np.uint32]
+    survivors: list[str]
+    modulus_bits: int
+
+
+def sums(folder: Path) -> dict[str, KeptSum]:
+    """The sums that were kept, by "<round>.<exchange>"."""
     found = {}
     for path in sorted(folder.glob("sum-*.npz")):
         with np.load(path) as kept:
-            found[path.stem.removeprefix("sum-")] = (kept["total"], kept["survivors"].tolist())
+            name = path.name.removeprefix("sum-").removesuffix(".npz")
+            found[name] = KeptSum(kept["total"], kept["survivors"].tolist(), int(kept["modulus_bits"]))
     return found
 
 
@@ -77,7 +107,8 @@ def _keep_sums(folder: Path) -> Callable[[], None]:
     def keeping(self: Any, running: Any, exchange: Any, *rest: Any) -> Any:
         total, survivors = real(self, running, exchange, *rest)
         path = folder / f"sum-{running.task.round}.{exchange.number}.npz"
-        np.savez(path, total=total, survivors=np.array(survivors))
+        bits = exchange.channel.form.modulus_bits
+        np.savez(path, total=total, survivors=np.array(survivors), modulus_bits=bits)
         return total, survivors
 
     RoundConductor._secure_sum = keeping  # type: ignore[method-assign]
