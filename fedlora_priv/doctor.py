@@ -17,6 +17,7 @@ from protocols.prg import SecretStream
 
 if TYPE_CHECKING:
     import torch
+    from transformers import BertConfig
 
     from fedlora_priv.config import Experiment
     from fedlora_priv.federation.setup import Parts
@@ -138,21 +139,15 @@ def _parts_of(parts: Parts) -> list[Finding]:
 
 def _typical_model() -> list[Finding]:
     """Measure parts of a model of MiniLM's shape, with random weights."""
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig
 
-    from fedlora_priv.errors import FedloraError
-    from fedlora_priv.modeling import LoraSettings, attach_lora
-    from fedlora_priv.pooling import MeanPoolingClassifier
-    from fedlora_priv.training import PrivateTrainer
     from fedlora_priv.training.trainer import ALL_ROLES
 
     config = BertConfig(
         vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     )
-    base = MeanPoolingClassifier(BertModel(config), 2)
     try:
-        trainer = PrivateTrainer(attach_lora(base, LoraSettings(("query", "value"), rank=8), seed=0))
-        found = _holds(trainer, _private_step(), _TYPICAL, ALL_ROLES)
+        found = _holds(_random_model(config, rank=8), _private_step(), _TYPICAL, ALL_ROLES)
     except FedloraError as error:
         return [Finding(_PARTS, "FAIL", str(error))]
     named = (
@@ -246,23 +241,34 @@ def _assets() -> Finding:
 
 def _small_model() -> list[Finding]:
     """Rehearse private steps with a small random model."""
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig
 
-    from fedlora_priv.errors import FedloraError
-    from fedlora_priv.modeling import LoraSettings, attach_lora
-    from fedlora_priv.pooling import MeanPoolingClassifier
-    from fedlora_priv.training import PrivateTrainer, rehearse
+    from fedlora_priv.training import rehearse
 
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
-    base = MeanPoolingClassifier(BertModel(config), 2)
     try:
-        trainer = PrivateTrainer(attach_lora(base, LoraSettings(("query", "value"), rank=2), seed=0))
-        seen = rehearse(trainer, _private_step())
+        seen = rehearse(_random_model(config, rank=2), _private_step())
     except FedloraError as error:
         return [Finding(_GRADIENTS, "FAIL", str(error))]
     return _rehearsed(seen, seen.preflight.setting())
+
+
+def _random_model(config: BertConfig, rank: int) -> PrivateTrainer:
+    """Return the trainer of a BERT with random weights, LoRA on query and value.
+
+    Raises:
+        FedloraError: it cannot be trained here.
+    """
+    from transformers import BertModel
+
+    from fedlora_priv.modeling import LoraSettings, attach_lora
+    from fedlora_priv.pooling import MeanPoolingClassifier
+    from fedlora_priv.training import PrivateTrainer
+
+    base = MeanPoolingClassifier(BertModel(config), 2)
+    return PrivateTrainer(attach_lora(base, LoraSettings(("query", "value"), rank), seed=0))
 
 
 def _private_step() -> StepSettings:

@@ -2,9 +2,9 @@
 
     allocate(round, profiles, public)  ->  Allocation: layers and a rank for each client
 
-An allocation is public. It is a function of public things alone (profiles that clients declared, a seed, sums of
-earlier rounds, scores of public data), so everybody can make it again and compare; it goes into logs, into the
-round's record and into the session's coordinate groups (`fedlora_priv.allocation.groups`).
+An allocation is public. It is a function of public things alone (profiles that clients declared, a seed, scores of
+public data), so everybody can make it again and compare; it goes into the report's contracts and into the session's
+coordinate groups (`fedlora_priv.allocation.groups`).
 
 What a client trains under it becomes a sum through `fedlora_priv.methods.partial`: means over those who hold a
 layer or a component. The head is everybody's.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -40,6 +40,15 @@ class Part:
 
     layers: tuple[int, ...]
     rank: int
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A component of a layer, and how many clients train it; the one of fewer comes first."""
+
+    clients: int
+    layer: int
+    component: int
 
 
 @dataclass(frozen=True)
@@ -88,12 +97,11 @@ class Allocation:
         """Return how many clients train each layer."""
         return [len(self.holders(layer)) for layer in range(len(self.layers))]
 
-    def fewest(self) -> int:
-        """Return how many clients train the component of a layer that the fewest train."""
-        return min(
-            len(self.holders(number, max(module.rank for module in layer.modules) - 1))
-            for number, layer in enumerate(self.layers)
-        )
+    def places(self) -> Iterator[Place]:
+        """Yield of each layer the first component and the last: of those between no fewer clients train any."""
+        for number, layer in enumerate(self.layers):
+            for component in (0, max(module.rank for module in layer.modules) - 1):
+                yield Place(len(self.holders(number, component)), number, component)
 
     def trains(self, client_id: str) -> frozenset[str]:
         """Return the names of the modules that a client trains."""
@@ -214,13 +222,11 @@ class Allocator(ABC):
 
     def _require_held(self, allocation: Allocation) -> None:
         """Raise ThinLayer unless every component of every layer has enough clients."""
-        for number, layer in enumerate(allocation.layers):
-            deepest = max(module.rank for module in layer.modules)
-            for component in (0, deepest - 1):
-                held = len(allocation.holders(number, component))
-                if held < self.needed:
-                    what = layer.name if component == 0 else f"component {component + 1} of {layer.name}"
-                    raise ThinLayer(
-                        f"{what} would be trained by {held} of at least {self.needed} clients",
-                        "give more clients room for it, lower the federation's rank or take fewer layers",
-                    )
+        for place in allocation.places():
+            if place.clients < self.needed:
+                layer = allocation.layers[place.layer].name
+                what = f"component {place.component + 1} of {layer}" if place.component else layer
+                raise ThinLayer(
+                    f"{what} would be trained by {place.clients} of at least {self.needed} clients",
+                    "give more clients room for it, lower the federation's rank or take fewer layers",
+                )

@@ -1,6 +1,7 @@
 """Who trains what in a round of an experiment: one pure function, which server, clients, plan and report all ask.
 
     allocation(experiment, layout, round)  ->  Allocation, or None where everybody trains everything
+    allocations(experiment, layout)        ->  those of all rounds
 
 It follows from the experiment file and the model's layout alone, so nobody takes it from anybody: a client makes it
 itself, trains its own part of it, and holds the server's coordinate groups to it.
@@ -61,6 +62,16 @@ def allocation(experiment: Experiment, layout: Layout, round: int) -> Allocation
     )
 
 
+def allocations(experiment: Experiment, layout: Layout) -> list[Allocation]:
+    """Return the allocations of all rounds, in order; none where everybody trains everything.
+
+    Raises:
+        AllocationError: a round has none.
+    """
+    rounds = range(1, experiment.federation.rounds + 1)
+    return [dealt for number in rounds if (dealt := allocation(experiment, layout, number)) is not None]
+
+
 @lru_cache(maxsize=4096)
 def _allocated(
     asked: AllocationSection,
@@ -85,11 +96,7 @@ def require_allocations(experiment: Experiment, layout: Layout) -> None:
     Raises:
         AllocationError: a round has none: says what is missing.
     """
-    if not experiment.allocation.in_parts:
-        return
-    rounds = range(1, experiment.federation.rounds + 1)
-    found = [allocation(experiment, layout, number) for number in rounds]
-    different = {frozenset(one.parts.items()) for one in found if one is not None}
+    different = {frozenset(dealt.parts.items()) for dealt in allocations(experiment, layout)}
     if len(different) > MOST_ALLOCATIONS:
         raise AllocationError(
             f"{len(different)} rounds have allocations of their own, and a report states at most {MOST_ALLOCATIONS}",
@@ -142,9 +149,8 @@ def spare(experiment: Experiment, layout: Layout) -> int | None:
     """
     if not experiment.allocation.in_parts or experiment.secure_aggregation.mode == "insecure":
         return None
-    rounds = range(1, experiment.federation.rounds + 1)
-    found = [dealt for number in rounds if (dealt := allocation(experiment, layout, number)) is not None]
-    return min(dealt.fewest() for dealt in found) - min_contributors(experiment)
+    thinnest = min(place for dealt in allocations(experiment, layout) for place in dealt.places())
+    return thinnest.clients - min_contributors(experiment)
 
 
 def _holders(asked: AllocationSection, least: int, layers: int) -> int:

@@ -95,7 +95,7 @@ def _allocation(experiment: Experiment, dealt: Allocation) -> dict[str, Any]:
         "strategy": dealt.strategy,
         "layers": [layer.name for layer in dealt.layers],
         "min_contributors": min_contributors(experiment),
-        "clients": {c: {"layers": list(p.layers), "rank": p.rank} for c, p in sorted(dealt.parts.items())},
+        "clients": dealt.record()["parts"],
     }
 
 

@@ -191,9 +191,7 @@ class RoundRelease:
     def phase(self, message: wire.Message) -> wire.Message:
         """Answer one phase of secure aggregation."""
         phase, body = message.fields.get("phase"), message.blobs.get("body", b"")
-        if (
-            phase == "advertise"
-        ):  # a session that is proposed by itself: others have not answered the first proposal
+        if phase == "advertise":  # a session proposed by itself: others have not answered the first proposal
             return wire.Message(wire.PHASE, {"phase": phase}, {"body": self._advertise(body)})
         session = self._session
         if session is None:

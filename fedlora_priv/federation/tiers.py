@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fedlora_priv.allocation import Allocation, CostModel, Profile
@@ -23,26 +24,15 @@ def asked_of_clients(experiment: Experiment, layout: Layout) -> dict[str, Any] |
     Raises:
         AllocationError: a round has no allocation.
     """
-    numbers = range(1, experiment.federation.rounds + 1)
-    found = [allocating.allocation(experiment, layout, number) for number in numbers]
-    rounds = [one for one in found if one is not None]
+    rounds = allocating.allocations(experiment, layout)
     if not rounds:
         return None
-    clients, number, layer, component = min(map(fewest, rounds))
+    thin = min(rounds, key=lambda dealt: min(dealt.places()).clients)  # the first of several
     return {
         "min_contributors": min_contributors(experiment),
-        "fewest": {"clients": clients, "round": number, "layer": layer, "component": component},
+        "fewest": {"round": thin.round, **asdict(min(thin.places()))},
         "tiers": list(_tiers(experiment, allocating.cost_model(experiment, layout), rounds)),
     }
-
-
-def fewest(allocation: Allocation) -> tuple[int, int, int, int]:
-    """Return the fewest clients that any component has, with the round, its layer and its place in it."""
-    return min(
-        (len(allocation.holders(number, component)), allocation.round, number, component)
-        for number, layer in enumerate(allocation.layers)
-        for component in (0, max(module.rank for module in layer.modules) - 1)
-    )
 
 
 def _tiers(experiment: Experiment, cost: CostModel, rounds: Sequence[Allocation]) -> Iterator[dict[str, Any]]:

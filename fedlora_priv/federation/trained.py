@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.config import Experiment
-from fedlora_priv.federation.allocating import allocation
+from fedlora_priv.federation.allocating import allocation, allocations
 from fedlora_priv.federation.course import Leg, travelling
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.federation.vectors import unflatten
@@ -62,8 +62,7 @@ def extremes(experiment: Experiment, layout: Layout, clients: Sequence[str]) -> 
     Returns:
         Both, or one where they are the same; nothing where everybody trains everything.
     """
-    rounds = range(1, experiment.federation.rounds + 1)
-    found = [dealt for number in rounds if (dealt := allocation(experiment, layout, number)) is not None]
+    found = allocations(experiment, layout)
     parts = [dealt.trains(client_id) for dealt in found for client_id in clients]
     return list(dict.fromkeys([min(parts, key=len), max(parts, key=len)])) if parts else []
 
