@@ -35,7 +35,7 @@ def declaration(cost: CostModel, usable: float) -> str:
     <BLANKLINE>
     [[allocation.tiers]]
     clients = ["client-1"]  # whoever has such a machine
-    memory_bytes = 2e+09  # or less, if it shall not be known
+    memory_bytes = 2e+09  # it is public: declare less, or max_layers alone
     """
     named = {"memory_{}_bytes": cost.memory, "step_{}_s": cost.step}
     numbers = [
@@ -46,7 +46,7 @@ def declaration(cost: CostModel, usable: float) -> str:
     ]
     tier = (
         'clients = ["client-1"]  # whoever has such a machine',
-        f"memory_bytes = {usable:.4g}  # or less, if it shall not be known",
+        f"memory_bytes = {usable:.4g}  # it is public: declare less, or max_layers alone",
     )
     return "\n".join(("[allocation.cost]", *numbers, "", "[[allocation.tiers]]", *tier))
 

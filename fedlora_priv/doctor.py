@@ -176,7 +176,10 @@ def _holds(
         return [Finding(_PARTS, "OK", f"all of it or nothing: {problem}")]
     usable = usable_bytes(trainer.device)
     found = [Finding(_PARTS, "OK", line) for line in capacity.lines(measured, usable)]
-    return [*found, Finding("to declare them", "OK", capacity.declaration(measured.cost, usable))]
+    return [
+        *found,
+        Finding("to declare what this machine has", "OK", capacity.declaration(measured.cost, usable)),
+    ]
 
 
 def _python() -> Finding:

@@ -172,11 +172,15 @@ def print_verdicts(console: Console, verdicts: Sequence[Verdict], *, private: bo
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """Print what the doctor found."""
+    """Print what the doctor found: a table, and below it, to be copied, what has several lines."""
     table = Table("", "what", "detail")
+    below = [finding for finding in findings if "\n" in finding.detail]
     for finding in findings:
-        table.add_row(_coloured(finding.status), finding.what, escape(finding.detail))
+        if finding not in below:
+            table.add_row(_coloured(finding.status), finding.what, escape(finding.detail))
     console.print(table)
+    for finding in below:
+        console.print(f"\n{finding.what}:\n\n{finding.detail}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _coloured(status: str) -> str:

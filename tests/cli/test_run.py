@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fedlora_priv import cli
+from fedlora_priv.doctor import Finding
+from fedlora_priv.reports.tables import print_findings
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +287,15 @@ def test_what_if_is_a_table_and_a_page(
     assert len({row["target_epsilon"] for row in shown["rows"]}) == 3
 
 
+def test_what_is_to_be_copied_stands_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = 'memory_bytes = 1e9  # a comment that is longer than the column of a narrow table\nclients = ["client-1"]'
+    console = Console(width=60)
+    print_findings(console, [Finding("device", "OK", "cpu"), Finding("to declare", "OK", lines)])
+    out = capsys.readouterr().out
+    assert "cpu" in out.splitlines()[3]
+    assert out.endswith(f"\nto declare:\n\n{lines}\n")
+
+
 def test_the_doctor_checks_gradients(fedlora: Callable[..., Any]) -> None:
     ran = fedlora("doctor", "--json")
     findings = {finding["what"]: finding["status"] for finding in json.loads(ran.out)}
@@ -306,6 +318,9 @@ def test_the_doctor_rehearses_an_experiment(
         "nothing else",
         "planned deviation",
         "rows/s",
+        "the top 1",
+        "usable: all 2 layers at rank 2",
+        "[allocation.cost]\nmemory_",
     ):
         assert part in details
     assert not (tmp_path / "run").exists()  # nothing was begun, and nothing charged
