@@ -72,7 +72,8 @@ def open_node(
             f"there is no {data}", "it should hold this party's own rows: mount it or mend the path"
         )
     from fedlora_priv.federation.holdings import one_clients
-    from fedlora_priv.federation.setup import Seat, build, make_client
+    from fedlora_priv.federation.seats import Seat, make_client
+    from fedlora_priv.federation.setup import build
     from fedlora_priv.federation.state_check import StateCheck
 
     parts = build(experiment, one_clients(experiment, client_id, data, evaluation, say), say, model)

@@ -24,8 +24,9 @@ from fedlora_priv.federation.loop import Loop, Progress, ended_early
 from fedlora_priv.federation.own_model import missing
 from fedlora_priv.federation.rounds import RoundConductor
 from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.seats import make_clients
 from fedlora_priv.federation.server import FederationServer, ServerState
-from fedlora_priv.federation.setup import Parts, assemble, make_clients
+from fedlora_priv.federation.setup import Parts, assemble
 from fedlora_priv.methods import server_optimizer_for
 from fedlora_priv.reports.summary import environment_text
 from protocols.secagg.identity import Roster

@@ -1,4 +1,4 @@
-"""From an experiment file to its parts: model, data, plans; and, for a run, the clients.
+"""From an experiment file to its parts: model, data, plans. The clients of a run are made of them in `seats`.
 
 Everything that needs torch in a local federation is made here: one base model serves all clients of this
 process, whose adapter states are swapped in and out.
@@ -7,38 +7,23 @@ process, whose adapter states are swapped in and out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from accounting.contract import RECORDED_AS as METHOD_RECORDED_AS
-from accounting.contract import method_digest
-from accounting.ledger import Ledger
-from accounting.masking import RECORDED_AS as MASKS_RECORDED_AS
-from accounting.masking import masks_digest
 from accounting.planning import Plan
-from accounting.rows import RECORDED_AS, rows_digest
 from fedlora_priv.adapters import read_state, write_state
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.sources import public_name
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation import contracts
 from fedlora_priv.federation.allocating import allocation, client_method, require_allocations
-from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.holdings import Holdings, content_digest, everybodys
-from fedlora_priv.federation.home import ClientHome
 from fedlora_priv.federation.learner import Say, load_learner
-from fedlora_priv.federation.own_model import TrainedModel, personal_folder
 from fedlora_priv.federation.personal import home_roles
-from fedlora_priv.federation.plans import plan_clients, require_room
-from fedlora_priv.federation.provenance import noise_source, versions
-from fedlora_priv.federation.randomness import stream_factory
-from fedlora_priv.federation.runfolder import RunFolder
-from fedlora_priv.federation.session import masks
-from fedlora_priv.federation.state_check import StateCheck
+from fedlora_priv.federation.plans import plan_clients
 from fedlora_priv.federation.trained import Marked, extremes, made_up_support, marked
 from fedlora_priv.methods import Contract, Layout, Method, Role, State, for_experiment, phases
 from fedlora_priv.methods.errors import AssumptionError
@@ -46,8 +31,6 @@ from fedlora_priv.modeling import add_squares, with_rank
 from fedlora_priv.precision import resolve_device
 from fedlora_priv.training import PrivateTrainer, Rehearsal, StepSettings, TokenisedExamples, rehearse
 from fedlora_priv.training.made_up import made_up_residual
-from protocols.prg import SecretStream
-from protocols.secagg.identity import Roster
 
 Observe = Callable[[str, State, State], None]
 """(client_id, start, noised state): what whoever sees all that ε_k covers sees of a finished training."""
@@ -261,158 +244,3 @@ def _ranks(experiment: Experiment, layout: Layout) -> dict[str, int]:
     return dict(
         zip(experiment.client_ids, lora.ranks or (lora.rank,) * len(experiment.client_ids), strict=True)
     )
-
-
-@dataclass(frozen=True)
-class Seat:
-    """One client's place in a run.
-
-    Args:
-        client_id: whose.
-        run: 16 bytes, the same for everybody.
-        home, ledger: where it keeps its own things.
-        lifetime_epsilon: what its ledger may amount to over all runs.
-    """
-
-    client_id: str
-    run: bytes
-    home: ClientHome
-    ledger: Path
-    lifetime_epsilon: float
-
-
-def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient], Roster]:
-    """Return the clients of a local federation and the roster of their keys.
-
-    Raises:
-        BudgetError: the run has not begun and a client's ledger has no room for all of it.
-    """
-    limit = parts.experiment.privacy.ledger_limit
-    seats = [
-        Seat(client_id, folder.run, folder.client_home(client_id), folder.ledger_path(client_id), limit)
-        for client_id in parts.plans
-    ]
-    roster = Roster({seat.client_id: seat.home.identity().public_bytes for seat in seats})
-    checks = {
-        trainer: StateCheck(trainer.model, device=trainer.device) for trainer in parts.trainers.values()
-    }
-    with ExitStack() as made:  # closes those that were made if a later one cannot be
-        clients = []
-        for seat in seats:
-            accept = checks[parts.trainers[seat.client_id]]
-            clients.append(make_client(parts, seat, roster, accept, begun=not folder.fresh))
-            made.callback(clients[-1].close)
-        made.pop_all()
-    return clients, roster
-
-
-def make_client(
-    parts: Parts, seat: Seat, roster: Roster, accept: StateCheck, *, begun: bool
-) -> FederationClient:
-    """Return one client with its own lock, ledger, guard and randomness.
-
-    Args:
-        parts: with the rows of that client.
-        seat: where it keeps its own things.
-        roster: everybody's pinned keys.
-        accept: refuses states from which its model cannot be trained privately.
-        begun: whether its run is known to have begun; one that has not needs room in the ledger for all its rounds.
-
-    Raises:
-        BudgetError: there is no such room.
-        RunFolderError: another process uses its home.
-    """
-    experiment, client_id, home = parts.experiment, seat.client_id, seat.home
-    with ExitStack() as opened:
-        lock = opened.enter_context(home.lock())
-        ledger = opened.enter_context(open_ledger(parts, seat))
-        if not begun and not ledger.charges(run=seat.run.hex()):
-            require_room(parts.plans[client_id], ledger.spent_events(), seat.lifetime_epsilon)
-        setup = ClientSetup(
-            client_id=client_id,
-            experiment=experiment,
-            layout=parts.layout,
-            method=parts.method_of(client_id),
-            initial=parts.initial,
-            plan=parts.plans[client_id],
-            lifetime_epsilon=seat.lifetime_epsilon,
-            run=seat.run,
-            identity=home.identity(),
-            roster=roster,
-            guard=home.guard(scope=seat.run.hex()),
-            ledger=ledger,
-            home=home,
-            lock=lock,
-            accept=accept,
-            stream=stream_factory(experiment, client_id),
-            train=_training(parts, client_id),
-            own_model=_own_model(parts, client_id, personal_folder(home, seat.run)),
-        )
-        opened.pop_all()
-    return FederationClient(setup)
-
-
-def open_ledger(parts: Parts, seat: Seat) -> Ledger:
-    """Return the ledger of that client's data; what an audit compares later goes into its reservations.
-
-    Raises:
-        LedgerError: it is not whole, or the data were split among clients in another way before.
-        DataError: the client holds other rows than those the ledger is about.
-        RunFolderError: the ledger of known rows is gone.
-    """
-    experiment, client_id, dataset_id = parts.experiment, seat.client_id, parts.dataset_id
-    if not experiment.data.public:
-        seat.home.require_same_rows(dataset_id, parts.row_digests[client_id], seat.ledger)
-    return Ledger.open(
-        seat.ledger,
-        client_id=client_id,
-        dataset_id=dataset_id,
-        partition_id=parts.partition_id,
-        public=experiment.data.public,
-        versions={
-            **versions(),
-            "noise_source": noise_source(experiment),
-            "plan_sha256": parts.plans[client_id].digest(),
-            METHOD_RECORDED_AS: method_digest(parts.stated_method),
-            MASKS_RECORDED_AS: masks_digest(masks(experiment)),
-            **_recorded_rows(parts, client_id),
-        },
-    )
-
-
-def _recorded_rows(parts: Parts, client_id: str) -> dict[str, str]:
-    """Return what reservations say of which rows a client holds: of private rows and of its own, nothing."""
-    if not parts.experiment.data.public or client_id not in parts.row_numbers:
-        return {}
-    return {RECORDED_AS: rows_digest(parts.dataset_id, parts.row_numbers[client_id])}
-
-
-def _own_model(parts: Parts, client_id: str, folder: Path) -> TrainedModel | None:
-    """Return the client's own model, where arrays stay at home."""
-    if not parts.home_roles:
-        return None
-    trainer = parts.trainers[client_id]
-    return TrainedModel(client_id, parts.home_roles, trainer, parts.evaluation, folder, parts.model_reference)
-
-
-def _training(parts: Parts, client_id: str) -> LocalTraining:
-    """Return private training on that client's rows."""
-    examples, trainer = parts.examples[client_id], parts.trainers[client_id]
-
-    def train(
-        start: State,
-        plan: Plan,
-        trains: frozenset[Role],
-        stream: SecretStream,
-        clip_norm: float,
-        support: Marked | None,
-    ) -> LocalResult:
-        settings = replace(step_settings(parts.experiment, plan), clip_norm=clip_norm)
-        result = trainer.train(examples, start, settings, stream=stream, trainable=trains, support=support)
-        if parts.observe is not None:
-            parts.observe(client_id, start, result.state)
-        return LocalResult(
-            result.state, result.dimension, result.clip_norm, len(examples), result.private_audit
-        )
-
-    return train

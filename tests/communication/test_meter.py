@@ -29,9 +29,10 @@ from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.rounds import RoundConductor
 from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.seats import make_clients
 from fedlora_priv.federation.server import FederationServer
 from fedlora_priv.federation.session import session_parameters
-from fedlora_priv.federation.setup import assemble, make_clients
+from fedlora_priv.federation.setup import assemble
 from protocols.packing import packed_size
 from protocols.quantise import Quantiser
 from protocols.secagg.interface import PHASES, Phase

@@ -9,8 +9,9 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.client import FederationClient
 from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.seats import make_clients
 from fedlora_priv.federation.server import FederationServer, ServerState
-from fedlora_priv.federation.setup import Parts, assemble, make_clients
+from fedlora_priv.federation.setup import Parts, assemble
 
 
 class Lab:

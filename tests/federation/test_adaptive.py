@@ -28,7 +28,7 @@ from fedlora_priv.federation import wire
 from fedlora_priv.federation.client import UpdateStore
 from fedlora_priv.federation.plans import adaptive_clip
 from fedlora_priv.federation.run import run
-from fedlora_priv.federation.setup import make_clients
+from fedlora_priv.federation.seats import make_clients
 
 from .lab import Lab
 

@@ -20,7 +20,7 @@ from fedlora_priv.federation.client import UpdateStore
 from fedlora_priv.federation.files import read_arrays
 from fedlora_priv.federation.randomness import stream_factory
 from fedlora_priv.federation.run import run
-from fedlora_priv.federation.setup import make_clients
+from fedlora_priv.federation.seats import make_clients
 from fedlora_priv.training import dpsgd, trainer
 from protocols import prg
 from protocols.prg import SecretStream

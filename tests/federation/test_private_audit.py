@@ -16,7 +16,7 @@ from accounting.chain import replay
 from accounting.private_audit import AttemptRecord, StepRecord
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.run import run
-from fedlora_priv.federation.setup import make_clients
+from fedlora_priv.federation.seats import make_clients
 from fedlora_priv.reports.html import render
 from fedlora_priv.training import trainer
 

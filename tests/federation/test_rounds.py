@@ -17,8 +17,9 @@ from fedlora_priv.engines.base import Metered
 from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.federation.rounds import PHASES, RoundConductor, RoundResult
 from fedlora_priv.federation.runfolder import RunFolder
+from fedlora_priv.federation.seats import make_clients
 from fedlora_priv.federation.server import FederationServer
-from fedlora_priv.federation.setup import Parts, assemble, make_clients
+from fedlora_priv.federation.setup import Parts, assemble
 
 from .paper import step_of
 

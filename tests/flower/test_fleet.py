@@ -166,7 +166,7 @@ def glance(process: psutil.Process) -> Glance:
 @pytest.fixture(scope="module")
 def reference(public_twin: Experiment, tmp_path_factory: pytest.TempPathFactory, silent: Any) -> Reference:
     """The local engine's run over the same rows with the same draws."""
-    from fedlora_priv.federation import randomness, setup
+    from fedlora_priv.federation import randomness, seats
     from fedlora_priv.federation.run import run
 
     folder = tmp_path_factory.mktemp("reference-sums")
@@ -180,7 +180,7 @@ def reference(public_twin: Experiment, tmp_path_factory: pytest.TempPathFactory,
     with pytest.MonkeyPatch.context() as patch, sums_kept(folder):
         patch.setattr(randomness, "stream_factory", randomness.stream_factory)
         know_randomness()
-        patch.setattr(setup, "stream_factory", randomness.stream_factory)
+        patch.setattr(seats, "stream_factory", randomness.stream_factory)
         patch.setattr(UploadChannel, "encode", encoding)
         outcome = run(public_twin, progress=silent)
     return Reference(outcome.report, outcome.folder, sums(folder), uploads)

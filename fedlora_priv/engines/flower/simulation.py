@@ -28,7 +28,8 @@ from fedlora_priv.errors import FederationError
 from fedlora_priv.federation.client import FederationClient
 from fedlora_priv.federation.run import Outcome, RunProgress, conduct
 from fedlora_priv.federation.runfolder import RunFolder, client_home, ledger_path
-from fedlora_priv.federation.setup import Parts, Seat, assemble, make_client, make_clients
+from fedlora_priv.federation.seats import Seat, make_client, make_clients
+from fedlora_priv.federation.setup import Parts, assemble
 from fedlora_priv.federation.state_check import StateCheck
 from fedlora_priv.training import PrivateTrainer
 from protocols.secagg.identity import Roster
