@@ -24,7 +24,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from accounting.ledger import Ledger
 from fedlora_priv.engines.flower.client_app import ANSWER, make_app
 from fedlora_priv.engines.flower.engine import Timing
-from fedlora_priv.engines.flower.records import HELLO, from_record, to_record
+from fedlora_priv.engines.flower.records import from_record, to_record
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.client import ClientSetup, FederationClient
 from protocols.secagg.codec import decode
@@ -32,21 +32,10 @@ from protocols.secagg.guard import SqliteGuard
 from protocols.secagg.messages import Proposal
 from tests.federation.paper import RUN, Paper
 
-from .lab import FLOWER_RUN, Link, PaperNode, attach
-
-VICTIM = 102
-"""client-2's node."""
+from .lab import FLOWER_RUN, Link, PaperNode, attach, step_of
 
 PATIENT = Timing(train_s=60.0, phase_s=60.0, join_s=60.0, poll_s=0.01)
 """Nobody waits so long here: Flower answers with an error in place of a node or an app that has died."""
-
-
-def phase_of(message: Message) -> str:
-    """Which step a message to a node belongs to."""
-    if message.metadata.message_type == HELLO:
-        return "hello"
-    told = wire.decode(from_record(message.content, "message"))
-    return str(told.fields.get("phase", told.kind))
 
 
 class Doom:
@@ -173,7 +162,7 @@ class DeadlyLink(Link):
             return lost(message)
         point = self.doom(message)
         reply = super().handled(message, node) if point is None else self._forked(message, node, point)
-        if reply is not None and not reply.has_error() and phase_of(message) == "reveal":
+        if reply is not None and not reply.has_error() and step_of(message) == "reveal":
             answer = wire.decode(from_record(reply.content, ANSWER))
             if answer.kind == wire.PHASE:
                 self.revealed[self._session[node], node].add(answer.blobs["body"])
@@ -196,7 +185,7 @@ class DeadlyLink(Link):
 
     def _note_session(self, message: Message, node: int) -> None:
         """Remember which session a node is asked to advertise for."""
-        if phase_of(message) == "train":
+        if step_of(message) == "train":
             body = wire.decode(from_record(message.content, "message")).blobs[wire.PROPOSAL]
             self._session[node] = decode(Proposal, body, "server").parameters.session_id
 

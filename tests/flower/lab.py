@@ -10,15 +10,35 @@ from uuid import uuid4
 from flwr.app import Context, Error, Message, RecordDict
 
 from fedlora_priv.engines.flower import greeting
-from fedlora_priv.engines.flower.client_app import make_app
+from fedlora_priv.engines.flower.client_app import ANSWER, make_app
 from fedlora_priv.engines.flower.engine import FlowerEngine, Timing
+from fedlora_priv.engines.flower.records import HELLO, from_record
+from fedlora_priv.federation import wire
 from fedlora_priv.federation.client import ClientSetup, FederationClient
+from protocols.secagg.interface import PHASES
 from tests.federation.paper import RUN, Paper
 
 FLOWER_RUN = 77
+VICTIM = 102
+"""client-2's node."""
+STEPS = ("train", *PHASES[1:])
+"""What a round's messages are for; Advertise rides on the first."""
 SOON = Timing(train_s=1.0, phase_s=1.0, join_s=1.0, poll_s=0.01)
 Meddle = Callable[[Message], Sequence[Message]]
 """What reaches the other side in place of a message: itself, another, none, or more than one."""
+
+
+def told(message: Message) -> bytes:
+    """What is in a message or a reply."""
+    return from_record(message.content, ANSWER if message.metadata.reply_to_message_id else "message")
+
+
+def step_of(message: Message) -> str:
+    """Which step a message to a node belongs to."""
+    if message.metadata.message_type == HELLO:
+        return "hello"
+    read = wire.decode(told(message))
+    return str(read.fields.get("phase", read.kind))
 
 
 class PaperNode:

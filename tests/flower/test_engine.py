@@ -18,22 +18,9 @@ from fedlora_priv.federation import wire
 from fedlora_priv.federation.client import FederationClient
 from fedlora_priv.federation.rounds import RoundResult
 from fedlora_priv.methods.fedit import FedIT
-from protocols.secagg.interface import PHASES as SESSION
 from tests.federation.paper import Paper
 
-from .lab import FLOWER_RUN, Link, PaperNode, connect, failed
-
-VICTIM = 102  # client-2's node
-PHASES = ("train", *SESSION[1:])
-"""What a round's messages are for; Advertise rides on the first."""
-
-
-def phase_of(message: Message) -> str:
-    """Which step a message to a node belongs to."""
-    if message.metadata.message_type == HELLO:
-        return "hello"
-    told = wire.decode(from_record(message.content, "message"))
-    return str(told.fields.get("phase", told.kind))
+from .lab import FLOWER_RUN, STEPS, VICTIM, Link, PaperNode, connect, failed, step_of
 
 
 def total(result: RoundResult) -> Any:
@@ -60,8 +47,8 @@ def test_every_message_of_a_step_has_the_time_that_its_answers_are_waited_for(
     small = paper(FedIT())
     link = connect(small, timing=Timing(train_s=7.0, phase_s=3.0, join_s=1.0, poll_s=0.01))
     small.round()
-    lives = {phase_of(message): message.metadata.ttl for message in link.sent}
-    assert lives == {**dict.fromkeys(PHASES, 3.0), "hello": 3.0, "train": 7.0}
+    lives = {step_of(message): message.metadata.ttl for message in link.sent}
+    assert lives == {**dict.fromkeys(STEPS, 3.0), "hello": 3.0, "train": 7.0}
 
 
 # --- a SuperLink that meddles ------------------------------------------------------------------------
@@ -85,14 +72,14 @@ ATTACKS: dict[str, Callable[[Message], list[Message]]] = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", STEPS)
 def test_what_a_superlink_does_to_messages_to_one_node_costs_that_client_at_most(
     paper: Callable[..., Paper], phase: str, attack: str
 ) -> None:
     """Whatever comes of the round is exact: the plain sum of those that the record calls survivors."""
 
     def meddle(message: Message) -> list[Message]:
-        aimed = message.metadata.dst_node_id == VICTIM and phase_of(message) == phase
+        aimed = message.metadata.dst_node_id == VICTIM and step_of(message) == phase
         return ATTACKS[attack](message) if aimed else [message]
 
     small, plain = paper(FedIT()), paper(FedIT(), secure_aggregation={"mode": "insecure"})
@@ -101,7 +88,7 @@ def test_what_a_superlink_does_to_messages_to_one_node_costs_that_client_at_most
     missing = set(plain.experiment.client_ids) - set(result.record.survivors)
     assert missing <= {"client-2"}
     if attack != "altered":  # one box among five that does not open costs nobody anything
-        assert missing == ({"client-2"} if attack == "dropped" and phase in PHASES[:3] else set())
+        assert missing == ({"client-2"} if attack == "dropped" and phase in STEPS[:3] else set())
     assert_array_equal(total(result), sum_of(plain, missing))
     troubled = {client_id for client_id, _ in [*result.record.lost, *result.record.refused]}
     assert troubled <= {"client-2"}
@@ -126,7 +113,7 @@ def test_messages_swapped_between_two_nodes_are_refused_by_both(
     def hold(message: Message) -> list[Message]:
         """Deliver to each of two nodes what the one before was sent in this phase."""
         node = message.metadata.dst_node_id
-        if phase_of(message) != phase or node not in (101, VICTIM):
+        if step_of(message) != phase or node not in (101, VICTIM):
             return [message]
         held[node] = message
         return [held[101]] if node == VICTIM else [message]
@@ -140,13 +127,13 @@ def test_messages_swapped_between_two_nodes_are_refused_by_both(
     assert total(result) is not None
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", STEPS)
 def test_an_altered_answer_is_its_senders_loss(paper: Callable[..., Paper], phase: str) -> None:
     small, plain = paper(FedIT()), paper(FedIT(), secure_aggregation={"mode": "insecure"})
     asked: dict[str, str] = {}
 
     def note(message: Message) -> list[Message]:
-        asked[message.metadata.message_id] = phase_of(message)
+        asked[message.metadata.message_id] = step_of(message)
         return [message]
 
     def spoil(reply: Message) -> list[Message]:
@@ -282,12 +269,12 @@ def test_the_state_of_another_experiments_node_is_refused(paper: Callable[..., P
     theirs: list[RecordDict] = []
 
     def keep(message: Message) -> list[Message]:
-        if phase_of(message) == "confirm" and message.metadata.dst_node_id == VICTIM:
+        if step_of(message) == "confirm" and message.metadata.dst_node_id == VICTIM:
             theirs.append(copy.deepcopy(elsewhere.contexts[VICTIM].state))
         return [message]
 
     def mistake(message: Message) -> list[Message]:
-        if theirs and phase_of(message) == "confirm" and message.metadata.dst_node_id == VICTIM:
+        if theirs and step_of(message) == "confirm" and message.metadata.dst_node_id == VICTIM:
             link.contexts[VICTIM].state = theirs.pop()
         return [message]
 

@@ -34,25 +34,10 @@ from protocols.secagg.interface import PHASES
 from tests.federation import paper as on_paper
 from tests.federation.paper import RUN, Paper
 
-from .lab import SOON, Link, PaperNode
+from .lab import SOON, STEPS, VICTIM, Link, PaperNode, step_of, told
 
-VICTIM, NEIGHBOUR = 102, 103
-STEPS = ("train", *PHASES[1:])
-"""What a round's messages are for; Advertise rides on the first."""
+NEIGHBOUR = 103
 NAMED = re.compile(r"[A-Za-z]{1,40}")
-
-
-def told(message: Message) -> bytes:
-    """What is in a message or a reply."""
-    return from_record(message.content, ANSWER if message.metadata.reply_to_message_id else "message")
-
-
-def step_of(message: Message) -> str:
-    """Which step a message to a node belongs to."""
-    if message.metadata.message_type == HELLO:
-        return "hello"
-    read = wire.decode(told(message))
-    return str(read.fields.get("phase", read.kind))
 
 
 def saying(message: Message, data: bytes) -> Message:

@@ -13,12 +13,11 @@ from numpy.testing import assert_array_equal
 from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.federation.rounds import RoundResult
 from fedlora_priv.methods.fedit import FedIT
-from protocols.secagg.interface import PHASES
 from tests.federation.paper import Paper
 
-from .killing import VICTIM, DeadlyLink, deadly, phase_of, require_one_kind_of_share, require_right_budgets
+from .killing import DeadlyLink, deadly, require_one_kind_of_share, require_right_budgets
+from .lab import STEPS, VICTIM, step_of
 
-STEPS = ("train", *PHASES[1:])
 WRITES = {"train": 9, "share": 3, "mask": 5, "confirm": 4, "reveal": 3}
 """Durable writes of a message: transactions of ledger and guard that change something, and two for a file."""
 
@@ -100,7 +99,7 @@ def test_a_process_killed_at_any_write_of_a_message(paper: Callable[..., Paper],
         die = [point]
 
         def doom(message: Message, step: str = step, die: list[int] = die) -> int | None:
-            aimed = message.metadata.dst_node_id == VICTIM and phase_of(message) == step
+            aimed = message.metadata.dst_node_id == VICTIM and step_of(message) == step
             return die.pop() if aimed and die else None
 
         link.doom = doom
@@ -126,9 +125,9 @@ def test_a_node_that_has_answered_and_is_started_again_at_once(
     def doom(message: Message) -> None:
         """Nobody is killed in a message; the node is, between two of them."""
         if message.metadata.dst_node_id == VICTIM:
-            if before[-1:] == [step] and before.count("train") == 1 and phase_of(message) != "train":
+            if before[-1:] == [step] and before.count("train") == 1 and step_of(message) != "train":
                 link.forget(VICTIM)
-            before.append(phase_of(message))
+            before.append(step_of(message))
 
     link.doom = doom
     masked = step in STEPS[STEPS.index("mask") :]
@@ -147,7 +146,7 @@ def test_a_node_that_is_gone_before_a_message_and_comes_back_in_the_next_round(
         """From that message of the first round on, until the second begins."""
         if message.metadata.dst_node_id != VICTIM:
             return False
-        asked.append(phase_of(message))
+        asked.append(step_of(message))
         if asked.count("train") == 1 and step in asked:
             link.forget(VICTIM)
             return True

@@ -12,7 +12,6 @@ from flwr.app import Message
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.loop import Loop
 from fedlora_priv.methods.fedit import FedIT
-from protocols.secagg.interface import PHASES
 from tests.federation.paper import Paper
 
 from .killing import (
@@ -20,14 +19,12 @@ from .killing import (
     DeadlyLink,
     deadly,
     in_its_own_process,
-    phase_of,
     require_one_kind_of_share,
     require_right_budgets,
     same_state,
 )
-from .lab import attach
+from .lab import STEPS, attach, step_of
 
-STEPS = ("train", *PHASES[1:])
 ROUNDS = 2
 
 
@@ -45,7 +42,7 @@ class Watched(DeadlyLink):
 
     def handled(self, message: Message, node: int) -> Message | None:
         """End the server before a node is handed the message of the step and number that is its last."""
-        phase = phase_of(message)
+        phase = step_of(message)
         done = self.answered.count("train") // len(self.nodes)
         if self.last == (max(done, 1), phase, self.answered.count(phase) % len(self.nodes)):
             raise Killed
