@@ -134,7 +134,7 @@ def support_of(trainer: PrivateTrainer, trainable: frozenset[Role], modules: Col
     """Return the support of steps that train these modules whole, the head, and nothing of the others."""
     layout = trainer.layout
     return {
-        name: np.full(tuple(array.shape), name in layout.heads or name.rpartition(".")[0] in modules)
+        name: np.full(tuple(array.shape), layout.belongs(name, modules))
         for name, array in trainable_parameters(trainer.model).items()
         if layout.role(name) in trainable
     }

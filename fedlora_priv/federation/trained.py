@@ -77,7 +77,7 @@ def marked(shapes: Shapes, layout: Layout, roles: frozenset[Role], held: frozens
     if len(held) == len(layout.modules):
         return None
     return {
-        name: np.full(shape, _holds(layout, name, held))
+        name: np.full(shape, layout.belongs(name, held))
         for name, shape in shapes.items()
         if layout.role(name) in roles
     }
@@ -96,7 +96,7 @@ def trained_size(
     return sum(
         math.prod(shape)
         for name, shape in shapes.items()
-        if own.role(name) in roles and (held is None or _holds(own, name, held))
+        if own.role(name) in roles and (held is None or own.belongs(name, held))
     )
 
 
@@ -109,11 +109,6 @@ def least_trained(experiment: Experiment, layout: Layout, method: Method, round:
         trained_size(method, dealt.own(layout, client_id) or layout, roles, dealt.trains(client_id))
         for client_id in dealt.parts
     )
-
-
-def _holds(layout: Layout, name: str, held: frozenset[str]) -> bool:
-    """Whether an array is the head's, or of a module that is held."""
-    return name in layout.heads or name.rpartition(".")[0] in held
 
 
 def sends(leg: Leg, client_id: str) -> bool:

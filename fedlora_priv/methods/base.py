@@ -29,7 +29,7 @@ over the K survivors of a round, all with the same weight.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, final
@@ -111,6 +111,10 @@ class Layout:
         if dot + suffix not in _SUFFIXES or stem not in self._adapted:
             raise KeyError(name)
         return _SUFFIXES[dot + suffix]
+
+    def belongs(self, name: str, modules: Collection[str]) -> bool:
+        """Whether an array is the head's, or of one of these modules."""
+        return name in self.heads or name.rpartition(".")[0] in modules
 
     @cached_property
     def _adapted(self) -> frozenset[str]:

@@ -134,7 +134,7 @@ class Partial(Method):
         contract = self.method.contract(layout)
         known = {module.name for module in layout.modules}
         for name in {name for number in range(contract.exchanges) for name in contract.exchange(number)}:
-            if name not in layout.heads and name.rpartition(".")[0] not in known:
+            if not layout.belongs(name, known):
                 raise AssumptionError(f"{name} of {self.name!r} is of no single module", "train all of them")
         if odd := (self.trains or frozenset()) - known:
             raise AssumptionError(f"a client is to train {min(odd)}, which is not there", "use one layout")
