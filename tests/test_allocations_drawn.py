@@ -51,6 +51,12 @@ def test_shares_and_holders_are_what_counting_round_by_round_gives() -> None:
             assert abs(heat.share(client_id, layer) - sum(given) / 8 / 5) < 1e-12
 
 
+def test_a_layer_that_is_not_named_is_not_drawn() -> None:
+    """A stranger's report may number layers as it likes."""
+    odd = {"client-1": {"layers": [0, 4], "rank": 2}, "client-2": {"layers": [9], "rank": 2}}
+    assert [line.split("  ")[1:2] for line in drawn(Heat([contract([1], odd)]))][-1] == ["█ ·"]
+
+
 def test_columns_are_in_the_order_of_numbers_and_many_clients_go_below_each_other() -> None:
     few = list(drawn(Heat([contract([1], dealt_by_chance(12))])))
     assert few[0].split() == [str(k) for k in range(1, 13)]

@@ -16,18 +16,26 @@ from ..case import Case, Findings
 
 def check_parts(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
     """Every layer and component that a round has summed under masks has enough survivors that train it."""
-    secure = case.secure_aggregation
-    if secure.get("mode") != "secure" or not any(one["transcript"] for one in entry["exchanges"]):
+    if case.secure_aggregation.get("mode") != "secure" or not any(
+        one["transcript"] for one in entry["exchanges"]
+    ):
         return
     for contract in contracts.by_round(case.report["method"]).get(entry["round"], []):
         dealt = contract.get("allocation")
         if dealt is None:
             continue
         where, least = f"round {entry['round']}", dealt["min_contributors"]
-        if least < secure.get("max_colluders", 0) + 2:
+        if least < case.colluders + 2:
             found.problems.append(
-                f"{where}: its contract lets {least} clients be summed on a layer: beside "
-                f"{secure.get('max_colluders', 0)} colluders nobody would be hidden by another"
+                f"{where}: its contract lets {least} clients be summed on a layer: beside {case.colluders} colluders "
+                "nobody would be hidden by another"
+            )
+        if nowhere := [
+            c for c, part in sorted(dealt["clients"].items()) if _last(part) >= len(dealt["layers"])
+        ]:
+            found.problems.append(
+                f"{where}: its contract has {nowhere[0]} train layer {_last(dealt['clients'][nowhere[0]])}, and names "
+                f"{len(dealt['layers'])} layers: of the others nobody could count the clients"
             )
         if strangers := sorted(set(entry["survivors"]) - set(dealt["clients"])):
             found.problems.append(
@@ -49,3 +57,8 @@ def _held(dealt: Mapping[str, Any]) -> Iterator[tuple[str, frozenset[str]]]:
         for rank in ranks:
             held = (c for c, part in clients.items() if number in part["layers"] and part["rank"] >= rank)
             yield (layer if rank == ranks[0] else f"component {rank} of {layer}"), frozenset(held)
+
+
+def _last(part: Mapping[str, Any]) -> int:
+    """The highest layer, by its number, that a client trains."""
+    return int(max(part["layers"]))
