@@ -29,6 +29,8 @@ from fedlora_priv.federation.supports import bands as drawn_bands
 from fedlora_priv.federation.supports import random_supports
 from fedlora_priv.methods.base import Contract, Layout, State
 from protocols.errors import ProtocolError
+from protocols.secagg.codec import least_size
+from protocols.secagg.session import INDEX_BYTES, ClientPolicy, CoordinateGroup
 from protocols.sparsify import Support
 
 SUPPORT_BLOB = "support"
@@ -82,6 +84,13 @@ class Exchange:
     def recorded(self) -> str | None:
         """That digest as ledger and report have it, hex; None in an exchange before which nothing is told."""
         return self.announced_digest.hex() if self.answers else None
+
+    @property
+    def most_proposal_bytes(self) -> int:
+        """How long a proposal of this exchange's session may be: with everybody in the groups that a client expects."""
+        held = () if isinstance(self.channel, BallotChannel) else self.channel.contributors
+        groups = (least_size(CoordinateGroup) + INDEX_BYTES * len(clients) for _, clients in held)
+        return ClientPolicy.max_proposal_bytes + sum(groups)
 
     def digest(self) -> bytes:
         """Return 32 bytes that differ whenever anything that both sides must agree on differs."""

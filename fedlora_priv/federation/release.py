@@ -298,6 +298,7 @@ def _session_arguments(
         senders=None if leg.senders is None else len(leg.senders),
         cohort=cohort if exchange.answers else None,
         form=exchange.channel.form_on,
+        max_proposal_bytes=exchange.most_proposal_bytes,
     )
     return _SessionArguments(
         client_id=setup.client_id,

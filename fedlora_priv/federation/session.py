@@ -87,6 +87,7 @@ def client_policy(
     senders: int | None = None,
     cohort: frozenset[str] | None = None,
     form: VectorForm | Callable[[tuple[str, ...]], VectorForm] | None = None,
+    max_proposal_bytes: int = ClientPolicy.max_proposal_bytes,
 ) -> ClientPolicy:
     """Return what a client of this experiment accepts for its upload of that exchange, whatever a server proposes.
 
@@ -95,6 +96,7 @@ def client_policy(
         cohort: who was summed in the round's first exchange; None in that one itself, and in bands.
         form: that of the client's own upload, by roster where clients train parts: whether it refuses must not depend
             on what is in it.
+        max_proposal_bytes: of a proposal with all the groups of that form.
 
     A client may mask again in a failed round (`allow_remask`): in mode `local`, the only one there is, its
     update is private by itself.
@@ -111,6 +113,7 @@ def client_policy(
         max_clients=most,
         max_vector_length=max_vector_length,
         max_modulus_bits=MAX_MODULUS_BITS,
+        max_proposal_bytes=max_proposal_bytes,
         exact_roster=cohort,
         exact_round=(round, exchange),
         exact_form=form,

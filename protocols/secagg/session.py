@@ -27,7 +27,8 @@ from protocols.secagg.identity import MAX_ID_BYTES, check_client_id
 
 MAX_CLIENTS = 2**16 - 1  # an index, and a Shamir evaluation point (index + 1), is at most 16 bits
 
-Index = Annotated[int, Unsigned(2)]
+INDEX_BYTES = 2
+Index = Annotated[int, Unsigned(INDEX_BYTES)]
 Count = Annotated[int, Unsigned(4)]
 Digest = Annotated[bytes, Fixed(32)]
 

@@ -20,9 +20,11 @@ from fedlora_priv.methods import Method
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.fra import FRALoRA
+from protocols.secagg.interface import PHASES
+from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import SessionParameters
 
-from .paper import Meddling, Paper, proposed, proposing
+from .paper import Killed, Meddling, Paper, proposed, proposing
 
 Make = Callable[..., Paper]
 
@@ -166,3 +168,77 @@ def test_a_client_lost_in_advertise_has_trained_and_is_charged(paper: Make) -> N
     (charge,) = small.clients[1]._setup.ledger.charges()
     assert not charge.releases
     assert small.round().record.survivors == small.experiment.client_ids
+
+
+# A server that proposes one session with the message that begins an exchange, and another by itself.
+
+
+def until(small: Paper, phase: str) -> SessionParameters:
+    """Conduct a round up to a phase, which nobody hears of any more; return the session that was proposed."""
+    seen: list[SessionParameters] = []
+
+    def stop(step: Step, client_id: str, data: bytes) -> bytes:
+        if step.phase == phase:
+            raise Killed
+        seen.extend(p for p in [proposed(data)] if p is not None)
+        return data
+
+    small.use(Meddling(small.clients, stop))
+    with pytest.raises(Killed):
+        small.round()
+    return seen[0]
+
+
+def by_itself(small: Paper, server: SecAggServer, phases: int) -> list[wire.Message]:
+    """Conduct a session that is proposed by itself; return all answers to the last of its phases."""
+    outgoing, answers = server.start(), []
+    for phase in PHASES[:phases]:
+        answers = []
+        for client in small.clients:
+            asked = wire.Message(wire.PHASE, {"phase": phase}, {"body": outgoing[client.client_id]})
+            answers.append(wire.decode(client.handle(wire.encode(asked))))
+            if answers[-1].kind == wire.PHASE:
+                server.receive(client.client_id, answers[-1].blobs["body"])
+        if phase != PHASES[phases - 1]:
+            outgoing = server.advance()
+    return answers
+
+
+def test_however_many_sessions_are_proposed_one_vector_leaves(paper: Make) -> None:
+    """All have masked; a second session of the same exchange then gets keys and shares, and no vector."""
+    small = paper(FedIT())
+    again = replace(until(small, "confirm"), session_id=bytes(32))
+    answers = by_itself(small, SecAggServer(parameters=again, roster=small.roster), 3)
+    assert answers == [wire.Message(wire.REFUSED, {"code": "FederationError"})] * 5
+    for client in small.clients:
+        (charge,) = client._setup.ledger.charges()
+        assert [release.session for release in charge.releases] != [again.session_id.hex()]
+        assert len(charge.releases) == 1
+    assert small.trainings == 5
+
+
+def test_the_session_that_was_proposed_first_ends_with_the_second(paper: Make) -> None:
+    """Its keys are gone: what others have sent for it is refused, and the second one goes on."""
+    small = paper(FedIT())
+    seen: list[SessionParameters | None] = []
+    first: dict[str, bytes] = {}
+
+    def keep(step: Step, client_id: str, data: bytes) -> bytes:
+        if step.phase == "share":
+            first[client_id] = data
+            if len(first) == 5:
+                raise Killed
+            return wire.encode(wire.Message(wire.UPLOAD))  # which a client refuses, and nothing comes of it
+        seen.append(proposed(data))
+        return data
+
+    small.use(Meddling(small.clients, keep))
+    with pytest.raises(Killed):
+        small.round()
+    assert seen[0] is not None
+    server = SecAggServer(parameters=replace(seen[0], session_id=bytes(32)), roster=small.roster)
+    assert {answer.kind for answer in by_itself(small, server, 1)} == {wire.PHASE}
+    for client in small.clients[1:]:
+        refused = wire.decode(client.handle(first[client.client_id]))
+        assert refused == wire.Message(wire.REFUSED, {"code": "RemoteProtocolError"})
+        assert not client._setup.ledger.charges()[0].releases

@@ -17,15 +17,17 @@ from hypothesis import strategies as st
 from fedlora_priv.allocation import AllocationError
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import Dropout
+from fedlora_priv.engines.base import Step
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.allocating import allocation, client_method
+from fedlora_priv.federation.release import open_session
 from fedlora_priv.methods import State, for_experiment
 from protocols.secagg.codec import decode, encode
-from protocols.secagg.messages import Survivors
-from protocols.secagg.session import CoordinateGroup, SessionParameters
+from protocols.secagg.messages import Proposal, Survivors
+from protocols.secagg.session import ClientPolicy, CoordinateGroup, SessionParameters
 from protocols.secagg.transcript import to_bitmap
 
-from .paper import LAYOUT, Paper, crash, proposing, trained
+from .paper import LAYOUT, Killed, Meddling, Paper, crash, proposed, proposing, trained
 from .test_hostile_exchanges import meddled
 from .test_suspension import Restarting
 
@@ -231,6 +233,21 @@ def test_clients_that_are_another_process_at_every_message(opened: Callable[...,
 
 # A server that wants a layer of few.
 
+
+def sent_first(paper: Paper) -> bytes:
+    """What the first client is sent to begin a round, which ends there."""
+    sent: list[bytes] = []
+
+    def stop(step: Step, client_id: str, data: bytes) -> bytes:
+        sent.append(data)
+        raise Killed
+
+    paper.use(Meddling(paper.clients, stop))
+    with pytest.raises(Killed):
+        paper.round()
+    return sent[0]
+
+
 Forge = Callable[[SessionParameters], SessionParameters]
 
 
@@ -257,6 +274,22 @@ def thin(parameters: SessionParameters) -> SessionParameters:
     """One client fewer than a sum may have."""
     cut = (replace(g, contributors=g.contributors[:2]) for g in parameters.groups)
     return replace(parameters, groups=tuple(cut))
+
+
+def test_groups_may_make_a_proposal_longer(opened: Callable[..., Paper]) -> None:
+    """Hundreds of clients of many ranks have more groups than fit what is read of a proposal without any."""
+    paper = opened(THIN)
+    task, names = paper.server.task(paper.state), tuple(f"client-{k}" for k in range(600))
+    runs = tuple((1, frozenset(names[: 600 - k % 2])) for k in range(1000))
+    exchange = replace(task.first, channel=replace(task.first.values, contributors=runs))
+    parameters = proposed(sent_first(paper))
+    assert parameters is not None
+    many = replace(parameters, roster=names, groups=exchange.channel.form_on(names).groups)
+    assert ClientPolicy.max_proposal_bytes < len(encode(Proposal(many))) <= exchange.most_proposal_bytes
+    assert (
+        open_session(paper.clients[0]._setup, task, exchange)._policy.max_proposal_bytes
+        == exchange.most_proposal_bytes
+    )
 
 
 @pytest.mark.parametrize("forge", [everybody, padded, others, thin])
