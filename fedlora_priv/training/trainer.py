@@ -84,7 +84,7 @@ class PrivateTrainer:
         refuse_emulated_bfloat16(model, self.device)
         self.model: nn.Module = model.to(self.device).eval()
         self.layout = layout(model)
-        self._verified: set[tuple[frozenset[Role], bool]] = set()
+        self._verified: set[tuple[frozenset[str], bool]] = set()
         require_in_place(model, self.device)
         require_numbers(model, made_up_examples(model, LENGTHS).collate(self.device))
 
@@ -134,7 +134,7 @@ class PrivateTrainer:
             planned_batch_size=settings.planned_batch_size,
             parts=[parts.get(name) for name in trained],
         )
-        clip_norm, records, kind = ClipNorm(settings, stream), [], (trainable, support is None)
+        clip_norm, records, kind = ClipNorm(settings, stream), [], (frozenset(trained), support is None)
         with per_example_clipping(
             self.model,
             trained,

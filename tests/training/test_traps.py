@@ -150,6 +150,23 @@ def test_trap_3_the_check_runs_once_for_each_set_of_roles(tiny_model, make_examp
     assert calls == [True, True]
 
 
+def test_trap_3_the_check_runs_once_for_each_part(tiny_model, make_examples, monkeypatch):
+    """Layers that a client is first given in a later round are looked at then."""
+    calls = []
+    monkeypatch.setattr(StepCheck, "require_changes", lambda self, noised: calls.append(self._trained))
+    trainer = PrivateTrainer(tiny_model())
+    start = read_state(trainer.model)
+    parts = [
+        {n: np.full(a.shape, keep in n) for n, a in start.items()} for keep in ("query", "query", "value")
+    ]
+    for part in parts:
+        trainer.train(
+            make_examples(4), start, StepSettings(**STEP), stream=SecretStream(KEY), support=part,
+        )  # fmt: skip
+    assert [{n for n, mask in part.items() if mask.all()} for part in (parts[0], parts[2])] == calls
+    assert all(calls)
+
+
 # Trap 4: noise and batches from a generator that somebody else can seed.
 def test_trap_4_global_seeds_decide_nothing(tiny_model, make_examples):
     trainer = PrivateTrainer(tiny_model())
