@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
 
+from fedlora_priv.config_federation import Dropout
 from fedlora_priv.engines.flower import greeting
 from fedlora_priv.engines.flower.client_app import ANSWER, make_app
 from fedlora_priv.engines.flower.engine import FlowerEngine, Timing
 from fedlora_priv.engines.flower.records import HELLO, from_record
+from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.client import ClientSetup, FederationClient
+from fedlora_priv.federation.node import open_node_file, open_server
+from fedlora_priv.federation.run import Outcome, conduct
 from protocols.secagg.interface import PHASES
 from tests.federation.paper import RUN, Paper
+
+from .traced import KeptSum, sums, sums_kept
 
 FLOWER_RUN = 77
 VICTIM = 102
@@ -131,3 +139,17 @@ def attach(paper: Paper, link: Link, timing: Timing = SOON) -> Link:
     engine = FlowerEngine(link, paper.roster, RUN, timing)  # type: ignore[arg-type]
     paper.use(engine)  # type: ignore[arg-type]
     return link
+
+
+def in_one_process(
+    deployment: Path, folder: Path, silent: Any, lost: Sequence[Dropout] = ()
+) -> tuple[dict[str, KeptSum], Outcome]:
+    """Run a deployment's parties side by side, each client alive from first to last; the sums, and what comes of it."""
+    with ExitStack() as opened, sums_kept(folder):
+        clients = [open_node_file(file) for file in sorted(deployment.glob("nodes/*/node.toml"))]
+        for client in clients:
+            opened.callback(client.close)
+        server = open_server(deployment / "server" / "server.toml")
+        opened.callback(server.folder.close)
+        outcome = conduct(server.parts, server.folder, server.roster, LocalEngine(clients, lost), silent)
+    return sums(folder), outcome

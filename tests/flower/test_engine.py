@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,13 +13,13 @@ from flwr.app import Context, Message, RecordDict
 from numpy.testing import assert_array_equal
 
 from fedlora_priv.engines.flower.client_app import ANSWER, make_app
-from fedlora_priv.engines.flower.engine import Timing
+from fedlora_priv.engines.flower.engine import FlowerEngine, Timing
 from fedlora_priv.engines.flower.records import HELLO, MESSAGE, from_record, to_record
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.client import FederationClient
+from fedlora_priv.federation.client import ClientSetup, FederationClient
 from fedlora_priv.federation.rounds import RoundResult
 from fedlora_priv.methods.fedit import FedIT
-from tests.federation.paper import Paper
+from tests.federation.paper import RUN, Paper
 
 from .lab import FLOWER_RUN, STEPS, VICTIM, Link, PaperNode, connect, failed, step_of
 
@@ -228,6 +229,43 @@ def test_a_restarted_node_is_back_in_the_next_round(paper: Callable[..., Paper])
     assert small.round().record.survivors == small.experiment.client_ids
 
 
+class Busy(PaperNode):
+    """A node that is there, and still does what a server asked for that was killed since."""
+
+    def __init__(self, setup: ClientSetup, times: int) -> None:
+        super().__init__(setup)
+        self.times = times
+
+    def silent(self) -> bool:
+        self.times -= 1
+        return self.times >= 0
+
+
+@pytest.mark.parametrize(("times", "missing"), [(3, ()), (10**9, ("client-2",))])
+def test_a_node_that_is_busy_is_waited_for_as_long_as_a_training_may_take(
+    paper: Callable[..., Paper], times: int, missing: tuple[str, ...]
+) -> None:
+    small = paper(FedIT())
+    busy = Busy(small.clients[1]._setup, times)
+
+    def down(message: Message) -> list[Message]:
+        return [] if message.metadata.dst_node_id == VICTIM and busy.silent() else [message]
+
+    link = connect(small, down=down)
+    timing = Timing(train_s=60.0 if not missing else 0.5, phase_s=0.1, join_s=0.1, poll_s=0.01)
+    engine = FlowerEngine(link, small.roster, RUN, timing)  # type: ignore[arg-type]
+    assert engine.join() == missing
+
+
+def test_nobody_is_waited_for_who_is_not_there(paper: Callable[..., Paper]) -> None:
+    small = paper(FedIT())
+    link = connect(small)
+    del link.nodes[VICTIM]
+    timing = Timing(train_s=3600.0, phase_s=60.0, join_s=0.1, poll_s=0.01)
+    engine = FlowerEngine(link, small.roster, RUN, timing)  # type: ignore[arg-type]
+    assert engine.join() == ("client-2",)
+
+
 # --- what a node says ------------------------------------------------------------------------------------
 
 
@@ -253,6 +291,26 @@ def test_no_text_of_an_error_leaves_a_node(
     reply = app(asked, context)
     assert not reply.has_error()
     assert b"fever" not in from_record(reply.content, ANSWER)
+
+
+def test_what_was_refused_for_a_passing_reason_is_not_refused_for_ever(paper: Callable[..., Paper]) -> None:
+    """The same bytes are refused again, with the same reason; but a server that begins the round again sends others."""
+    small = paper(FedIT())
+    link = connect(small)
+    node, before = link.nodes[VICTIM], small.state
+    enough, node.setup = node.setup, replace(node.setup, lifetime_epsilon=0.01)
+    assert small.round().record.refused == [("client-2", "BudgetExceeded")]
+    asked = next(m for m in link.sent if m.metadata.dst_node_id == VICTIM and step_of(m) == "train")
+    node.setup = enough  # somebody has raised this party's own limit
+    reply = make_app(node)(copy.deepcopy(asked), link.contexts[VICTIM])
+    assert wire.decode(from_record(reply.content, ANSWER)).fields == {"code": "BudgetExceeded"}
+    small.state, trained = (
+        before,
+        small.trainings,
+    )  # a server that was killed, and goes on from its checkpoint
+    again = small.round()
+    assert again.record.survivors == small.experiment.client_ids
+    assert small.trainings == trained + 1  # client-2's; the others mask again what they have
 
 
 def test_another_applications_message_is_refused(paper: Callable[..., Paper]) -> None:

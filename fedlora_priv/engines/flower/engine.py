@@ -81,12 +81,17 @@ class FlowerEngine:
         return tuple(self._roster)
 
     def join(self) -> tuple[str, ...]:
-        """Wait until every client's node is there, or for `join_s`; return the clients that are missing."""
-        deadline = time.monotonic() + self._timing.join_s
+        """Wait until every client's node is there, or for `join_s`; return the clients that are missing.
+
+        A node that is there and does not answer may be busy: with the training that a server asked for before it was
+        killed. Its answer is waited for as long as that may take.
+        """
+        began = time.monotonic()
         while True:
-            self._look_for_nodes()
+            busy = self._look_for_nodes()
             missing = tuple(client_id for client_id in self._roster if client_id not in self._nodes)
-            if not missing or time.monotonic() >= deadline:
+            most = max(self._timing.join_s, self._timing.train_s) if busy else self._timing.join_s
+            if not missing or time.monotonic() - began >= most:
                 return missing
             time.sleep(self._timing.poll_s)
 
@@ -121,11 +126,12 @@ class FlowerEngine:
         self._send_and_receive(requests, timeout, received)
         return answers
 
-    def _look_for_nodes(self) -> None:
-        """Ask every node that nobody has asked yet which client is there."""
+    def _look_for_nodes(self) -> bool:
+        """Ask every node that has not said so yet which client is there; return whether some still do not say."""
         new = [node for node in self._grid.get_node_ids() if node not in self._asked]
         requests = [Message(to_record(), node, HELLO, ttl=self._timing.phase_s) for node in new]
         self._send_and_receive(requests, self._timing.phase_s, self._greeted)
+        return not self._asked.issuperset(new)
 
     def _greeted(self, node: int, reply: Message) -> None:
         """Remember which client is at a node, if the client has signed that it is."""
