@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fedlora_priv.federation import setup
 from fedlora_priv.federation.setup import Parts, assemble
 from fedlora_priv.methods import Shared
 from fedlora_priv.modeling import LoraSettings, load_model, with_rank
-from fedlora_priv.training import StepSettings
+from fedlora_priv.training import PrivateTrainer, StepSettings
 from protocols.prg import SecretStream
 
 WHOLE = {"support": "dense", "density": 1.0, "value_bits": 16}
@@ -160,7 +161,7 @@ def test_a_client_of_another_rank_is_refused_where_ranks_must_be_equal(
 ) -> None:
     parts = parts_of("fedit")
     client_id = next(iter(parts.plans))
-    small = setup.PrivateTrainer(with_rank(parts.trainer.model, 1))
-    odd = setup.replace(parts, trainers={**parts.trainers, client_id: small})
+    small = PrivateTrainer(with_rank(parts.trainer.model, 1))
+    odd = replace(parts, trainers={**parts.trainers, client_id: small})
     with pytest.raises(FederationError, match="has rank 1 at a client and 2 in the federation"):
         odd.method_of(client_id)
