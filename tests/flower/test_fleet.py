@@ -116,7 +116,10 @@ def finished(
         fleet.hold(*HELD)
         fleet.start(rehearse=(1,))
         fleet.wait_for(*HELD)
-        half_way = [glance(process) for process in fleet.processes()]
+        half_way = []
+        for process in fleet.processes():
+            with contextlib.suppress(psutil.Error):  # an app that has ended since it was found
+                half_way.append(glance(process))
         for client_id in CLIENTS[1:]:
             fleet.wait_for(client_id, "answered", "1.mask")
         database = database_of(fleet)
