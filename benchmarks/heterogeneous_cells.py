@@ -28,6 +28,7 @@ from fedlora_priv.methods.base import Layout, Method
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.flexlora import FlexLoRA
 from fedlora_priv.methods.hetlora import HetLoRA
+from fedlora_priv.methods.partial import Partial
 
 TIERS = (1 / 3, 2 / 3, 1.0)
 """What a client has room for, as a part of the model; client k is of tier k modulo 3."""
@@ -80,7 +81,12 @@ class Cell:
         return allocation.method(FedIT(), layout) if self.method is None else self.method(None)
 
     def client(self, allocation: Allocation, layout: Layout, client_id: str) -> Method:
-        """Return a client's method."""
+        """Return a client's method.
+
+        Where all train the same, what nobody trains stays as it is: every client holds every layer, unchanged.
+        """
+        if self.part is not None:
+            return Partial(FedIT(), allocation.own(layout, client_id))
         if self.method is None:
             return allocation.method(FedIT(), layout, client_id)
         return self.method(allocation.own(layout, client_id))

@@ -25,8 +25,12 @@ from fedlora_priv.allocation import Allocation, CostModel, LayerScores, Public
 from fedlora_priv.allocation.fisher_scores import fisher_scores
 from fedlora_priv.allocation.measuring import support_of
 from fedlora_priv.methods.base import Method, Shared, State
-from fedlora_priv.methods.errors import MethodError
 from fedlora_priv.training import PrivateTrainer
+
+
+class Diverged(Exception):  # noqa: N818 - it names what was met
+    """A client's trained values are not finite any more."""
+
 
 SCORED_ROWS = 100
 """Validation rows that layers are scored on: the server's own, public."""
@@ -43,7 +47,7 @@ def run(setting: Setting, task: StudyTask, *, test: bool) -> dict[str, Any]:
     began = time.process_time()
     federation = Federation(setting, task)
     found = {"accuracy": 0.0 if test else None, "validation": None if test else 0.0}
-    with suppress(MethodError):  # a NaN in what was trained
+    with suppress(Diverged):
         for number in range(1, setting.rounds + 1):
             federation.round(number)
         judged = task.test if test else task.validation
@@ -162,6 +166,8 @@ class Federation:
         )
         self.seconds[k].append(time.process_time() - began)
         self.trained[k].append(float(result.dimension))
+        if not all(np.isfinite(array).all() for array in result.state.values()):
+            raise Diverged
         return result.state
 
     def _trainer(self, rank: int) -> PrivateTrainer:

@@ -24,6 +24,7 @@ from benchmarks.heterogeneous_setting import Setting
 from benchmarks.heterogeneous_tables import page
 from benchmarks.methods_task import StudyTask, load
 from benchmarks.sst2_study import Lines
+from fedlora_priv.methods.errors import SumError
 
 LAYERS = 6
 SETTING = Setting(
@@ -114,14 +115,26 @@ def test_means_are_over_holders(task: StudyTask) -> None:
             assert all(np.array_equal(kept[k][name], before[name]) for k in others)
 
 
-@pytest.mark.parametrize("name", ["whole", "fim", "hetlora", "flexlora"])
+@pytest.mark.parametrize("name", [*BOUNDS, "fim", "hetlora", "flexlora"])
 def test_every_way_learns(name: str, task: StudyTask) -> None:
     outcome = run(replace(SETTING, method=name), task, test=False)
     assert outcome["validation"] > 0.8
     assert (outcome["accuracy"], outcome["spent"]) == (None, None)
     assert len(outcome["counts"]) == 3
     small, middle, large = outcome["trained"]
-    assert small == middle == large if name == "whole" else small < middle < large
+    assert small == middle == large if name in BOUNDS else small < middle < large
+
+
+def test_only_a_run_that_diverged_counts_as_none(task: StudyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    wild = run(replace(SETTING, method="whole", learning_rate=1e39, optimizer="sgd"), task, test=False)
+    assert wild["validation"] == 0.0
+
+    def broken(*_: Any) -> None:
+        raise SumError("the study is wrong", "mend it")
+
+    monkeypatch.setattr(Federation, "round", broken)
+    with pytest.raises(SumError):
+        run(replace(SETTING, method="whole"), task, test=False)
 
 
 def test_under_dp_every_client_spends_its_epsilon_and_a_run_can_be_repeated(task: StudyTask) -> None:
