@@ -98,6 +98,8 @@ class Federation:
             self._cell.client(allocation, self._layout, client_id) for client_id in sorted(allocation.parts)
         ]
         own = [self.trained_by(k, method, allocation, shared) for k, method in enumerate(clients)]
+        if not all(np.isfinite(array).all() for trained in own for array in trained.values()):
+            raise Diverged
         server = self._cell.server(allocation, self._layout)
         sums: dict[str, NDArray[np.float64]] = {}
         while True:
@@ -166,8 +168,6 @@ class Federation:
         )
         self.seconds[k].append(time.process_time() - began)
         self.trained[k].append(float(result.dimension))
-        if not all(np.isfinite(array).all() for array in result.state.values()):
-            raise Diverged
         return result.state
 
     def _trainer(self, rank: int) -> PrivateTrainer:
