@@ -19,10 +19,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Layout, LoraModule, Method, Shared, State
+from fedlora_priv.methods.base import Method, Shared
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.fra import FRALoRA
+from fedlora_priv.methods.layout import Layout, LoraModule, State
 
 LAYERS, WIDTH, RANK, CLIENTS, DIRECTIONS = 32, 4096, 16, 10, 8
 SHARED = Shared(seed=1, round=1)

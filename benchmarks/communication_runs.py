@@ -27,8 +27,9 @@ from fedlora_priv.communication import flasc
 from fedlora_priv.communication.download import largest
 from fedlora_priv.communication.errors import CommunicationError
 from fedlora_priv.communication.scales import lora_channels
-from fedlora_priv.methods.base import Shared, State
+from fedlora_priv.methods.base import Shared
 from fedlora_priv.methods.errors import MethodError
+from fedlora_priv.methods.layout import State
 from fedlora_priv.methods.optimizers import Adam
 from fedlora_priv.methods.registry import Options, make
 from fedlora_priv.training import TokenisedExamples

@@ -24,10 +24,11 @@ from fedlora_priv.allocation import (
     RankByCapability,
 )
 from fedlora_priv.allocation.shapes import Shape
-from fedlora_priv.methods.base import Layout, Method
+from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.flexlora import FlexLoRA
 from fedlora_priv.methods.hetlora import HetLoRA
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.partial import Partial
 
 TIERS = (1 / 3, 2 / 3, 1.0)

@@ -24,7 +24,8 @@ from fedlora_priv.adapters import read_state, write_state
 from fedlora_priv.allocation import Allocation, CostModel, LayerScores, Public
 from fedlora_priv.allocation.fisher_scores import fisher_scores
 from fedlora_priv.allocation.measuring import support_of
-from fedlora_priv.methods.base import Method, Shared, State
+from fedlora_priv.methods.base import Method, Shared
+from fedlora_priv.methods.layout import State
 from fedlora_priv.training import PrivateTrainer
 
 

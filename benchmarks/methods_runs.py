@@ -25,8 +25,9 @@ from benchmarks.methods_task import Name, Partition, StudyTask
 from benchmarks.resumable import stored_as
 from fedlora_priv.adapters import read_state
 from fedlora_priv.methods import residual
-from fedlora_priv.methods.base import Layout, LoraModule, Method, Shared, State
+from fedlora_priv.methods.base import Method, Shared
 from fedlora_priv.methods.errors import MethodError
+from fedlora_priv.methods.layout import Layout, LoraModule, State
 from fedlora_priv.methods.thin import Thin, plus
 from fedlora_priv.modeling import add_squares
 from fedlora_priv.precision import BaseDtype

@@ -22,7 +22,7 @@ from fedlora_priv.adapters import read_state
 from fedlora_priv.data import assets
 from fedlora_priv.data.tables import Columns, read_table
 from fedlora_priv.errors import DataError
-from fedlora_priv.methods.base import Role
+from fedlora_priv.methods.layout import Role
 from fedlora_priv.modeling import LoraSettings, attach_lora, load_model, load_tokenizer
 from fedlora_priv.pooling import MeanPoolingClassifier, masked_mean
 from fedlora_priv.precision import BaseDtype

@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fedlora_priv.adapters import ADAPTER, adapted_layers, layout, read_state, state_name, write_state
 from fedlora_priv.lora_parts import read_residual, remove_square, set_rank, write_residual
-from fedlora_priv.methods.base import Layout
 from fedlora_priv.methods.fedsb import FedSB
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.residual import as_adapter
 from fedlora_priv.pooling import MeanPoolingClassifier
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from fedlora_priv.errors import ConfigError, FedloraError
 from fedlora_priv.lora_parts import RESIDUAL_PARTS, SQUARE, read_residual, write_residual
-from fedlora_priv.methods.base import Layout, LoraModule, State
+from fedlora_priv.methods.layout import Layout, LoraModule, State
 
 ADAPTER = "default"
 _PREFIX = "base_model.model."

@@ -24,7 +24,7 @@ def declaration(cost: CostModel, usable: float) -> str:
     """Return the lines for an experiment file that say what was measured: of one machine, which others compare with.
 
     >>> from fedlora_priv.allocation import Cost
-    >>> from fedlora_priv.methods.base import Layout, LoraModule
+    >>> from fedlora_priv.methods.layout import Layout, LoraModule
     >>> module = LoraModule("layer.0.query", 4, 4, 8, 1.0)
     >>> cost = CostModel.declared(Layout((module,), {}), memory=Cost(1e9, 2e8), step=Cost(0.5))
     >>> print(declaration(cost, 2e9))
@@ -55,7 +55,7 @@ def fitting(cost: CostModel, usable: float) -> str:
     """Return how many layers, and which rank of all layers, fit into so many bytes.
 
     >>> from fedlora_priv.allocation import Cost
-    >>> from fedlora_priv.methods.base import Layout, LoraModule
+    >>> from fedlora_priv.methods.layout import Layout, LoraModule
     >>> modules = tuple(LoraModule(f"layer.{i}.query", 4, 4, 8, 1.0) for i in range(3))
     >>> cost = CostModel.declared(Layout(modules, {}), memory=Cost(fixed=1e9, crossed=2e8, trained=1e6))
     >>> fitting(cost, 2e9)

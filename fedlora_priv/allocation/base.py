@@ -27,7 +27,8 @@ from fedlora_priv.allocation.errors import AllocationError, ThinLayer
 from fedlora_priv.allocation.layers import Layer
 from fedlora_priv.allocation.scores import LayerScores
 from fedlora_priv.methods import public as public_randomness
-from fedlora_priv.methods.base import Layout, LoraModule, Method, Shared
+from fedlora_priv.methods.base import Method, Shared
+from fedlora_priv.methods.layout import Layout, LoraModule
 from fedlora_priv.methods.partial import Partial
 
 Draw = Callable[[str, int], NDArray[np.float64]]

@@ -25,7 +25,7 @@ from scipy.optimize import nnls
 
 from fedlora_priv.allocation.errors import AllocationError, NothingFits
 from fedlora_priv.allocation.layers import Layer, layers_of
-from fedlora_priv.methods.base import Layout
+from fedlora_priv.methods.layout import Layout
 
 
 @dataclass(frozen=True)

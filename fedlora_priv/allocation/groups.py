@@ -20,7 +20,7 @@ import numpy as np
 
 from fedlora_priv.allocation.base import Allocation
 from fedlora_priv.allocation.errors import AllocationError, ThinLayer
-from fedlora_priv.methods.base import Layout, Shapes
+from fedlora_priv.methods.layout import Layout, Shapes
 from fedlora_priv.methods.partial import holders_name
 from fedlora_priv.methods.ranks import count_name
 from protocols.secagg.session import CoordinateGroup, VectorForm

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedlora_priv.allocation.errors import AllocationError
-from fedlora_priv.methods.base import Layout, LoraModule
+from fedlora_priv.methods.layout import Layout, LoraModule
 
 
 @dataclass(frozen=True)

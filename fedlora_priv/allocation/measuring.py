@@ -20,7 +20,7 @@ from fedlora_priv.allocation.cost import CostModel, Measurement
 from fedlora_priv.allocation.errors import AllocationError
 from fedlora_priv.allocation.layers import layers_of
 from fedlora_priv.memory import peak_bytes, reset_peak
-from fedlora_priv.methods.base import Role
+from fedlora_priv.methods.layout import Role
 from fedlora_priv.training import PrivateTrainer, StepSettings
 from fedlora_priv.training.made_up import made_up_examples
 from fedlora_priv.training.support import TrainSupport

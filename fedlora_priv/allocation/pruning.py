@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.allocation.errors import AllocationError
-from fedlora_priv.methods.base import Layout, State
+from fedlora_priv.methods.layout import Layout, State
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.communication.errors import CommunicationError
-from fedlora_priv.methods.base import Layout, Shapes
+from fedlora_priv.methods.layout import Layout, Shapes
 from protocols.quantise import Quantiser
 from protocols.sparsify import Support
 
@@ -115,7 +115,7 @@ def channel_shapes(layout: Layout, shapes: Shapes) -> Shapes:
     The numbers of all arrays one after another are in the order of `lora_channels`.
 
     Example:
-        >>> from fedlora_priv.methods.base import LoraModule
+        >>> from fedlora_priv.methods.layout import LoraModule
         >>> layout = Layout((LoraModule("m", 30, 40, 8, 1.0),), {})
         >>> channel_shapes(layout, {"m.lora_A": (8, 40), "m.lora_B": (30, 8), "m.sketch": (30, 8)})
         {'m.lora_A': (8, 1), 'm.lora_B': (1, 8), 'm.sketch': (1, 1)}

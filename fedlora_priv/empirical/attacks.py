@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from accounting.planning import Plan
 from fedlora_priv.adapters import trainable_parameters, write_state
-from fedlora_priv.methods.base import Role, State
+from fedlora_priv.methods.layout import Role, State
 from fedlora_priv.training.batching import microbatches
 from fedlora_priv.training.examples import Examples
 from fedlora_priv.training.hooks import per_example_gradients

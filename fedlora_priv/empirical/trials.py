@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from accounting.many_runs import TrialCounts, clopper_pearson_epsilon, split_trials
 from fedlora_priv.errors import ConfigError
-from fedlora_priv.methods.base import State
+from fedlora_priv.methods.layout import State
 from fedlora_priv.training.examples import TokenisedExamples
 from fedlora_priv.training.settings import StepSettings
 from fedlora_priv.training.trainer import PrivateTrainer

@@ -33,7 +33,8 @@ from fedlora_priv.allocation import (
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_allocation import AllocationSection
 from fedlora_priv.federation.session import min_contributors
-from fedlora_priv.methods.base import Layout, LoraModule, Method
+from fedlora_priv.methods.base import Method
+from fedlora_priv.methods.layout import Layout, LoraModule
 from fedlora_priv.methods.partial import Partial, PartialByRound
 
 MOST_ALLOCATIONS = 1000

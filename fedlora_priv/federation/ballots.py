@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Shapes
 from fedlora_priv.methods.errors import SumError
+from fedlora_priv.methods.layout import Shapes
 from protocols.errors import SupportError
 from protocols.private import PrivateAtClient
 from protocols.secagg.session import VectorForm

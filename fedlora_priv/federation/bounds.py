@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from fedlora_priv.communication.scales import Scales, channel_shapes, headroom, lora_channels
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation.vectors import dimension, flatten, unflatten
-from fedlora_priv.methods.base import Contract, Layout, Shapes
+from fedlora_priv.methods.base import Contract
+from fedlora_priv.methods.layout import Layout, Shapes
 from protocols.sparsify import Support
 
 _T = TypeVar("_T", bound=np.generic)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from fedlora_priv.allocation.groups import Contributors, groups_on, vector_form
 from fedlora_priv.federation.vectors import dimension, flatten, unflatten
-from fedlora_priv.methods.base import Shapes
 from fedlora_priv.methods.errors import SumError
+from fedlora_priv.methods.layout import Shapes
 from protocols.errors import QuantisationError
 from protocols.prg import SecretStream
 from protocols.quantise import Quantiser

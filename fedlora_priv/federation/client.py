@@ -33,7 +33,8 @@ from fedlora_priv.federation.start import moving
 from fedlora_priv.federation.suspension import Suspension
 from fedlora_priv.federation.task import RoundTask, begin
 from fedlora_priv.federation.trained import Marked, part_of, support_of, update_key
-from fedlora_priv.methods.base import Layout, Method, Role, Shared, State
+from fedlora_priv.methods.base import Method, Shared
+from fedlora_priv.methods.layout import Layout, Role, State
 from protocols.errors import ProtocolError
 from protocols.prg import SecretStream
 from protocols.secagg.guard import Guard

@@ -16,7 +16,7 @@ from fedlora_priv.federation.course import Leg, courses
 from fedlora_priv.federation.session import min_contributors
 from fedlora_priv.federation.trained import sends, trained_size
 from fedlora_priv.methods import Contract, Layout, Method
-from fedlora_priv.methods.base import Shapes
+from fedlora_priv.methods.layout import Shapes
 
 
 def stated(

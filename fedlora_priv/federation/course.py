@@ -22,7 +22,8 @@ from fedlora_priv.communication.errors import CommunicationError
 from fedlora_priv.communication.meter import Carries
 from fedlora_priv.config import Experiment
 from fedlora_priv.methods import phases
-from fedlora_priv.methods.base import Contract, Layout, Method
+from fedlora_priv.methods.base import Contract, Method
+from fedlora_priv.methods.layout import Layout
 from protocols.voting import VoteRules
 
 

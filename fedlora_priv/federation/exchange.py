@@ -27,7 +27,8 @@ from fedlora_priv.federation.channel import UploadChannel
 from fedlora_priv.federation.course import Leg, course, vote_rules
 from fedlora_priv.federation.supports import bands as drawn_bands
 from fedlora_priv.federation.supports import random_supports
-from fedlora_priv.methods.base import Contract, Layout, State
+from fedlora_priv.methods.base import Contract
+from fedlora_priv.methods.layout import Layout, State
 from protocols.errors import ProtocolError
 from protocols.secagg.codec import least_size
 from protocols.secagg.session import INDEX_BYTES, ClientPolicy, CoordinateGroup

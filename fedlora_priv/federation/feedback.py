@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from fedlora_priv.errors import FederationError, RunFolderError
 from fedlora_priv.federation.files import read_arrays, write_arrays
 from fedlora_priv.federation.vectors import dimension, flatten, unflatten, zeros
-from fedlora_priv.methods.base import Shapes, State
+from fedlora_priv.methods.layout import Shapes, State
 from protocols.errors import LocalProtocolError
 from protocols.feedback import ErrorFeedback
 from protocols.private import PrivateAtClient

@@ -31,7 +31,8 @@ from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.federation.trained import least_trained
 from fedlora_priv.federation.vectors import flatten
 from fedlora_priv.methods import server_optimizer_for
-from fedlora_priv.methods.base import Shared, State
+from fedlora_priv.methods.base import Shared
+from fedlora_priv.methods.layout import State
 from protocols.packing import packed_size
 from protocols.prg import SecretStream
 from protocols.private import PrivateAtClient

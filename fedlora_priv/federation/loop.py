@@ -26,8 +26,8 @@ from fedlora_priv.federation.files import write_metrics
 from fedlora_priv.federation.rounds import BUDGET_CODE, RoundConductor, RoundRecord, RoundResult
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.task import RoundTask
-from fedlora_priv.methods.base import State
 from fedlora_priv.methods.errors import SumError
+from fedlora_priv.methods.layout import State
 
 CERTIFIED_POINTS = 24
 """So many bounds on ε are certified for the progress line and the curve over a run, all different plans together."""

@@ -25,7 +25,8 @@ from fedlora_priv.errors import FederationError, RunFolderError
 from fedlora_priv.federation import wire
 from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.home import FinishedUpdate, UpdateStore
-from fedlora_priv.methods.base import Layout, Method, Role, Shapes, State
+from fedlora_priv.methods.base import Method
+from fedlora_priv.methods.layout import Layout, Role, Shapes, State
 
 if TYPE_CHECKING:
     from fedlora_priv.federation.client import ClientSetup

@@ -21,7 +21,8 @@ from fedlora_priv.communication.scales import channel_shapes
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.course import travelling
 from fedlora_priv.federation.trained import least_trained
-from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
+from fedlora_priv.methods.base import Contract, Method, Shared
+from fedlora_priv.methods.layout import Layout, State
 
 CROWD = 3
 """So many clients act out the sums of earlier exchanges. Of more, each has less in common with the sum."""

@@ -39,7 +39,8 @@ from fedlora_priv.federation.home import FinishedUpdate
 from fedlora_priv.federation.session import client_policy
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.federation.vectors import flatten
-from fedlora_priv.methods.base import Shared, State
+from fedlora_priv.methods.base import Shared
+from fedlora_priv.methods.layout import State
 from protocols.packing import pack
 from protocols.private import PrivateAtClient
 from protocols.secagg.client import SecAggClient

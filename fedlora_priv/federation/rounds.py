@@ -21,8 +21,8 @@ from fedlora_priv.federation import wire
 from fedlora_priv.federation.exchange import Exchange, ExchangeSum, Summed
 from fedlora_priv.federation.session import min_contributors, session_parameters, thresholds
 from fedlora_priv.federation.task import RoundTask
-from fedlora_priv.methods.base import State
 from fedlora_priv.methods.errors import SumError
+from fedlora_priv.methods.layout import State
 from protocols.errors import ProtocolError, RemoteProtocolError, SessionAborted
 from protocols.packing import unpack
 from protocols.secagg.identity import Roster

@@ -23,8 +23,9 @@ from fedlora_priv.federation.start import masked, moving
 from fedlora_priv.federation.supports import bands, largest_supports, random_supports
 from fedlora_priv.federation.task import RoundTask, begin
 from fedlora_priv.federation.vectors import flatten
-from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State
+from fedlora_priv.methods.base import Contract, Method, Shared
 from fedlora_priv.methods.certificate import Certificate
+from fedlora_priv.methods.layout import Layout, State
 from fedlora_priv.methods.optimizers import Moments, ServerOptimizer, require_mean_moves
 from protocols.sparsify import Support, dense
 

@@ -26,7 +26,8 @@ from fedlora_priv.communication.errors import CommunicationError
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation.vectors import flatten, unflatten, zeros
 from fedlora_priv.methods import phases
-from fedlora_priv.methods.base import Layout, Method, Shapes, State
+from fedlora_priv.methods.base import Method
+from fedlora_priv.methods.layout import Layout, Shapes, State
 from protocols.errors import SupportError
 from protocols.sparsify import Support, dense
 

@@ -21,7 +21,8 @@ from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import start, wire
 from fedlora_priv.federation.exchange import BOUNDS_BLOB, SUPPORT_BLOB, Exchange, Planned, support_blob
 from fedlora_priv.methods import residual
-from fedlora_priv.methods.base import Layout, Method, Shapes, Shared, State
+from fedlora_priv.methods.base import Method, Shared
+from fedlora_priv.methods.layout import Layout, Shapes, State
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fedlora_priv.allocation import Allocation, CostModel, Profile
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import allocating
 from fedlora_priv.federation.session import min_contributors
-from fedlora_priv.methods.base import Layout
+from fedlora_priv.methods.layout import Layout
 
 
 def asked_of_clients(experiment: Experiment, layout: Layout) -> dict[str, Any] | None:

@@ -23,7 +23,8 @@ from fedlora_priv.federation.allocating import allocation, allocations
 from fedlora_priv.federation.course import Leg, travelling
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.federation.vectors import unflatten
-from fedlora_priv.methods.base import Contract, Layout, Method, Role, Shapes
+from fedlora_priv.methods.base import Contract, Method
+from fedlora_priv.methods.layout import Layout, Role, Shapes
 from protocols.sparsify import seeded_random_k
 
 Marked = Mapping[str, NDArray[np.bool_]]

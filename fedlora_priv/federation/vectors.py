@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Shapes
+from fedlora_priv.methods.layout import Shapes
 
 _T = TypeVar("_T", bound=np.generic)
 

@@ -6,8 +6,9 @@ line to `registry`. What an experiment runs comes from `for_experiment`.
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import Contract, Layout, LoraModule, Method, Role, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Method, Shared, Sums
 from fedlora_priv.methods.certificate import Certificate
+from fedlora_priv.methods.layout import Layout, LoraModule, Role, State
 from fedlora_priv.methods.registry import METHODS, for_experiment, get, server_optimizer_for
 from fedlora_priv.methods.schedule import phases
 

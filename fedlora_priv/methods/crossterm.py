@@ -43,8 +43,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.methods import public
-from fedlora_priv.methods.base import Layout, LoraModule, Shapes, Shared, State, Sums
+from fedlora_priv.methods.base import Shared, Sums
 from fedlora_priv.methods.errors import AssumptionError, UploadError
+from fedlora_priv.methods.layout import Layout, LoraModule, Shapes, State
 from fedlora_priv.methods.thin import Array, Dense, Group, Product, Thin, factors, plus, stack, transposed
 
 Mode = Literal["exact", "sketch", "two-pass"]

@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.methods import public
-from fedlora_priv.methods.base import Contract, Layout, LoraModule, Method, Role, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Method, Shared, Sums
 from fedlora_priv.methods.crossterm import announced_basis, basis_name
+from fedlora_priv.methods.layout import Layout, LoraModule, Role, State
 from fedlora_priv.methods.linear import moved, of_roles
 from fedlora_priv.methods.thin import (
     Thin,

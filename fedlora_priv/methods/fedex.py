@@ -18,9 +18,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedlora_priv.methods import residual
-from fedlora_priv.methods.base import Layout, Shapes, Shared
+from fedlora_priv.methods.base import Shared
 from fedlora_priv.methods.crossterm import CrossTerm, Released
 from fedlora_priv.methods.fullrank import FullRank
+from fedlora_priv.methods.layout import Layout, Shapes
 from fedlora_priv.methods.linear import of_roles
 from fedlora_priv.methods.thin import Thin, plus, to_state
 

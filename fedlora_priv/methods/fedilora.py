@@ -14,8 +14,8 @@ own use.
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import Layout
 from fedlora_priv.methods.fedit import FedIT
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.partial import Partial
 
 

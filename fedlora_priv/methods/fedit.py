@@ -11,7 +11,8 @@ Linear, so it runs on sums; but B̄Ā is not the mean of the BₖAₖ, and under
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import Contract, Layout
+from fedlora_priv.methods.base import Contract
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.linear import LinearAverage
 
 

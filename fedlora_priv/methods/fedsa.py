@@ -13,7 +13,8 @@ a client starts from its own (`Method.personal`).
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import Contract, Layout
+from fedlora_priv.methods.base import Contract
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.linear import LinearAverage, of_roles
 
 

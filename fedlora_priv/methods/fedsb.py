@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.methods import public
-from fedlora_priv.methods.base import Contract, Layout, LoraModule, Shapes, Shared, State
+from fedlora_priv.methods.base import Contract, Shared
 from fedlora_priv.methods.errors import AssumptionError, PrivateInitialisation
+from fedlora_priv.methods.layout import Layout, LoraModule, Shapes, State
 from fedlora_priv.methods.linear import LinearAverage
 from fedlora_priv.methods.thin import dense_svd, require_rank_fits
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Contract, Layout, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Shared, Sums
+from fedlora_priv.methods.layout import Layout, State
 from fedlora_priv.methods.linear import LinearAverage, moved, of_roles
 from fedlora_priv.methods.thin import factors, groups, require_rank_fits, to_state
 

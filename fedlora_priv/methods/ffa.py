@@ -10,7 +10,8 @@ noised; and half of the adapter never travels.
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import Contract, Layout
+from fedlora_priv.methods.base import Contract
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.linear import LinearAverage, of_roles
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Layout, Shared
+from fedlora_priv.methods.base import Shared
 from fedlora_priv.methods.crossterm import CrossTerm, Released
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.ranks import Ragged
 from fedlora_priv.methods.thin import rows_orthonormal, to_state
 

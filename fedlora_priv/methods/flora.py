@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.methods import public, residual
-from fedlora_priv.methods.base import Layout, Shared
+from fedlora_priv.methods.base import Shared
 from fedlora_priv.methods.crossterm import CrossTerm, Released
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.ranks import Ragged
 
 

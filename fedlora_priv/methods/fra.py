@@ -17,9 +17,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Layout, Shared
+from fedlora_priv.methods.base import Shared
 from fedlora_priv.methods.crossterm import CrossTerm, Released
 from fedlora_priv.methods.fullrank import FullRank
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.thin import balanced, to_state
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.methods import residual
-from fedlora_priv.methods.base import Contract, Layout, Method, Shapes, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Method, Shared, Sums
 from fedlora_priv.methods.certificate import Certificate
 from fedlora_priv.methods.crossterm import CrossTerm, Released
+from fedlora_priv.methods.layout import Layout, Shapes, State
 from fedlora_priv.methods.linear import moved, of_roles
 from fedlora_priv.methods.thin import Group, factors, groups, require_rank_fits
 

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Contract, Layout, LoraModule, Method, Shapes, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Method, Shared, Sums
 from fedlora_priv.methods.errors import AssumptionError, SumError
+from fedlora_priv.methods.layout import Layout, LoraModule, Shapes, State
 from fedlora_priv.methods.linear import moved
 from fedlora_priv.methods.ranks import as_if_equal, first_components, padded, pairs
 from fedlora_priv.methods.thin import require_rank_fits

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Layout, Method, Role, Shared, State, Sums
+from fedlora_priv.methods.base import Method, Shared, Sums
+from fedlora_priv.methods.layout import Layout, Role, State
 
 
 class LinearAverage(Method):

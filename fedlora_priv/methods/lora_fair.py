@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Method, Shared, Sums
+from fedlora_priv.methods.layout import Layout, State
 from fedlora_priv.methods.linear import moved, of_roles
 from fedlora_priv.methods.thin import Array, require_rank_fits
 

@@ -27,8 +27,9 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Layout, Method, State
+from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.errors import AssumptionError
+from fedlora_priv.methods.layout import Layout, State
 
 Moments = Mapping[str, NDArray[np.float64]]
 """What an optimiser remembers between rounds, public; ``<array>/first``, ``/second`` and ``/steps``."""

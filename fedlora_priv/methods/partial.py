@@ -33,18 +33,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import (
-    Contract,
-    Layout,
-    LoraModule,
-    Method,
-    Shapes,
-    Shared,
-    State,
-    Sums,
-)
+from fedlora_priv.methods.base import Contract, Method, Shared, Sums
 from fedlora_priv.methods.certificate import Certificate
 from fedlora_priv.methods.errors import AssumptionError, UploadError
+from fedlora_priv.methods.layout import Layout, LoraModule, Shapes, State
 from fedlora_priv.methods.ranks import Ragged, as_if_equal, first_components, pairs, read_counts
 
 _FACTORS = frozenset({"A", "B", "head"})

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.methods import public, residual
-from fedlora_priv.methods.base import Contract, Layout, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Shared, Sums
 from fedlora_priv.methods.errors import AssumptionError
+from fedlora_priv.methods.layout import Layout, State
 from fedlora_priv.methods.linear import LinearAverage, moved, of_roles
 from fedlora_priv.methods.thin import Thin, factors, groups
 

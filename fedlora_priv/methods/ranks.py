@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Contract, Layout, LoraModule, Method, Shapes, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Method, Shared, Sums
 from fedlora_priv.methods.crossterm import CrossTerm, Released
 from fedlora_priv.methods.errors import AssumptionError, SumError
 from fedlora_priv.methods.fullrank import FullRank
+from fedlora_priv.methods.layout import Layout, LoraModule, Shapes, State
 from fedlora_priv.methods.thin import Array, Group, Thin, factors
 
 

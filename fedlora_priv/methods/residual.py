@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Layout, LoraModule, Shapes, State
+from fedlora_priv.methods.layout import Layout, LoraModule, Shapes, State
 from fedlora_priv.methods.thin import Array, Dense, Group, Product, Thin, plus
 
 NEGLIGIBLE = 1e-7

@@ -11,8 +11,9 @@ because it starts at zero, where A has no gradient. The head is trained in every
 
 from __future__ import annotations
 
-from fedlora_priv.methods.base import Contract, Layout, Method
+from fedlora_priv.methods.base import Contract, Method
 from fedlora_priv.methods.ffa import FFALoRA
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.linear import LinearAverage, of_roles
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedlora_priv.methods.base import Contract, Layout, Method, Shared, State, Sums
+from fedlora_priv.methods.base import Contract, Method, Shared, Sums
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.errors import AssumptionError
 from fedlora_priv.methods.ffa import FFALoRA
 from fedlora_priv.methods.fra import FRALoRA
+from fedlora_priv.methods.layout import Layout, State
 
 
 class Schedule(Method):

@@ -15,8 +15,9 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from fedlora_priv.methods import public
-from fedlora_priv.methods.base import Layout, LoraModule, Shared
+from fedlora_priv.methods.base import Shared
 from fedlora_priv.methods.errors import AssumptionError
+from fedlora_priv.methods.layout import Layout, LoraModule
 
 Array = NDArray[np.float64]
 Group = tuple[LoraModule, ...]

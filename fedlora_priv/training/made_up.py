@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.adapters import read_state
-from fedlora_priv.methods.base import Layout
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.training.examples import Examples, ImageExamples, TokenisedExamples
 from fedlora_priv.training.fitting import takes_images
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from fedlora_priv.adapters import read_state, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError
-from fedlora_priv.methods.base import State
+from fedlora_priv.methods.layout import State
 from fedlora_priv.training.checks import base_dtype, require_in_place
 from fedlora_priv.training.clipping import Clipping, Mode, per_example_clipping
 from fedlora_priv.training.exactness import (

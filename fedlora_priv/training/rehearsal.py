@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fedlora_priv.adapters import read_state, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError
-from fedlora_priv.methods.base import Role
+from fedlora_priv.methods.layout import Role
 from fedlora_priv.training.checks import StepCheck
 from fedlora_priv.training.exactness import Gradients, clip, cut_to, difference, gradient_alone
 from fedlora_priv.training.made_up import made_up_examples, made_up_state

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedlora_priv.errors import ConfigError, FedloraError
-from fedlora_priv.methods.base import State
+from fedlora_priv.methods.layout import State
 
 TrainSupport = Mapping[str, NDArray[np.bool_]]
 """By state name, which coordinates of each array are trained; shapes as the arrays'."""

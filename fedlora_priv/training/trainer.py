@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from accounting.private_audit import StepRecord
 from fedlora_priv.adapters import layout, read_trained, trainable_parameters, write_state
 from fedlora_priv.errors import ConfigError
-from fedlora_priv.methods.base import Role, State
+from fedlora_priv.methods.layout import Role, State
 from fedlora_priv.modeling import refuse_batch_norm
 from fedlora_priv.precision import refuse_emulated_bfloat16, resolve_device
 from fedlora_priv.training.adaptive import ClipNorm

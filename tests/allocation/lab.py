@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedlora_priv.allocation import Cost, CostModel, Profile, Public
-from fedlora_priv.methods.base import Layout, LoraModule
+from fedlora_priv.methods.layout import Layout, LoraModule
 
 SEED = 11
 

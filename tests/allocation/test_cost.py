@@ -10,7 +10,7 @@ import pytest
 
 from fedlora_priv.allocation import AllocationError, Cost, CostModel, Measurement, NothingFits, Profile
 from fedlora_priv.allocation.layers import layers_of
-from fedlora_priv.methods.base import Layout, LoraModule
+from fedlora_priv.methods.layout import Layout, LoraModule
 from tests.allocation.lab import layout
 
 A_LAYER = 2 * 4 * (6 + 5)  # query and value at rank 4

@@ -26,9 +26,10 @@ from fedlora_priv.allocation import (
     vector_form,
 )
 from fedlora_priv.allocation.layers import layers_of
-from fedlora_priv.methods.base import Layout, Method, Shared
+from fedlora_priv.methods.base import Method, Shared
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.ffa import FFALoRA
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.partial import holders_name
 from protocols.errors import SessionAborted
 from protocols.prg import SecretStream

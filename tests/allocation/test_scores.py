@@ -28,7 +28,7 @@ from fedlora_priv.allocation import (
 )
 from fedlora_priv.allocation.fisher import clusters
 from fedlora_priv.allocation.pilot import most_valuable
-from fedlora_priv.methods.base import Layout
+from fedlora_priv.methods.layout import Layout
 from tests.allocation.lab import SEED, layout, public, tiers
 from tests.methods.lab import random_state
 

@@ -24,8 +24,8 @@ from benchmarks.heterogeneous_setting import Setting
 from benchmarks.heterogeneous_tables import page
 from benchmarks.methods_task import StudyTask, load
 from benchmarks.sst2_study import Lines
-from fedlora_priv.methods.base import State
 from fedlora_priv.methods.errors import SumError
+from fedlora_priv.methods.layout import State
 
 LAYERS = 6
 SETTING = Setting(

@@ -10,13 +10,14 @@ import pytest
 from fedlora_priv.communication.choices import REVEALS, Choice
 from fedlora_priv.communication.errors import CommunicationError
 from fedlora_priv.config_federation import CommunicationSection
-from fedlora_priv.methods.base import Layout, LoraModule, Method
+from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.fedask import FedASK
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.fedsvd import FedSVD
 from fedlora_priv.methods.ffa import FFALoRA
 from fedlora_priv.methods.fra import FRALoRA
+from fedlora_priv.methods.layout import Layout, LoraModule
 from fedlora_priv.methods.lora_fair import LoRAFair
 
 LAYOUT = Layout((LoraModule("m", 12, 10, 2, 2.0),), {})

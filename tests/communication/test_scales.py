@@ -18,7 +18,7 @@ from fedlora_priv.communication.scales import (
     relative_error,
     relative_spread,
 )
-from fedlora_priv.methods.base import Layout, LoraModule
+from fedlora_priv.methods.layout import Layout, LoraModule
 from protocols.errors import QuantisationError
 from protocols.prg import SecretStream
 from protocols.quantise import Quantiser

@@ -14,7 +14,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 from fedlora_priv.methods import public
-from fedlora_priv.methods.base import Layout, LoraModule, Shared
+from fedlora_priv.methods.base import Shared
+from fedlora_priv.methods.layout import Layout, LoraModule
 
 Arrays = Mapping[str, np.ndarray]
 BLOCK_ROUNDS = 2

@@ -22,9 +22,9 @@ from fedlora_priv.federation.run import run
 from fedlora_priv.federation.server import FederationServer
 from fedlora_priv.federation.vectors import flatten
 from fedlora_priv.methods import Layout, LoraModule, for_experiment
-from fedlora_priv.methods.base import State
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.flexlora import FlexLoRA
+from fedlora_priv.methods.layout import State
 from protocols.prg import SecretStream
 from protocols.sparsify import dense
 

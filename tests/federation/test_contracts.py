@@ -13,7 +13,8 @@ from accounting import report as reports
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import contracts
 from fedlora_priv.methods import METHODS
-from fedlora_priv.methods.base import Layout, LoraModule, Method
+from fedlora_priv.methods.base import Method
+from fedlora_priv.methods.layout import Layout, LoraModule
 
 LAYOUT = Layout(
     (LoraModule("q", 12, 8, 4, 2.0), LoraModule("v", 8, 12, 4, 2.0)),

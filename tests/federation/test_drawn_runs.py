@@ -15,7 +15,7 @@ from fedlora_priv.federation.allocating import allocation
 from fedlora_priv.federation.preview import preview
 from fedlora_priv.federation.run import run
 from fedlora_priv.federation.setup import assemble
-from fedlora_priv.methods.base import Layout
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.reports.allocations import drawn, heat_of
 from fedlora_priv.reports.html import render
 from fedlora_priv.reports.tables import print_plan

@@ -20,9 +20,9 @@ from fedlora_priv.federation.client import LocalResult
 from fedlora_priv.federation.personal import home_roles
 from fedlora_priv.federation.run import Outcome, run
 from fedlora_priv.federation.setup import Parts, assemble
-from fedlora_priv.methods.base import Layout, LoraModule, State
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.fedsa import FedSALoRA
+from fedlora_priv.methods.layout import Layout, LoraModule, State
 from fedlora_priv.pooling import MeanPoolingClassifier
 from fedlora_priv.training import PrivateTrainer
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedlora_priv.methods.base import Layout, LoraModule, Method, Shared
+from fedlora_priv.methods.base import Method, Shared
+from fedlora_priv.methods.layout import Layout, LoraModule
 from protocols.prg import SecretStream
 from protocols.quantise import Quantiser
 

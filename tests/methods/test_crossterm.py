@@ -10,11 +10,12 @@ import pytest
 from scipy.stats import chi2
 
 from fedlora_priv.methods import public
-from fedlora_priv.methods.base import Layout, LoraModule, Shared
+from fedlora_priv.methods.base import Shared
 from fedlora_priv.methods.crossterm import DEGREES, CrossTerm
 from fedlora_priv.methods.fedex import FedEx
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.fra import FRALoRA
+from fedlora_priv.methods.layout import Layout, LoraModule
 from fedlora_priv.methods.residual import merged
 from tests.methods.lab import (
     Round,

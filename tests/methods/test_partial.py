@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fedlora_priv.methods import residual
-from fedlora_priv.methods.base import Layout, LoraModule, Method, Shared
+from fedlora_priv.methods.base import Method, Shared
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.errors import AssumptionError, SumError, UploadError
 from fedlora_priv.methods.fedask import FedASK
@@ -25,6 +25,7 @@ from fedlora_priv.methods.ffa import FFALoRA
 from fedlora_priv.methods.flexlora import FlexLoRA
 from fedlora_priv.methods.fra import FRALoRA
 from fedlora_priv.methods.hetlora import LEAST_WEIGHT, HetLoRA, weight_name
+from fedlora_priv.methods.layout import Layout, LoraModule
 from fedlora_priv.methods.lora_fair import LoRAFair
 from fedlora_priv.methods.optimizers import Adam
 from fedlora_priv.methods.partial import Partial, holders_name

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedlora_priv.errors import FederationError
-from fedlora_priv.methods.base import Layout, LoraModule, Method, Shared
+from fedlora_priv.methods.base import Method, Shared
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.errors import (
     AssumptionError,
@@ -26,6 +26,7 @@ from fedlora_priv.methods.fedsvd import FedSVD
 from fedlora_priv.methods.ffa import FFALoRA
 from fedlora_priv.methods.flora import FLoRA
 from fedlora_priv.methods.fra import FRALoRA
+from fedlora_priv.methods.layout import Layout, LoraModule
 from fedlora_priv.methods.lora_fair import LoRAFair
 from fedlora_priv.methods.optimizers import Adam, Average, Momentum
 from fedlora_priv.methods.raclora import RACLoRA

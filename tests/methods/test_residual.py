@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fedlora_priv.methods.base import LoraModule, Method, Shared
+from fedlora_priv.methods.base import Method, Shared
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.fedex import FedEx
 from fedlora_priv.methods.flora import FLoRA
+from fedlora_priv.methods.layout import LoraModule
 from fedlora_priv.methods.raclora import RACLoRA
 from fedlora_priv.methods.residual import added, as_adapter, merged
 from fedlora_priv.methods.thin import Thin

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fedlora_priv.methods.base import Layout, LoraModule, Shared
+from fedlora_priv.methods.base import Shared
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.errors import AssumptionError, SumError
 from fedlora_priv.methods.flexlora import FlexLoRA
 from fedlora_priv.methods.flora import FLoRA
+from fedlora_priv.methods.layout import Layout, LoraModule
 from fedlora_priv.methods.residual import merged
 from tests.methods.lab import cut, layout_of, optimum, product, random_state, relative, run
 

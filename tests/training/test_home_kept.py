@@ -8,7 +8,7 @@ from scipy.stats import chi2, norm
 
 from fedlora_priv.adapters import read_state
 from fedlora_priv.methods import METHODS
-from fedlora_priv.methods.base import Role
+from fedlora_priv.methods.layout import Role
 from fedlora_priv.training import PrivateTrainer, StepSettings, TokenisedExamples
 from protocols.prg import SecretStream
 
@@ -51,7 +51,7 @@ def test_every_trained_array_gets_noise_of_the_full_size(tiny_model, roles):
 
 def test_no_method_trains_what_this_file_does_not_try():
     """A new method that keeps something at home trains it through the same trainer: add its roles to ROLES."""
-    from fedlora_priv.methods.base import Layout, LoraModule
+    from fedlora_priv.methods.layout import Layout, LoraModule
 
     layout = Layout((LoraModule("module", 8, 8, 2, 2.0),), {"head.weight": (2, 8)})
     trained = {method.at(number).contract(layout).trains for method in METHODS.values() for number in (1, 2)}
