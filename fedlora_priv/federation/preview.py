@@ -51,7 +51,7 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
         "method": parts.stated_method,
         "ranks": {client_id: trainer.layout.modules[0].rank for client_id, trainer in parts.trainers.items()},
         "rounds": experiment.federation.rounds,
-        "allocation": asked_of_clients(experiment, parts.layout),
+        "allocation": asked_of_clients(experiment, parts.layout, parts.method),
         "guarantee": {
             "unit": privacy.unit,
             "adjacency": "add-remove",

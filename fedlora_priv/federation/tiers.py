@@ -7,19 +7,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fedlora_priv.allocation import Allocation, CostModel, Profile
+from fedlora_priv.allocation import Allocation, Profile
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import allocating
 from fedlora_priv.federation.session import min_contributors
+from fedlora_priv.federation.trained import part_size
+from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.layout import Layout
 
 
-def asked_of_clients(experiment: Experiment, layout: Layout) -> dict[str, Any] | None:
+def asked_of_clients(experiment: Experiment, layout: Layout, method: Method) -> dict[str, Any] | None:
     """Return as JSON values what a plan says of its allocations; None where everybody trains everything.
 
     fewest: the fewest clients that a layer or component has in any round, with the first such place; a sum needs
     `min_contributors` survivors of them. tiers: what clients that declare the same have, and the most that any round
-    asks of one of them; None where nothing was declared.
+    asks of one of them, coordinates being those that the method trains; None where nothing was declared.
 
     Raises:
         AllocationError: a round has no allocation.
@@ -31,18 +33,26 @@ def asked_of_clients(experiment: Experiment, layout: Layout) -> dict[str, Any] |
     return {
         "min_contributors": min_contributors(experiment),
         "fewest": {"round": thin.round, **asdict(min(thin.places()))},
-        "tiers": list(_tiers(experiment, allocating.cost_model(experiment, layout), rounds)),
+        "tiers": list(_tiers(experiment, layout, method, rounds)),
     }
 
 
-def _tiers(experiment: Experiment, cost: CostModel, rounds: Sequence[Allocation]) -> Iterator[dict[str, Any]]:
+def _tiers(
+    experiment: Experiment, layout: Layout, method: Method, rounds: Sequence[Allocation]
+) -> Iterator[dict[str, Any]]:
     """Yield each tier: clients with the same profile."""
+    cost = allocating.cost_model(experiment, layout)
     tiers: dict[Profile, list[str]] = {}
     for client_id, profile in allocating.profiles(experiment).items():
         tiers.setdefault(profile, []).append(client_id)
     asked = experiment.allocation.cost
     for profile, clients in tiers.items():
-        parts = {one.parts[client_id] for one in rounds for client_id in clients}
+        trained = {
+            (one.parts[client_id], method.at(one.round)): (one, client_id)
+            for one in rounds
+            for client_id in clients
+        }
+        parts = {part for part, _ in trained}
         sizes = [len(part.layers) for part in parts]
         memory = max(cost.memory_bytes(part.layers, part.rank) for part in parts)
         seconds = max(cost.seconds(profile, part.layers, part.rank) for part in parts)
@@ -50,7 +60,9 @@ def _tiers(experiment: Experiment, cost: CostModel, rounds: Sequence[Allocation]
             "clients": clients,
             "layers": [min(sizes), max(sizes)],
             "rank": max(part.rank for part in parts),
-            "coordinates": max(cost.coordinates(part.layers, part.rank) for part in parts),
+            "coordinates": max(
+                part_size(phase, layout, one, client_id) for (_, phase), (one, client_id) in trained.items()
+            ),
             "memory_bytes": memory if asked.has_memory else None,
             "has_bytes": None if math.isinf(profile.memory_bytes) else profile.memory_bytes,
             "round_s": seconds if asked.has_time or asked.round_s else None,

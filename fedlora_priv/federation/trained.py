@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora_priv.allocation import Allocation
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.allocating import allocation, allocations
 from fedlora_priv.federation.course import Leg, travelling
@@ -103,13 +104,16 @@ def trained_size(
 
 def least_trained(experiment: Experiment, layout: Layout, method: Method, round: int) -> int:
     """Return how many coordinates the client trains that trains the fewest in a round."""
-    roles, dealt = method.contract(layout).trains, allocation(experiment, layout, round)
+    dealt = allocation(experiment, layout, round)
     if dealt is None:
-        return trained_size(method, layout, roles)
-    return min(
-        trained_size(method, dealt.own(layout, client_id) or layout, roles, dealt.trains(client_id))
-        for client_id in dealt.parts
-    )
+        return trained_size(method, layout, method.contract(layout).trains)
+    return min(part_size(method, layout, dealt, client_id) for client_id in dealt.parts)
+
+
+def part_size(method: Method, layout: Layout, dealt: Allocation, client_id: str) -> int:
+    """Return how many coordinates a client of an allocation trains, by the method of its round."""
+    roles, own = method.contract(layout).trains, dealt.own(layout, client_id) or layout
+    return trained_size(method, own, roles, dealt.trains(client_id))
 
 
 def sends(leg: Leg, client_id: str) -> bool:

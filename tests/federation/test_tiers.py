@@ -11,6 +11,7 @@ import pytest
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.allocating import allocation, cost_model, profiles
 from fedlora_priv.federation.tiers import asked_of_clients
+from fedlora_priv.methods.registry import for_experiment
 from tests.allocation.lab import layout
 
 SEVEN = [f"client-{k}" for k in range(1, 8)]
@@ -42,7 +43,7 @@ def asked(experiment_file: Callable[..., Path]) -> Callable[..., Experiment]:
 
 def test_the_thinnest_place_and_the_tiers_are_those_of_all_rounds(asked: Callable[..., Experiment]) -> None:
     experiment, model = asked(), layout(LAYERS)
-    found = asked_of_clients(experiment, model)
+    found = asked_of_clients(experiment, model, for_experiment(experiment))
     assert found is not None
     dealt = [allocation(experiment, model, number) for number in range(1, 6)]
     places = {
@@ -62,6 +63,7 @@ def test_the_thinnest_place_and_the_tiers_are_those_of_all_rounds(asked: Callabl
         assert tier["layers"] == [min(len(p.layers) for p in parts), max(len(p.layers) for p in parts)]
         needs = [1000 + 500 * (6 - min(p.layers)) + 4 * cost.coordinates(p.layers, 4) for p in parts]
         assert tier["memory_bytes"] == max(needs)
+        assert tier["coordinates"] == max(2 * 4 * (6 + 5) * len(p.layers) + 6 for p in parts)
         assert tier["round_s"] == max(cost.seconds(has[tier["clients"][0]], p.layers, 4) for p in parts)
     assert (small["has_bytes"], slow["has_bytes"], others["has_bytes"]) == (SMALL, LARGE, None)
     assert small["memory_bytes"] <= SMALL
@@ -69,9 +71,24 @@ def test_the_thinnest_place_and_the_tiers_are_those_of_all_rounds(asked: Callabl
     assert slow["round_s"] == pytest.approx(2 * others["round_s"])
 
 
+def test_the_coordinates_are_those_that_the_method_trains(asked: Callable[..., Experiment]) -> None:
+    tiers = [{"clients": SEVEN[:3], "max_layers": 2}]
+    experiment = asked(strategy="geometric", shape="inverted", tiers=tiers, cost=None)
+    trained = []
+    for name in ("fedit", "ffa", "rolora"):  # A and B of query and value, B alone, A and B by turns
+        section = experiment.federation.model_copy(update={"method": name})
+        changed = experiment.model_copy(update={"federation": section})
+        found = asked_of_clients(changed, layout(LAYERS), for_experiment(changed))
+        assert found is not None
+        trained.append([tier["coordinates"] for tier in found["tiers"]])
+    a, b, head = 2 * 4 * 5, 2 * 4 * 6, 6
+    assert trained == [[n * per + head for n in (2, LAYERS)] for per in (a + b, b, max(a, b))]
+
+
 def test_of_unequal_ranks_the_last_component_is_the_thinnest(asked: Callable[..., Experiment]) -> None:
     tiers = [{"clients": SEVEN[:3], "max_rank": 2}]
-    found = asked_of_clients(asked(strategy="ranks", ranks=[2, 4], tiers=tiers, cost=None), layout(LAYERS))
+    experiment = asked(strategy="ranks", ranks=[2, 4], tiers=tiers, cost=None)
+    found = asked_of_clients(experiment, layout(LAYERS), for_experiment(experiment))
     assert found is not None
     assert found["fewest"] == {"clients": 4, "round": 1, "layer": 0, "component": 3}
     assert [(tier["rank"], tier["layers"]) for tier in found["tiers"]] == [(2, [6, 6]), (4, [6, 6])]
@@ -83,4 +100,5 @@ def test_of_unequal_ranks_the_last_component_is_the_thinnest(asked: Callable[...
 
 
 def test_without_parts_there_is_nothing_to_say(experiment_file: Callable[..., Path]) -> None:
-    assert asked_of_clients(Experiment.load(experiment_file()), layout(LAYERS)) is None
+    experiment = Experiment.load(experiment_file())
+    assert asked_of_clients(experiment, layout(LAYERS), for_experiment(experiment)) is None
