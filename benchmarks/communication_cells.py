@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from benchmarks.communication_bytes import RING, RoundBytes, dense_bytes, round_bytes
-from benchmarks.communication_order import BUDGETS, Budget, Cell
+from benchmarks.communication_order import BUDGETS, Cell
 from benchmarks.communication_setting import Setting
+from benchmarks.methods_task import Budget
+from benchmarks.study_tables import Gap, difference
 
 Line = Mapping[str, Any]
 Key = tuple[object, ...]
 """What makes a row: how changes travel and what is trained, whatever the rates and the seed."""
 
-TITLES: Mapping[str, str] = {"sst2": "SST-2", "banking77": "Banking77"}
 DENSE = Cell("dense", {"value_bits": None})
 """What everything is held against: dense LoRA, float32, in the clear."""
 
@@ -52,12 +51,6 @@ class Runs:
         return None if sizes is None else dense_bytes(found[0][1]["coordinates"]) / sizes.uploaded
 
 
-def title(budget: Budget) -> str:
-    """Return a data set and ε as the page names them."""
-    dataset, epsilon = budget
-    return f"{TITLES[dataset]}, {'no DP' if epsilon is None else f'ε = {epsilon:g}'}"
-
-
 def shown_density(density: float) -> str:
     """Return a density as the page names it.
 
@@ -84,13 +77,10 @@ def shown(cell: Cell) -> str:
     return ", ".join(filter(None, extras))
 
 
-def difference(runs: Runs, budget: Budget, cell: Cell) -> tuple[float, float | None] | None:
+def less_dense(runs: Runs, budget: Budget, cell: Cell) -> Gap | None:
     """Return the mean of test accuracy less dense LoRA's, seed by seed, in points, and its standard error."""
     dense, own = runs.accuracies(budget, DENSE), runs.accuracies(budget, cell)
-    gaps = [own[seed] - dense[seed] for seed in sorted(own.keys() & dense.keys())]
-    if not gaps:
-        return None
-    return statistics.mean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
+    return difference(own, dense)
 
 
 def setting_of(budget: Budget, cell: Cell) -> Setting:

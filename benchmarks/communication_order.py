@@ -12,14 +12,10 @@ from itertools import product
 from typing import Any, Literal
 
 from benchmarks.communication_setting import Setting
-from benchmarks.methods_order import Line, choose, found
-from benchmarks.methods_task import Name
-from benchmarks.resumable import text
-from benchmarks.sst2_study import parsed
+from benchmarks.methods_order import Line, changed, choose, found, missing
+from benchmarks.methods_task import Budget
 
 Study = Literal["grid", "final"]
-Budget = tuple[Name, float | None]
-"""A data set and ε; None for no DP."""
 
 BUDGETS: tuple[Budget, ...] = (("sst2", 8.0), ("sst2", None), ("banking77", None), ("banking77", 8.0))
 """In the order in which they are run."""
@@ -162,14 +158,8 @@ def wanted(
         skipped: families that are left out.
         changes: texts for fields of every setting.
     """
-    there = {text(line["study"], line["setting"]) for line in lines}
     order = _Order(lines, changes or {})
-    todo = [
-        pair
-        for pair in order.all([b for b in BUDGETS if b[0] in datasets], skipped)
-        if text(pair[0], asdict(pair[1])) not in there
-    ]
-    return list(dict.fromkeys(todo))
+    return missing(order.all([b for b in BUDGETS if b[0] in datasets], skipped), lines)
 
 
 class _Order:
@@ -218,8 +208,7 @@ class _Order:
         optimizer = "adam" if epsilon is None else "sgd"
         setting = Setting(dataset, "fedit", 0.0, epsilon, "iid", GRID_SEED, optimizer=optimizer)
         setting = replace(setting, **OWN.get(budget, {}))
-        changes = {name: parsed(getattr(setting, name), value, name) for name, value in self._changes.items()}
-        return replace(setting, **changes)
+        return changed(setting, self._changes)
 
 
 def _with(setting: Setting, name: str, value: float) -> Setting:

@@ -6,9 +6,11 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from benchmarks.communication_cells import DENSE, Line, Runs, shown, title
-from benchmarks.communication_order import BUDGETS, CORNERS, OTHERS, TELLING, Budget, Cell
+from benchmarks.communication_cells import DENSE, Line, Runs, shown
+from benchmarks.communication_order import BUDGETS, CORNERS, OTHERS, TELLING, Cell
 from benchmarks.communication_tables import plot_file
+from benchmarks.methods_task import Budget
+from benchmarks.study_tables import title
 from fedlora_priv.reports import svg
 from fedlora_priv.reports.markup import Markup, element
 from fedlora_priv.reports.svg import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Scale

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.common import markdown
-from benchmarks.communication_cells import Runs, title
-from benchmarks.communication_order import BUDGETS, CORNERS, OTHERS, TELLING, Budget, Cell
+from benchmarks.communication_cells import Runs
+from benchmarks.communication_order import BUDGETS, CORNERS, OTHERS, TELLING, Cell
+from benchmarks.methods_task import Budget
+from benchmarks.study_tables import header, mean_gap, shown_gap, title
 
 Changes = Mapping[str, Any]
 Question = Callable[[Changes], Changes | None]
@@ -59,9 +59,7 @@ def answers(runs: Runs) -> Iterator[str]:
         "Points of test accuracy, all else being the same: mean over cells and seeds ± standard error over them (how "
         "many pairs). Pairs share test rows and some runs, so the error is a guide.\n"
     )
-    header = ("choice", *(title(budget) for budget in BUDGETS))
-    yield markdown(header)
-    yield markdown(("---",) * len(header))
+    yield from header("choice", *(title(budget) for budget in BUDGETS))
     yield from (markdown((name, *cells)) for name, cells in rows.items() if any(cells))
     yield ""
 
@@ -74,7 +72,4 @@ def _difference(runs: Runs, budget: Budget, question: Question) -> str:
         if other is not None:
             own, theirs = runs.accuracies(budget, cell), runs.accuracies(budget, Cell("", other))
             gaps += [own[seed] - theirs[seed] for seed in sorted(own.keys() & theirs.keys())]
-    if not gaps:
-        return ""
-    error = f" ± {statistics.stdev(gaps) / math.sqrt(len(gaps)):.1f}" if len(gaps) > 1 else ""
-    return f"{statistics.mean(gaps):+.1f}{error} ({len(gaps)})"
+    return f"{shown_gap(mean_gap(gaps))} ({len(gaps)})" if gaps else ""

@@ -16,17 +16,14 @@ the table of supports, densities and bits, and last what else there is to choose
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.communication_setting import Setting
     from benchmarks.methods_task import StudyTask
-    from benchmarks.sst2_study import Lines
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 FOLDERS = {"sst2": "sst2_glue", "banking77": "banking77"}
 """Where each data set is under --data."""
@@ -34,66 +31,27 @@ FOLDERS = {"sst2": "sst2_glue", "banking77": "banking77"}
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is not there yet, or write the page."""
-    options = _parser().parse_args(arguments)
-    from benchmarks.sst2_study import Lines
-
-    lines = Lines(options.results / "communication.jsonl")
-    if options.action == "run":
-        _work(options, lines)
-    _write_page(options.results, lines)
-
-
-def _parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    from benchmarks.resumable import command_line
+    from benchmarks.study_command import Command, command_line
 
     parser = command_line(__doc__, FOLDERS)
     parser.add_argument("--skip", nargs="*", default=[], help="families that are left out, such as ffa")
-    return parser
+    Command("communication", FOLDERS, _wanted, _run, _files, attended=True).main(parser.parse_args(arguments))
 
 
-def _work(options: argparse.Namespace, lines: Lines) -> None:
-    """Run settings until none is left that the options ask for, or as many as they allow."""
-    import torch
-
+def _wanted(
+    lines: Sequence[Any], options: argparse.Namespace, changes: Mapping[str, str]
+) -> Sequence[tuple[str, Setting]]:
+    """Return what the options ask for and is not there yet."""
     from benchmarks.communication_order import wanted
-    from benchmarks.methods_task import load
-    from benchmarks.resumable import work
 
-    torch.set_num_threads(1)
-    changes = dict(change.split("=", 1) for change in options.set)
-    tasks: dict[str, StudyTask] = {}
-
-    def run(study: str, setting: Setting) -> None:
-        if setting.dataset not in tasks:
-            folder = options.data / FOLDERS[setting.dataset]
-            cache = options.cache or options.results / "methods.cache"
-            tasks[setting.dataset] = load(
-                setting.dataset,
-                folder,
-                setting.upper_layers,
-                attended=True,
-                encoder=options.encoder,
-                cache=cache,
-            )
-        _run(study, setting, tasks[setting.dataset], lines)
-
-    work(
-        lambda: wanted(list(lines), options.datasets, options.skip, changes),
-        run,
-        lines,
-        options.results / "communication.locks",
-        options.most,
-    )
+    return wanted(lines, options.datasets, options.skip, changes)
 
 
-def _run(study: str, setting: Setting, task: StudyTask, lines: Lines) -> None:
-    """Run one setting and keep its line; one that diverges is kept as such."""
+def _run(study: str, setting: Setting, task: StudyTask) -> tuple[Mapping[str, Any], str]:
+    """Return what one setting gave, and a sentence on it."""
     from benchmarks.communication_runs import run
-    from benchmarks.resumable import key
 
     outcome = run(setting, task, test=study == "final")
-    lines.add(key(study, setting), outcome)
     shown = (
         f"{setting.dataset} ε={setting.epsilon} {setting.method} {setting.support} 1/{1 / setting.density:g}"
     )
@@ -101,19 +59,16 @@ def _run(study: str, setting: Setting, task: StudyTask, lines: Lines) -> None:
         f"{setting.value_bits} bits, feedback {setting.feedback}, train {setting.train}, seed {setting.seed}"
     )
     rates = f"rates {setting.learning_rate:g} {setting.server_rate:g} {setting.server_power:g}"
-    found = f"{outcome['validation']:.4f} {outcome['accuracy']}"
-    print(f"{study} {shown}, {how}, {rates}: {found} in {60 * outcome['cpu_minutes']:.0f} s", flush=True)
+    return outcome, f"{shown}, {how}, {rates}: {outcome['validation']:.4f} {outcome['accuracy']}"
 
 
-def _write_page(results: Path, lines: Lines) -> None:
-    """Write tables and plots of all runs there are."""
+def _files(lines: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """Yield tables and plots of all runs there are."""
     from benchmarks.communication_plots import plots
     from benchmarks.communication_tables import page
-    from benchmarks.resumable import write_whole
 
-    kept = list(lines)
-    for name, text in (("communication.md", page(kept)), *plots(kept)):
-        write_whole(results, name, text)
+    yield "communication.md", page(lines)
+    yield from plots(lines)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.common import markdown
@@ -14,12 +14,11 @@ from benchmarks.communication_cells import (
     DENSE,
     Line,
     Runs,
-    difference,
+    less_dense,
     row_key,
     setting_of,
     shown,
     shown_density,
-    title,
 )
 from benchmarks.communication_order import (
     BITS,
@@ -31,14 +30,12 @@ from benchmarks.communication_order import (
     SEEDS,
     SUPPORTS,
     TELLING,
-    Budget,
     Cell,
 )
 from benchmarks.communication_questions import answers
 from benchmarks.communication_setting import Setting
-
-ROWS: Mapping[str, int] = {"sst2": 872, "banking77": 3080}
-"""Test rows."""
+from benchmarks.methods_task import Budget
+from benchmarks.study_tables import ROWS, amount, best_in_bold, header, in_file_name, mean, shown_gap, title
 
 LEAST_TIMES, LARGEST_LOSS = 20, 1.0
 """The first target: so many times fewer bytes, at most so many points below dense LoRA."""
@@ -74,7 +71,7 @@ DIR` runs what is missing.
 def page(lines: Sequence[Line]) -> str:
     """Return the whole page."""
     runs = Runs(lines)
-    parts = [INTRODUCTION, *_amount(lines)]
+    parts = [INTRODUCTION, *amount(lines)]
     for budget in BUDGETS:
         if runs.of(budget, DENSE):
             parts += [f"## {title(budget)}\n", f"![Accuracy against bytes]({plot_file(budget)})\n"]
@@ -90,15 +87,7 @@ def page(lines: Sequence[Line]) -> str:
 def plot_file(budget: Budget) -> str:
     """Return the path of a plot, from the page."""
     dataset, epsilon = budget
-    return f"communication/{dataset}-{'none' if epsilon is None else f'{epsilon:g}'}.svg"
-
-
-def _amount(lines: Sequence[Line]) -> Iterator[str]:
-    """Yield a line on how much was run."""
-    if lines:
-        hours = sum(line["cpu_minutes"] for line in lines) / 60
-        grids = sum(line["study"] == "grid" for line in lines)
-        yield f"Run so far: {grids} runs to choose rates, {len(lines) - grids} compared; {hours:.1f} CPU hours.\n"
+    return f"communication/{dataset}-{in_file_name(epsilon)}.svg"
 
 
 def _corners(runs: Runs, budget: Budget) -> Iterator[str]:
@@ -114,13 +103,13 @@ def _corners(runs: Runs, budget: Budget) -> Iterator[str]:
         f"share in part. Targets are judged with {len(SEEDS)} seeds. Bytes of a client and round; in brackets on the "
         "complete graph.\n"
     )
-    yield from _header(
+    yield from header(
         "what travels", "seeds", "accuracy", "less dense", "bytes up", "times less", "bytes down",
         f"≥ {LEAST_TIMES}×, ≥ −{LARGEST_LOSS:g}", f"≥ {LOSSLESS_TIMES}×, ≥ −{deviation:.1f}",
     )  # fmt: skip
     for cell in CORNERS:
         sizes, whole = runs.sizes(budget, cell), runs.sizes(budget, cell, None)
-        gap, times = difference(runs, budget, cell), runs.times_less(budget, cell)
+        gap, times = less_dense(runs, budget, cell), runs.times_less(budget, cell)
         if sizes is None or whole is None or gap is None or times is None:
             continue
         masked, seeds = cell.changes.get("value_bits") is not None, len(runs.of(budget, cell))
@@ -130,7 +119,7 @@ def _corners(runs: Runs, budget: Budget) -> Iterator[str]:
             _met(times >= LOSSLESS_TIMES and gap[0] >= -deviation),
         )  # fmt: skip
         yield markdown((
-            shown(cell), str(seeds), _accuracy(runs, budget, cell), _gap(gap),
+            shown(cell), str(seeds), _accuracy(runs, budget, cell), shown_gap(gap),
             f"{sizes.uploaded:,.0f}", f"{times:.1f}{on_graph}", f"{sizes.downloaded:,.0f}", *met,
         ))  # fmt: skip
     yield ""
@@ -149,7 +138,7 @@ def _bits(runs: Runs, budget: Budget) -> Iterator[str]:
     if not any(runs.of(budget, cell) for row in rows[1:] for cell in cells[row]):
         return
     yield "Accuracy, and times fewer bytes up, by bits of a value:\n"
-    yield from _header("support", "density", *(f"{b or 32} bits" for b in BITS))
+    yield from header("support", "density", *(f"{b or 32} bits" for b in BITS))
     for row in rows:
         found = [_short(runs, budget, cell) for cell in cells[row]]
         if any(found):
@@ -170,7 +159,7 @@ def _ways(runs: Runs, budget: Budget) -> Iterator[str]:
                 rows.append((support, shown_density(density), *found, flasc))
     if rows:
         yield "At 4 bits: what feedback does, and training the support alone; FLASC at that density:\n"
-        yield from _header("support", "density", "plain", "feedback", "trains the support", "FLASC, 32 bits")
+        yield from header("support", "density", "plain", "feedback", "trains the support", "FLASC, 32 bits")
         yield from (markdown(row) for row in rows)
         yield ""
 
@@ -184,12 +173,12 @@ def _rest(runs: Runs, budget: Budget) -> Iterator[str]:
         and runs.of(budget, cell)
     ]
     if cells:
-        yield from _header("what travels", "accuracy", "less dense", "bytes up", "times less", "bytes down")
+        yield from header("what travels", "accuracy", "less dense", "bytes up", "times less", "bytes down")
         for cell in cells:
-            sizes, gap = runs.sizes(budget, cell), difference(runs, budget, cell)
+            sizes, gap = runs.sizes(budget, cell), less_dense(runs, budget, cell)
             assert sizes is not None
             yield markdown((
-                shown(cell), _accuracy(runs, budget, cell), "" if gap is None else _gap(gap),
+                shown(cell), _accuracy(runs, budget, cell), shown_gap(gap),
                 f"{sizes.uploaded:,.0f}", f"{_whole(runs, budget) / sizes.uploaded:.1f}", f"{sizes.downloaded:,.0f}",
             ))  # fmt: skip
         yield ""
@@ -217,14 +206,9 @@ def _rates(lines: Sequence[Line]) -> Iterator[str]:
         "by the power p of the factor density^-p (random; its learning rate is that of dense). Feedback and votes "
         "take topk's.\n"
     )
-    yield from _header("data", "family", "searched: accuracy")
+    yield from header("data", "family", "searched: accuracy")
     for (budget, name), found in sorted(grids.items(), key=lambda entry: _place(entry[0])):
-        best = max(sorted(found), key=lambda value: found[value])
-        cells = (f"{value:g}: {100 * found[value]:.1f}" for value in sorted(found))
-        marked = (
-            f"**{cell}**" if value == best else cell for value, cell in zip(sorted(found), cells, strict=True)
-        )
-        yield markdown((title(budget), name, ", ".join(marked)))
+        yield markdown((title(budget), name, best_in_bold(found)))
 
 
 def _place(entry: tuple[Budget, str]) -> tuple[int, int]:
@@ -240,29 +224,10 @@ def _is_of(setting: Setting, changes: Mapping[str, Any]) -> bool:
 def _short(runs: Runs, budget: Budget, cell: Cell) -> str:
     """Return mean accuracy ± deviation, and how many times less is uploaded."""
     times = runs.times_less(budget, cell)
-    return "" if times is None else f"{_mean(runs.accuracies(budget, cell).values())} · {times:.1f}×"
+    return "" if times is None else f"{mean(runs.accuracies(budget, cell).values())} · {times:.1f}×"
 
 
 def _accuracy(runs: Runs, budget: Budget, cell: Cell) -> str:
     """Return mean accuracy ± deviation on test rows, and the mean of validation rows."""
     validation = 100 * statistics.mean(line["validation"] for _, line in runs.of(budget, cell))
-    return f"{_mean(runs.accuracies(budget, cell).values())} ({validation:.1f})"
-
-
-def _mean(values: Iterable[float]) -> str:
-    """Return mean ± deviation."""
-    found = list(values)
-    deviation = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.1f}{deviation}"
-
-
-def _gap(gap: tuple[float, float | None]) -> str:
-    """Return a difference and its standard error."""
-    mean, error = gap
-    return f"{mean:+.1f}" + ("" if error is None else f" ± {error:.1f}")
-
-
-def _header(*cells: str) -> Iterator[str]:
-    """Yield a table's header."""
-    yield markdown(cells)
-    yield markdown(("---",) * len(cells))
+    return f"{mean(runs.accuracies(budget, cell).values())} ({validation:.1f})"

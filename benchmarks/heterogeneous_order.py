@@ -9,14 +9,10 @@ from typing import Any, Literal
 
 from benchmarks.heterogeneous_cells import MAIN, MORE, SEEDED
 from benchmarks.heterogeneous_setting import Setting
-from benchmarks.methods_order import Line, choose, found
-from benchmarks.methods_task import Name, Partition
-from benchmarks.resumable import text
-from benchmarks.sst2_study import parsed
+from benchmarks.methods_order import Line, changed, choose, found, missing
+from benchmarks.methods_task import Budget, Partition
 
 Study = Literal["grid", "final"]
-Budget = tuple[Name, float | None]
-"""A data set and ε; None for no DP."""
 
 BUDGETS: tuple[Budget, ...] = (("banking77", None), ("sst2", None), ("banking77", 8.0), ("sst2", 8.0))
 """In the order in which they are run."""
@@ -52,11 +48,9 @@ def wanted(
         cells: of these only; None for all.
         changes: texts for fields of every setting.
     """
-    there = {text(line["study"], line["setting"]) for line in lines}
     budgets = [budget for budget in BUDGETS if budget[0] in datasets]
     order = _Order(lines, changes or {}, [c for c in (*MAIN, *MORE) if cells is None or c in cells])
-    todo = [pair for pair in order.all(budgets) if text(pair[0], asdict(pair[1])) not in there]
-    return list(dict.fromkeys(todo))
+    return missing(order.all(budgets), lines)
 
 
 class _Order:
@@ -113,8 +107,7 @@ class _Order:
         optimizer = "adam" if epsilon is None else "sgd"
         setting = Setting(dataset, cell, rate, epsilon, partition, seed, optimizer=optimizer)
         setting = setting if epsilon is None else replace(setting, **NOISED)
-        changes = {name: parsed(getattr(setting, name), value, name) for name, value in self._changes.items()}
-        return replace(setting, **changes)
+        return changed(setting, self._changes)
 
 
 def _searched(budget: Budget, partition: Partition) -> Partition:

@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from benchmarks.heterogeneous_cells import MAIN, MORE
-from benchmarks.heterogeneous_order import BUDGETS, PARTITIONS, Budget
-from benchmarks.heterogeneous_tables import WORDS, Line, Runs, plot_file, title
+from benchmarks.heterogeneous_order import BUDGETS, PARTITIONS
+from benchmarks.heterogeneous_tables import WORDS, Line, Runs, plot_file
+from benchmarks.methods_task import Budget
+from benchmarks.study_tables import title
 from fedlora_priv.reports import svg
 from fedlora_priv.reports.markup import Markup, element
 from fedlora_priv.reports.svg import RIGHT, WIDTH, Scale

@@ -11,16 +11,24 @@ from typing import Any
 
 from benchmarks.common import markdown
 from benchmarks.heterogeneous_cells import BOUNDS, CELLS, HOLDERS, MAIN, MORE, TIERS
-from benchmarks.heterogeneous_order import BUDGETS, PARTITIONS, SEEDS, Budget
+from benchmarks.heterogeneous_order import BUDGETS, PARTITIONS, SEEDS
 from benchmarks.heterogeneous_setting import Setting
+from benchmarks.methods_task import Budget
+from benchmarks.study_tables import (
+    ROWS,
+    amount,
+    best_in_bold,
+    difference,
+    header,
+    in_file_name,
+    mean,
+    shown_gap,
+    title,
+)
 
 Line = Mapping[str, Any]
 Row = tuple[Budget, str, str]
 """A budget, a partition and a cell."""
-
-TITLES: Mapping[str, str] = {"sst2": "SST-2", "banking77": "Banking77"}
-ROWS: Mapping[str, int] = {"sst2": 872, "banking77": 3080}
-"""Test rows."""
 
 WORDS: Mapping[str, str] = {"iid": "i.i.d.", "mixed": "Dirichlet(0.1)", "few": "few labels a client"}
 
@@ -82,7 +90,7 @@ class Runs:
 def page(lines: Sequence[Line]) -> str:
     """Return the whole page."""
     runs = Runs(lines)
-    parts = [INTRODUCTION, *_amount(lines)]
+    parts = [INTRODUCTION, *amount(lines)]
     for budget in BUDGETS:
         if runs.any_of(budget):
             parts += [f"## {title(budget)}\n", f"![Accuracy by row]({plot_file(budget)})\n"]
@@ -91,32 +99,10 @@ def page(lines: Sequence[Line]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def title(budget: Budget) -> str:
-    """Return a data set and ε as the page names them."""
-    dataset, epsilon = budget
-    return f"{TITLES[dataset]}, {'no DP' if epsilon is None else f'ε = {epsilon:g}'}"
-
-
 def plot_file(budget: Budget) -> str:
     """Return the path of a plot, from the page."""
     dataset, epsilon = budget
-    return f"heterogeneous/{dataset}-{'none' if epsilon is None else f'{epsilon:g}'}.svg"
-
-
-def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float, float | None] | None:
-    """Return the mean of ours less theirs, seed by seed, and its standard error; None without a common seed."""
-    gaps = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    if not gaps:
-        return None
-    return statistics.mean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
-
-
-def _amount(lines: Sequence[Line]) -> Iterator[str]:
-    """Yield a line on how much was run."""
-    if lines:
-        hours = sum(line["cpu_minutes"] for line in lines) / 60
-        grids = sum(line["study"] == "grid" for line in lines)
-        yield f"Run so far: {grids} runs to choose rates, {len(lines) - grids} compared; {hours:.1f} CPU hours.\n"
+    return f"heterogeneous/{dataset}-{in_file_name(epsilon)}.svg"
 
 
 def _accuracies(runs: Runs, budget: Budget) -> Iterator[str]:
@@ -128,7 +114,7 @@ def _accuracies(runs: Runs, budget: Budget) -> Iterator[str]:
         f"seeds. {len(SEEDS)} seeds where there is a deviation, else one.\n"
     )
     partitions = (*PARTITIONS, "mixed")
-    yield from _header("who trains what", *(WORDS[partition] for partition in partitions))
+    yield from header("who trains what", *(WORDS[partition] for partition in partitions))
     for cell in (*MAIN, *MORE):
         cells = [_accuracy(runs, budget, partition, cell) for partition in partitions]
         if any(cells):
@@ -143,7 +129,7 @@ def _accuracy(runs: Runs, budget: Budget, partition: str, cell: str) -> str:
         return ""
     gap = difference(own, runs.accuracies(budget, partition, BOUNDS[0]))
     behind = f" ({gap[0]:+.1f})" if gap is not None and cell != BOUNDS[0] else ""
-    return f"{_mean(own.values())}{behind}"
+    return f"{mean(own.values())}{behind}"
 
 
 def _published(runs: Runs, lines: Sequence[Line]) -> Iterator[str]:
@@ -156,7 +142,7 @@ def _published(runs: Runs, lines: Sequence[Line]) -> Iterator[str]:
         chain = [runs.accuracies(budget, partition, cell) for cell in (best, *PUBLISHED)]
         gaps = [difference(first, second) for first, second in pairwise(chain)]
         if any(gaps):
-            rows.append(markdown((title(budget), WORDS[partition], CELLS[best].title, *map(_gap, gaps))))
+            rows.append(markdown((title(budget), WORDS[partition], CELLS[best].title, *map(shown_gap, gaps))))
     if rows:
         yield "## The published order\n"
         yield (
@@ -164,7 +150,7 @@ def _published(runs: Runs, lines: Sequence[Line]) -> Iterator[str]:
             "less that of the next, in points, mean ± standard error over seeds; for Fed-HeLLo stands the strategy "
             "that was best on validation rows.\n"
         )
-        yield from _header(
+        yield from header(
             "data", "partition", "Fed-HeLLo's", "less FedRA", "FedRA less HetLoRA", "HetLoRA less FlexLoRA"
         )
         yield from rows
@@ -205,7 +191,7 @@ def _costs(runs: Runs) -> Iterator[str]:
             "Trained coordinates, the head's included, and CPU time of a round's steps as a part of what it takes the "
             f"clients of *{CELLS[BOUNDS[0]].title}*; {WORDS[PARTITIONS[0]]}, mean over rounds and seeds.\n"
         )
-        yield from _header(
+        yield from header(
             "data", "who trains what", *(f"trained, {t}" for t in tiers), *(f"time, {t}" for t in tiers)
         )
         yield from rows
@@ -229,7 +215,7 @@ def _counts(runs: Runs) -> Iterator[str]:
     if rows:
         yield "## Who trained what\n"
         yield "Clients by layer, the lowest first, mean over rounds and runs; and the fewest that a layer ever had.\n"
-        yield from _header("who trains what", *(f"layer {i}" for i in range(len(rows[0][1]))), "fewest")
+        yield from header("who trains what", *(f"layer {i}" for i in range(len(rows[0][1]))), "fewest")
         for name, means, fewest in rows:
             yield markdown((name, *means, str(fewest)))
         yield ""
@@ -247,31 +233,8 @@ def _rates(lines: Sequence[Line]) -> Iterator[str]:
         return
     yield "## Rates\n"
     yield "Validation accuracy in per cent by learning rate, one run each; the best is bold.\n"
-    yield from _header("data", "partition", "who trains what", "rate: accuracy")
+    yield from header("data", "partition", "who trains what", "rate: accuracy")
     for budget, partition, cell in product(BUDGETS, PARTITIONS, MAIN):
         if found := grids.get((budget, partition, cell)):
-            best = max(sorted(found), key=lambda rate: found[rate])
-            shown = [f"{rate:g}: {100 * found[rate]:.1f}" for rate in sorted(found)]
-            marked = [f"**{s}**" if r == best else s for r, s in zip(sorted(found), shown, strict=True)]
-            yield markdown((title(budget), WORDS[partition], CELLS[cell].title, ", ".join(marked)))
+            yield markdown((title(budget), WORDS[partition], CELLS[cell].title, best_in_bold(found)))
     yield ""
-
-
-def _mean(values: Iterable[float]) -> str:
-    """Return mean ± deviation."""
-    found = list(values)
-    deviation = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.1f}{deviation}"
-
-
-def _gap(gap: tuple[float, float | None] | None) -> str:
-    """Return a difference and its standard error."""
-    if gap is None:
-        return ""
-    return f"{gap[0]:+.1f}" + ("" if gap[1] is None else f" ± {gap[1]:.1f}")
-
-
-def _header(*cells: str) -> Iterator[str]:
-    """Yield a table's header."""
-    yield markdown(cells)
-    yield markdown(("---",) * len(cells))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from benchmarks.methods_list import KIN, MAIN
 from benchmarks.methods_runs import Setting
@@ -14,6 +14,9 @@ from benchmarks.methods_task import Name, Partition
 from benchmarks.resumable import text
 from benchmarks.sst2_study import parsed
 from fedlora_priv.precision import BaseDtype
+
+K = TypeVar("K", bound=str)
+S = TypeVar("S", bound=Setting)
 
 Line = Mapping[str, Any]
 Study = Literal["grid", "final", "wire"]
@@ -55,11 +58,9 @@ def wanted(
         datasets, methods: to these only; None for all methods. A kin's rates are found all the same.
         changes: texts for fields of every setting.
     """
-    there = {text(line["study"], line["setting"]) for line in lines}
     chosen = [m for m in (*MAIN, *KIN) if methods is None or m in methods]
     order = _Order(lines, datasets, chosen, changes)
-    todo = [pair for pair in order.all() if text(pair[0], asdict(pair[1])) not in there]
-    return list(dict.fromkeys(todo))
+    return missing(order.all(), lines)
 
 
 class _Order:
@@ -136,8 +137,23 @@ class _Order:
         setting = Setting(
             cast(Name, name), method, rate, epsilon, partition, seed, optimizer=optimizer, base_dtype=dtype
         )
-        changes = {key: parsed(getattr(setting, key), text, key) for key, text in self._changes.items()}
-        return replace(setting, **changes)
+        return changed(setting, self._changes)
+
+
+def missing(runs: Iterable[tuple[K, S]], lines: Iterable[Line]) -> list[tuple[K, S]]:
+    """Return those runs, each once, that no line is of, in their order."""
+    there = {text(line["study"], line["setting"]) for line in lines}
+    return list(dict.fromkeys(run for run in runs if text(run[0], asdict(run[1])) not in there))
+
+
+def changed(setting: S, changes: Mapping[str, str]) -> S:
+    """Return a setting with other values of some fields, given as texts.
+
+    Raises:
+        DataError: a text is no value of its field.
+    """
+    values = {name: parsed(getattr(setting, name), value, name) for name, value in changes.items()}
+    return replace(setting, **values)
 
 
 def found(

@@ -8,7 +8,8 @@ from itertools import product
 from benchmarks.methods_list import MAIN
 from benchmarks.methods_order import PARTITIONS, PRIVACY
 from benchmarks.methods_runs import JUDGED
-from benchmarks.methods_tables import ROWS, SHOWN, TITLES, Line, by_method, mean_at, plot_file
+from benchmarks.methods_tables import DATASETS, SHOWN, Line, by_method, mean_at, plot_file
+from benchmarks.study_tables import ROWS, TITLES
 from fedlora_priv.reports import svg
 from fedlora_priv.reports.markup import Markup, element
 from fedlora_priv.reports.svg import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Scale
@@ -34,7 +35,7 @@ APART = 2.5
 def plots(lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
     """Yield the file name and the SVG of every plot that there are runs for."""
     finals = [line for line in lines if line["study"] == "final"]
-    for name, partition, epsilon in product(TITLES, PARTITIONS, PRIVACY):
+    for name, partition, epsilon in product(DATASETS, PARTITIONS, PRIVACY):
         group = by_method(finals, name, partition)
         runs = {method: group[SHOWN[epsilon], method] for method in MAIN if (SHOWN[epsilon], method) in group}
         if runs:

@@ -13,14 +13,23 @@ from benchmarks.common import markdown
 from benchmarks.methods_list import KIN, MAIN
 from benchmarks.methods_order import OWN_GRID, PARTITIONS, PRIVACY
 from benchmarks.methods_runs import JUDGED, Setting
+from benchmarks.study_tables import (
+    ROWS,
+    TITLES,
+    best_in_bold,
+    header,
+    in_file_name,
+    mean,
+    mean_gap,
+    shown_gap,
+)
 
 Line = Mapping[str, Any]
 Group = Mapping[tuple[str, str], Sequence[Line]]
 """Compared runs of one data set and partition, by ε as shown and method."""
 
-TITLES = {"sst2": "SST-2", "trec": "TREC"}
-ROWS = {"sst2": 872, "trec": 500}
-"""Test rows."""
+DATASETS = ("sst2", "trec")
+"""In the page's order."""
 
 SHOWN = {None: "no DP", 8.0: "ε = 8", 3.0: "ε = 3"}
 BASELINE = "ffa"
@@ -63,7 +72,7 @@ def page(lines: Sequence[Line]) -> str:
     """Return the whole page."""
     parts = [INTRODUCTION, *_amount(lines)]
     finals = [line for line in lines if line["study"] == "final"]
-    for name in TITLES:
+    for name in DATASETS:
         if mine := [line for line in finals if line["setting"]["dataset"] == name]:
             parts += _dataset(name, mine)
     parts += [*_differences(finals), *_lost(finals), *_bytes(finals), *_wire(lines), *_rates(lines)]
@@ -105,7 +114,7 @@ def _final_table(name: str, group: Group) -> Iterator[str]:
         f"After the last round, in per cent: test rows, mean ± deviation over seeds (validation rows). {ROWS[name]} "
         f"test rows: one standard error of a run near 80 % is {100 * error:.1f}.\n"
     )
-    yield from _header("method", "seeds", *SHOWN.values())
+    yield from header("method", "seeds", *SHOWN.values())
     for method in _methods(group):
         members = [group.get((shown, method), []) for shown in SHOWN.values()]
         seeds = "/".join(str(len(found)) for found in members)
@@ -114,7 +123,7 @@ def _final_table(name: str, group: Group) -> Iterator[str]:
 
 def _round_table(group: Group) -> Iterator[str]:
     """Yield accuracy by round for the main methods."""
-    yield from _header("ε", "method", *(f"round {number}" for number in JUDGED))
+    yield from header("ε", "method", *(f"round {number}" for number in JUDGED))
     for shown, method in product(SHOWN.values(), MAIN):
         if found := group.get((shown, method)):
             means = [mean_at(found, number) for number in JUDGED]
@@ -139,7 +148,7 @@ def mean_at(lines: Sequence[Line], number: int) -> float | None:
 
 def plot_file(name: str, partition: str, epsilon: float | None) -> str:
     """Return the path of a plot, from the page."""
-    return f"methods/{name}-{partition}-{'none' if epsilon is None else f'{epsilon:g}'}.svg"
+    return f"methods/{name}-{partition}-{in_file_name(epsilon)}.svg"
 
 
 def _final_cell(lines: Sequence[Line]) -> str:
@@ -147,9 +156,8 @@ def _final_cell(lines: Sequence[Line]) -> str:
     if not lines:
         return ""
     values = [100 * line["accuracy"].get(str(line["setting"]["rounds"]), 0.0) for line in lines]
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     validation = 100 * statistics.mean(line["validation"] for line in lines)
-    return f"{statistics.mean(values):.1f}{deviation} ({validation:.1f})"
+    return f"{mean(values)} ({validation:.1f})"
 
 
 def _differences(finals: Sequence[Line]) -> Iterator[str]:
@@ -162,8 +170,8 @@ def _differences(finals: Sequence[Line]) -> Iterator[str]:
         "the pairs (both partitions). All pairs share their test rows, which that error leaves out: where two methods "
         "disagree on one row in ten, it is 1.1 points on SST-2 and 1.4 on TREC.\n"
     )
-    yield from _header("data", "ε", "method", "pairs", *(f"round {number}" for number in JUDGED))
-    for name, shown, method in product(TITLES, SHOWN.values(), MAIN):
+    yield from header("data", "ε", "method", "pairs", *(f"round {number}" for number in JUDGED))
+    for name, shown, method in product(DATASETS, SHOWN.values(), MAIN):
         groups = [by_method(finals, name, partition) for partition in PARTITIONS]
         pairs = [
             pair
@@ -184,15 +192,12 @@ def _pairs(lines: Sequence[Line], others: Sequence[Line]) -> list[tuple[Line, Li
 
 def _difference(pairs: Sequence[tuple[Line, Line]], number: str) -> str:
     """Return the mean difference after a round and its standard error."""
-    values = [
+    gaps = [
         100 * (line["accuracy"][number] - other["accuracy"][number])
         for line, other in pairs
         if number in line["accuracy"] and number in other["accuracy"]
     ]
-    if not values:
-        return ""
-    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):+.1f}{error}"
+    return shown_gap(mean_gap(gaps))
 
 
 def _lost(finals: Sequence[Line]) -> Iterator[str]:
@@ -205,8 +210,8 @@ def _lost(finals: Sequence[Line]) -> Iterator[str]:
         "mean over rounds and runs; in brackets what the best rank-8 state would lose. FedIT, FRA-LoRA and their kin "
         "differ only in this; methods with one factor in common lose nothing.\n"
     )
-    yield from _header("data", "partition", "method", *SHOWN.values())
-    for name, partition in product(TITLES, PARTITIONS):
+    yield from header("data", "partition", "method", *SHOWN.values())
+    for name, partition in product(DATASETS, PARTITIONS):
         group = by_method(finals, name, partition)
         for method in _methods(group):
             cells = [_lost_cell(group.get((shown, method), [])) for shown in SHOWN.values()]
@@ -236,9 +241,9 @@ def _bytes(finals: Sequence[Line]) -> Iterator[str]:
         f"All exchanges, mean over the rounds, at {RING_BITS} bits a coordinate, framing and keys apart. Sketches "
         "weigh much here: two adapted modules have 48 held-out columns each; 24 modules would have 6.\n"
     )
-    yield from _header("method", *(f"{title}, coordinates | KiB" for title in TITLES.values()))
+    yield from header("method", *(f"{TITLES[name]}, coordinates | KiB" for name in DATASETS))
     for method in (*MAIN, *KIN):
-        found = [coordinates.get((name, method)) for name in TITLES]
+        found = [coordinates.get((name, method)) for name in DATASETS]
         if any(found):
             cells = (("", "") if n is None else (f"{n:,.0f}", f"{n * RING_BITS / 8192:,.1f}") for n in found)
             yield markdown((method, *chain.from_iterable(cells)))
@@ -256,7 +261,7 @@ def _wire(lines: Sequence[Line]) -> Iterator[str]:
         "rounding, modulo 2^b): test rows after the last round (validation rows), in per cent. The bound of each array "
         "is the largest value of the round.\n"
     )
-    yield from _header("run", "method", "float64", "as it travels")
+    yield from header("run", "method", "float64", "as it travels")
     for line in wire:
         setting = Setting.from_json(line["setting"])
         plain = {**line["setting"], "value_bits": None}
@@ -284,24 +289,10 @@ def _rates(lines: Sequence[Line]) -> Iterator[str]:
         f"Validation accuracy in per cent by learning rate, one run each; the best is bold. Not searched: {kin}. "
         "The other methods of one seed: three rates around their kin's best.\n"
     )
-    yield from _header("data", "ε", "method", "rate: accuracy")
-    for name, shown, method in product(TITLES, SHOWN.values(), (*MAIN, *KIN)):
+    yield from header("data", "ε", "method", "rate: accuracy")
+    for name, shown, method in product(DATASETS, SHOWN.values(), (*MAIN, *KIN)):
         if found := grids.get((name, shown, method)):
-            best = max(sorted(found), key=lambda rate: found[rate])
-            cells = (
-                f"**{rate:g}: {100 * found[rate]:.1f}**"
-                if rate == best
-                else f"{rate:g}: {100 * found[rate]:.1f}"
-                for rate in sorted(found)
-            )
-            yield markdown((TITLES[name], shown, method, ", ".join(cells)))
-
-
-def _header(*cells: str) -> Iterator[str]:
-    """Yield a table's header; a cell may stand for several columns."""
-    line = markdown(cells)
-    yield line
-    yield markdown(("---",) * (line.count("|") - 1))
+            yield markdown((TITLES[name], shown, method, best_in_bold(found)))
 
 
 def _methods(group: Group) -> list[str]:

@@ -29,6 +29,9 @@ Name = Literal["sst2", "trec", "banking77"]
 Partition = Literal["iid", "skewed", "mixed", "few"]
 """Skewed and mixed have proportions of labels drawn; in "mixed" and "few" all clients hold as many rows."""
 
+Budget = tuple[Name, float | None]
+"""A data set and ε; None for no DP."""
+
 Rows = tuple[list[str], list[int]]
 
 HELD_OUT: Mapping[str, int] = {"sst2": 2000, "trec": 952, "banking77": 1003}

@@ -6,7 +6,6 @@ with its process. What is to be run may depend on the lines that are there: it i
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
 import json
@@ -28,27 +27,6 @@ T = TypeVar("T")
 
 WAIT_S = 5.0
 """How long a process waits while all that can be run is being run by others."""
-
-
-def command_line(what: str | None, folders: Mapping[str, str]) -> argparse.ArgumentParser:
-    """Return the options that every study of several data sets has.
-
-    Args:
-        what: the study's own description.
-        folders: where each data set is under --data.
-    """
-    parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "page"))
-    parser.add_argument("--data", type=Path, help=f"a folder with {' and '.join(sorted(folders.values()))}")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument(
-        "--cache", type=Path, help="where lower layers' outputs are kept; RESULTS/methods.cache"
-    )
-    parser.add_argument("--datasets", nargs="*", choices=folders, default=list(folders))
-    parser.add_argument("--encoder", type=Path, help="a local folder instead of MiniLM, to try the command")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="change every run, to try")
-    parser.add_argument("--most", type=int, help="stop after so many runs")
-    return parser
 
 
 def stored_as(kind: type[T], stored: Mapping[str, Any]) -> T:

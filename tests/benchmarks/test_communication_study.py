@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -34,6 +33,8 @@ from protocols.secagg.server import SecAggServer
 from protocols.secagg.session import ClientPolicy, SessionParameters
 from protocols.sparsify import Support
 
+from .studies import circles, each_table_has_one_width, kept_line, write_sst2
+
 TARGETS = ("intermediate.dense", "output.dense")
 SETTING = Setting(
     "sst2", "fedit", 0.03, None, "iid", 0,
@@ -46,15 +47,10 @@ SPARSE = replace(SETTING, support="server-topk", density=1 / 4, value_bits=4)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with both data sets, each of texts that one word decides."""
-    folder, rng = tmp_path_factory.mktemp("study"), np.random.default_rng(0)
-    (folder / "sst2_glue").mkdir()
+    folder = tmp_path_factory.mktemp("study")
     (folder / "banking77").mkdir()
-    for name, rows in (("train", 240), ("dev", 60)):
-        texts = [f"the film was {('bad', 'good')[v]}" for v in rng.integers(0, 2, rows)]
-        table = "".join(f"{text} \t{int('good' in text)}\n" for text in texts)
-        (folder / "sst2_glue" / f"{name}.tsv").write_text("sentence\tlabel\n" + table)
+    for name, texts in write_sst2(folder, np.random.default_rng(0), train=240).items():
         table = "".join(f'"{text}, was it?",{("lost_card", "top_up")["good" in text]}\n' for text in texts)
-        name = {"dev": "test"}.get(name, name)
         (folder / "banking77" / f"{name}.csv").write_text("text,category\n" + table)
     return folder
 
@@ -213,10 +209,6 @@ def test_with_feedback_nothing_is_lost_and_without_it_something_is() -> None:
 # order
 
 
-def _line(study: str, setting: Setting, **outcome: object) -> dict[str, Any]:
-    return {"study": study, "setting": json.loads(json.dumps(asdict(setting))), **outcome}
-
-
 def _finished(lines: list[dict[str, Any]], skipped: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """Run everything on paper: the rates in the middle of each first grid are best."""
     while todo := wanted(lines, ["sst2"], skipped):
@@ -228,7 +220,7 @@ def _finished(lines: list[dict[str, Any]], skipped: tuple[str, ...] = ()) -> lis
                 value -= 0.1 * abs(np.log(setting.server_rate / 1e-2))
             outcome = {"validation": value, "accuracy": None if study == "grid" else value}
             more = {"spent": setting.epsilon, "noise": 0.0, "coordinates": 123650, "cpu_minutes": 1.0}
-            lines.append(_line(study, setting, **outcome, **more))
+            lines.append(kept_line(study, setting, **outcome, **more))
     return lines
 
 
@@ -286,18 +278,16 @@ def test_the_page_holds_every_cell_against_dense_and_the_targets() -> None:
     assert "| no | no |" in text  # dense at 4 bits
     assert "| feedback, against none | +0.0 ± 0.0 (9) | +0.0 ± 0.0 (9) |  |  |" in text
     assert "SST-2, ε = 8 | random | **0: 80.0**, 0.5: 79.5, 1: 79.0 |" in text
-    for table in text.split("\n\n"):
-        rows = [row for row in table.splitlines() if row.startswith("|")]
-        assert len({row.count("|") for row in rows}) <= 1, rows
+    each_table_has_one_width(text)
     assert page([]).startswith("# Accuracy against bytes")
 
 
 def test_every_plot_is_a_drawing_of_its_cells() -> None:
     drawn = dict(plots(_finished([])))
     assert set(drawn) == {"communication/sst2-8.svg", "communication/sst2-none.svg"}
-    tree = ElementTree.fromstring(drawn["communication/sst2-8.svg"])
-    dots = [node for node in tree.iter() if node.tag.endswith("circle")]
-    assert len(dots) == len(CORNERS) + len(TELLING) + len(OTHERS) + 5  # and the legend
+    assert (
+        len(circles(drawn["communication/sst2-8.svg"])) == len(CORNERS) + len(TELLING) + len(OTHERS) + 5
+    )  # and the legend
 
 
 def test_the_command_runs_what_is_missing_and_writes_its_page(

@@ -7,7 +7,6 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -27,6 +26,8 @@ from benchmarks.sst2_study import Lines
 from fedlora_priv.methods.errors import SumError
 from fedlora_priv.methods.layout import State
 
+from .studies import circles, each_table_has_one_width, kept_line, write_sst2
+
 LAYERS = 6
 SETTING = Setting(
     "sst2", "whole", 0.03, None, "iid", 0,
@@ -37,12 +38,8 @@ SETTING = Setting(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with SST-2's files, of texts that one word decides."""
-    folder, rng = tmp_path_factory.mktemp("study"), np.random.default_rng(0)
-    (folder / "sst2_glue").mkdir()
-    for name, rows in (("train", 270), ("dev", 60)):
-        texts = [f"the film was {('bad', 'good')[v]}" for v in rng.integers(0, 2, rows)]
-        table = "".join(f"{text} \t{int('good' in text)}\n" for text in texts)
-        (folder / "sst2_glue" / f"{name}.tsv").write_text("sentence\tlabel\n" + table)
+    folder = tmp_path_factory.mktemp("study")
+    write_sst2(folder, np.random.default_rng(0), train=270)
     return folder
 
 
@@ -164,10 +161,6 @@ def test_layers_are_scored_on_the_state_as_it_is(task: StudyTask) -> None:
 # order
 
 
-def _line(study: str, setting: Setting, **outcome: object) -> dict[str, Any]:
-    return {"study": study, "setting": json.loads(json.dumps(asdict(setting))), **outcome}
-
-
 def _finished(datasets: tuple[str, ...] = ("banking77",)) -> list[dict[str, Any]]:
     """Run everything on paper: rates in the middle of each first grid are best, whole clients are best."""
     lines: list[dict[str, Any]] = []
@@ -190,7 +183,7 @@ def _finished(datasets: tuple[str, ...] = ("banking77",)) -> list[dict[str, Any]
                 "tier_seconds": [1.0, 2.0, 3.0],
                 "trained": [10.0, 20.0, 30.0],
             }
-            lines.append(_line(study, setting, **judged, **more, spent=None, noise=0.0, cpu_minutes=0.5))
+            lines.append(kept_line(study, setting, **judged, **more, spent=None, noise=0.0, cpu_minutes=0.5))
     return lines
 
 
@@ -226,18 +219,16 @@ def test_the_page_holds_every_row_against_whole_clients_and_the_published_order(
     assert "| Banking77, no DP | FedRA | 10 | 20 | 30 | 0.50 | 1.00 | 1.50 |" in text
     assert "| FedRA | 9.0 | 6.0 | 3.0 | 3.0 | 6.0 | 9.0 | 3 |" in text
     assert "**0.01: 71.0**" in text
-    for table in text.split("\n\n"):
-        rows = [row for row in table.splitlines() if row.startswith("|")]
-        assert len({row.count("|") for row in rows}) <= 1, rows
+    each_table_has_one_width(text)
     assert page([]).startswith("# Unequal clients")
 
 
 def test_every_plot_is_a_drawing_of_its_rows() -> None:
     drawn = dict(plots(_finished()))
     assert set(drawn) == {"heterogeneous/banking77-8.svg", "heterogeneous/banking77-none.svg"}
-    tree = ElementTree.fromstring(drawn["heterogeneous/banking77-8.svg"])
-    dots = [node for node in tree.iter() if node.tag.endswith("circle")]
-    assert len(dots) == 3 * len(MAIN) + 2 * len(MORE) + 3  # and the legend
+    assert (
+        len(circles(drawn["heterogeneous/banking77-8.svg"])) == 3 * len(MAIN) + 2 * len(MORE) + 3
+    )  # and the legend
 
 
 def test_the_command_runs_what_is_missing_and_writes_its_page(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,6 +22,8 @@ from benchmarks.sst2_study import Lines
 from fedlora_priv.training import PrivateTrainer
 from fedlora_priv.training.trainer import TrainResult
 
+from .studies import circles, each_table_has_one_width, kept_line, write_sst2
+
 SETTING = Setting(
     "sst2", "ffa", 0.1, None, "iid", 0,
     clients=3, rounds=3, steps=2, batch=20, rank=4, optimizer="adam", base_dtype="float32",
@@ -34,11 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with both data sets, each of texts that one word decides."""
     folder = tmp_path_factory.mktemp("study")
     rng = np.random.default_rng(0)
-    (folder / "sst2_glue").mkdir()
-    for name, rows in (("train", 240), ("dev", 60)):
-        labels = rng.integers(0, 2, rows)
-        text = "".join(f"the film was {('bad', 'good')[v]} \t{v}\n" for v in labels)
-        (folder / "sst2_glue" / f"{name}.tsv").write_text("sentence\tlabel\n" + text)
+    write_sst2(folder, rng, train=240)
     (folder / "trec").mkdir()
     for name, rows in (("TREC.train", 150), ("TREC.test", 30)):
         labels = rng.integers(0, 2, rows)
@@ -143,15 +140,11 @@ def test_the_best_rate_is_never_at_the_edge_of_what_was_tried() -> None:
     assert choose(dict.fromkeys(LADDER[:2], 0.5), LADDER[:2]) == (LADDER[0], ())  # the ladder ends
 
 
-def _line(study: str, setting: Setting, **outcome: object) -> dict[str, object]:
-    return {"study": study, "setting": json.loads(json.dumps(asdict(setting))), **outcome}
-
-
 def test_rates_come_before_runs_and_kin_before_others() -> None:
     first = wanted([], ["trec"], ["ffa", "rac-lora", "fra-exact"], {})
     assert {(study, s.method, s.seed) for study, s in first} == {("grid", m, 9) for m in ("ffa", "fra")}
     lines = [
-        _line(study, s, validation=1 - abs(np.log(s.learning_rate / 3)))
+        kept_line(study, s, validation=1 - abs(np.log(s.learning_rate / 3)))
         for study, s in first
         if s.epsilon == 8.0
     ]
@@ -210,11 +203,11 @@ def _lines() -> list[dict[str, Any]]:
             setting = Setting("trec", method, 3.0, 8.0, "skewed", seed)
             figures = {"validation": base, "lost": {"1": 0.25}, "least": {"1": 0.125}, "spent": 8.0}
             lines.append(
-                _line("final", setting, accuracy=accuracy, coordinates=8192, cpu_minutes=6.0, **figures)
+                kept_line("final", setting, accuracy=accuracy, coordinates=8192, cpu_minutes=6.0, **figures)
             )
     for rate, found in ((1.0, 0.5), (3.0, 0.75), (10.0, 0.25)):
         setting = Setting("trec", "fedit", rate, 8.0, "iid", 9)
-        lines.append(_line("grid", setting, validation=found, accuracy={}, cpu_minutes=6.0))
+        lines.append(kept_line("grid", setting, validation=found, accuracy={}, cpu_minutes=6.0))
     return lines
 
 
@@ -228,9 +221,7 @@ def test_the_page_has_means_deviations_losses_bytes_and_rates() -> None:
     assert "| TREC | ε = 8 | fedit | 3 | -10.0 ± 0.0 | -10.0 ± 0.0 |" in text
     assert "| TREC | ε = 8 | fedit | 1: 50.0, **3: 75.0**, 10: 25.0 |" in text
     assert "(methods/trec-skewed-8.svg)" in text
-    for table in text.split("\n\n"):
-        rows = [row for row in table.splitlines() if row.startswith("|")]
-        assert len({row.count("|") for row in rows}) <= 1, rows
+    each_table_has_one_width(text)
 
 
 def test_every_plot_on_the_page_is_a_drawing_of_its_runs() -> None:
@@ -238,7 +229,7 @@ def test_every_plot_on_the_page_is_a_drawing_of_its_runs() -> None:
     assert set(drawn) == {"trec-skewed-8.svg"}
     tree = ElementTree.fromstring(drawn["trec-skewed-8.svg"])
     spans = [node for node in tree.iter() if node.get("class") == "span ffa"]
-    dots = [node for node in tree.iter() if node.tag.endswith("circle") and node.get("class") == "ffa"]
+    dots = [dot for dot in circles(drawn["trec-skewed-8.svg"]) if dot.get("class") == "ffa"]
     assert (len(spans), len(dots)) == (len(JUDGED), len(JUDGED))
     heights = [float(dot.get("cy") or 0) for dot in dots]
     assert heights == sorted(heights, reverse=True)  # accuracy grows, and y points down
