@@ -109,7 +109,7 @@ class Experiment(Section):
             "experiment": {"name", "output"},
             "federation": {"evaluate_every"},
             "training": {"max_tokens_per_microbatch", "per_example", "gradient_checkpointing", "device"},
-            "engine": {"kind", "train_timeout_s", "phase_timeout_s"},
+            "engine": {"kind", "train_timeout_s", "phase_timeout_s", "join_timeout_s"},
         }
         values = self.model_dump(mode="json", exclude=free)
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -60,9 +60,9 @@ def check_delta(delta: float, examples: int) -> None:
 def _engine(experiment: Experiment) -> None:
     """Refuse time-outs where nobody waits, and losses where nobody acts them out."""
     engine = experiment.engine
-    if engine.kind == "local" and (engine.train_timeout_s or engine.phase_timeout_s):
+    if engine.kind == "local" and (engine.train_timeout_s or engine.phase_timeout_s or engine.join_timeout_s):
         raise ConfigError(
-            "engine.train_timeout_s and engine.phase_timeout_s have no effect with engine.kind = 'local'",
+            "engine's time-outs (train_, phase_ and join_timeout_s) have no effect with engine.kind = 'local'",
             "remove them, or set engine.kind = 'flower'",
         )
     if engine.kind != "local" and experiment.simulate.dropouts:

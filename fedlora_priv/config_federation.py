@@ -293,14 +293,20 @@ class EngineSection(Section):
         gt=0,
         description="With Flower: seconds in which a client must answer any other message. Default: 120.",
     )
+    join_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="With Flower: seconds that the first round waits for nodes that are not there or are nobody's; it "
+        "then begins without them. Default: 300.",
+    )
 
-    def timeouts(self) -> tuple[float, float]:
-        """Return `train_timeout_s` and `phase_timeout_s` with the defaults filled in.
+    def timeouts(self) -> tuple[float, float, float]:
+        """Return `train_timeout_s`, `phase_timeout_s` and `join_timeout_s` with the defaults filled in.
 
         >>> EngineSection(kind="flower", phase_timeout_s=30.0).timeouts()
-        (3600.0, 30.0)
+        (3600.0, 30.0, 300.0)
         """
-        return self.train_timeout_s or 3600.0, self.phase_timeout_s or 120.0
+        return self.train_timeout_s or 3600.0, self.phase_timeout_s or 120.0, self.join_timeout_s or 300.0
 
 
 class Dropout(Section):

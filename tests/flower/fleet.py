@@ -21,18 +21,15 @@ import datetime
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import tomli_w
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.deploy import start
@@ -41,6 +38,7 @@ from fedlora_priv.deploy.check import reach
 from fedlora_priv.errors import EnvironmentProblem
 from fedlora_priv.federation.parties import NodeSettings
 from fedlora_priv.federation.provenance import versions
+from tests.flower.deployment import change, free_ports
 from tests.flower.processes import MARK, command, guarded, kill_all, marked
 from tests.flower.traced import KNOWN, PARTY, TRACE, WATCH, KeptSum, hold_path, sums
 
@@ -52,36 +50,8 @@ DEADLINE_S = 900.0
 
 SUPERLINK, RUN = "superlink", "run"
 POLL_S = 0.1
-
-
-def tiny(model: Path, data: Path, /, **sections: dict[str, Any]) -> Experiment:
-    """An experiment of five parties with rows of their own, one round; sections change values, None takes one out.
-
-    Args:
-        model, data: the fixtures `tiny_model` and `tiny_data`.
-        sections: by name, what they say.
-    """
-    values: dict[str, dict[str, Any]] = {
-        "experiment": {"name": "wards", "seed": 3},
-        "model": {"source": str(model), "max_length": 16},
-        "lora": {"rank": 2, "alpha": 4.0},
-        "data": {
-            "source": str(data),
-            "public": True,  # else no deployment for trial would split it
-            "dataset_id": "wards-2026",
-            "labels": ["0", "1"],
-            "declared_examples_per_client": 80,
-        },
-        "federation": {"clients": 5, "rounds": 1},
-        "training": {"batch_size": 20, "learning_rate": 0.5},
-        "privacy": {"epsilon": 8.0, "delta": 1e-4},
-        "communication": {"value_bits": 8},
-        "engine": {"kind": "flower", "train_timeout_s": 300, "phase_timeout_s": 300},
-    }
-    for name, section in sections.items():
-        changed = {**values.get(name, {}), **section}
-        values[name] = {key: value for key, value in changed.items() if value is not None}
-    return Experiment.from_toml(tomli_w.dumps(values))
+RESTART_S = 10.0
+"""How long a unit waits before it starts again what has ended; those that `fedlora deploy` writes wait 30 s."""
 
 
 @dataclass
@@ -94,6 +64,7 @@ class Fleet:
         mark: what all processes of this fleet carry.
         extra: what the environment of each gains, as `tests.flower.traced` reads it.
         running: by name ("superlink", "run", "client-1", ...), what was started and not killed since.
+        units: nodes that are started again when they end, as systemd does.
     """
 
     out: Path
@@ -101,6 +72,8 @@ class Fleet:
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
     extra: dict[str, str] = field(default_factory=dict)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    units: set[str] = field(default_factory=set)
+    _due: dict[str, float] = field(default_factory=dict)
 
     # --- what is where --------------------------------------------------------------------------------------
 
@@ -171,9 +144,13 @@ class Fleet:
 
         self.wait(reached, "the SuperLink answers")
 
-    def start_run(self) -> None:
-        """`fedlora server run`: admits the nodes' keys, submits the run and shows its log."""
-        self.launch(RUN, "server", "run", self.server)
+    def start_run(self, name: str = RUN) -> None:
+        """`fedlora server run`: admits the nodes' keys, submits the run and shows its log.
+
+        Args:
+            name: begins with "run"; another one where an earlier run's command has not noticed yet that it has ended.
+        """
+        self.launch(name, "server", "run", self.server)
 
     def start_node(self, number: int, *, rehearse: bool = False) -> None:
         """Start a node.
@@ -281,27 +258,38 @@ class Fleet:
             path.unlink()
 
     def wait(self, happened: Callable[[], Any], what: str, seconds: float = DEADLINE_S) -> None:
-        """Wait until something has happened; what was started and not killed must live until then.
+        """Wait until something has happened; what was started and not killed must live until then, or be a unit.
 
         Raises:
             AssertionError: it has not in that time, or a process has ended by itself; with the ends of all logs.
         """
         deadline = time.monotonic() + seconds
         while not happened():
-            for name, process in self.running.items():
-                if name != RUN and process.poll() is not None:
-                    raise AssertionError(
-                        f"{name} ended with {process.returncode}, before: {what}\n{self.tails()}"
-                    )
+            ended = [
+                name
+                for name, one in self.running.items()
+                if not name.startswith(RUN) and one.poll() is not None
+            ]
+            for name in ended:
+                if name not in self.units:
+                    code = self.running[name].returncode
+                    raise AssertionError(f"{name} ended with {code}, before: {what}\n{self.tails()}")
+                self._restart(name)
             if time.monotonic() > deadline:
                 raise AssertionError(f"not in {seconds:g} s: {what}\n{self.tails()}")
             time.sleep(POLL_S)
 
-    def finished(self, seconds: float = DEADLINE_S) -> int:
+    def _restart(self, name: str) -> None:
+        """Start a node that has ended, once it is time to."""
+        if time.monotonic() >= self._due.setdefault(name, time.monotonic() + RESTART_S):
+            del self._due[name], self.running[name]
+            self.start_node(int(name.removeprefix("client-")))
+
+    def finished(self, name: str = RUN) -> int:
         """Wait until `fedlora server run` has ended; its exit status."""
-        run = self.running[RUN]
-        self.wait(lambda: run.poll() is not None, "the run ends", seconds)
-        del self.running[RUN]
+        run = self.running[name]
+        self.wait(lambda: run.poll() is not None, f"{name} ends")
+        del self.running[name]
         return run.returncode
 
     def ended(self, name: str, seconds: float = DEADLINE_S) -> int:
@@ -337,31 +325,20 @@ class Fleet:
         kill_all(lambda: self.apps(name))
 
     def stop(self) -> None:
-        """Kill everything that was started here; none is left."""
+        """kill -9 of everything that was started here; none is left."""
         kill_all(self.processes)
         for process in self.running.values():
             process.wait(timeout=DEADLINE_S)
         self.running.clear()
+        self._due.clear()
         assert not self.processes()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on, all different, and none that the system gives to who calls out."""
-    below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    found: list[int] = []
-    while len(found) < count:
-        port = 10_000 + secrets.randbelow(below - 10_000)
-        with contextlib.suppress(OSError), socket.socket() as one:
-            one.bind(("127.0.0.1", port))
-            found += [port] if port not in found else []
-    return found
-
-
 @contextlib.contextmanager
-def fleet(experiment: Experiment, out: Path) -> Iterator[Fleet]:
+def fleet(experiment: Experiment, out: Path, *, known_randomness: bool = False) -> Iterator[Fleet]:
     """Write a deployment for trial in a new folder; at the end stop all its processes, whatever has happened."""
     deploy_trial(Plan.on_one_machine(experiment, out), versions(), lambda line: None)
-    with fleet_of(experiment, out) as made:
+    with fleet_of(experiment, out, known_randomness=known_randomness) as made:
         yield made
 
 
@@ -389,13 +366,3 @@ def fleet_of(
             yield made
         finally:
             made.stop()
-
-
-def change(file: Path, section: str | None = None, **values: object) -> None:
-    """Change what a party's file says, as its administrator would with an editor; None takes a key out."""
-    read = tomllib.loads(file.read_text())
-    place = read if section is None else read[section]
-    place.update(values)
-    for key in [key for key, value in values.items() if value is None]:
-        del place[key]
-    file.write_text(tomli_w.dumps(read))

@@ -203,7 +203,7 @@ def lost(message: Message) -> Message:
 
 def values(record: RecordDict) -> dict[str, bytes]:
     """The bytes in a record of ours, by name."""
-    return {name: value for one in record.values() for name, value in one.items()}  # type: ignore[misc]
+    return {name: value for one in record.values() for name, value in one.items()}  # type: ignore[misc] # of all kinds of records
 
 
 def deadly(paper: Paper) -> DeadlyLink:

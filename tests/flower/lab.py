@@ -136,8 +136,8 @@ def connect(
 
 def attach(paper: Paper, link: Link, timing: Timing = SOON) -> Link:
     """Send everything of a paper federation over this link from now on."""
-    engine = FlowerEngine(link, paper.roster, RUN, timing)  # type: ignore[arg-type]
-    paper.use(engine)  # type: ignore[arg-type]
+    engine = FlowerEngine(link, paper.roster, RUN, timing)  # type: ignore[arg-type] # a Link has what it uses of a Grid
+    paper.use(engine)  # type: ignore[arg-type] # a Paper is used to LocalEngine
     return link
 
 

@@ -52,7 +52,10 @@ def kill_all(living: Callable[[], list[psutil.Process]]) -> None:
 @contextlib.contextmanager
 def guarded(mark: str) -> Iterator[None]:
     """Kill what carries the mark when the block ends, or this process does, be it by kill -9."""
-    guard = subprocess.Popen([sys.executable, str(Path(__file__).resolve()), mark], stdin=subprocess.PIPE)
+    command = [sys.executable, str(Path(__file__).resolve()), mark]
+    guard = subprocess.Popen(
+        command, stdin=subprocess.PIPE, start_new_session=True
+    )  # `timeout` ends a whole group
     assert guard.stdin is not None
     try:
         yield
@@ -63,6 +66,5 @@ def guarded(mark: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test, which then ends by itself
     sys.stdin.buffer.read()
     kill_all(lambda: marked(sys.argv[1]))

@@ -36,7 +36,9 @@ def test_an_empirical_audit_is_not_run_where_its_canaries_would_be_missing(
     [
         ({"engine": {"kind": "flower-simulation"}, "simulate": LOSS}, "acted out by the local engine"),
         ({"engine": {"kind": "local", "phase_timeout_s": 3.0}}, "no effect"),
+        ({"engine": {"kind": "local", "join_timeout_s": 3.0}}, "no effect"),
         ({"engine": {"kind": "flower", "train_timeout_s": 0.0}}, "train_timeout_s"),
+        ({"engine": {"kind": "flower", "join_timeout_s": 0.0}}, "join_timeout_s"),
     ],
 )
 def test_options_that_an_engine_would_not_honour_are_refused(
@@ -51,7 +53,7 @@ def test_the_engine_is_no_part_of_the_experiment(experiment_file: Callable[..., 
         Experiment.load(experiment_file(engine=engine)).digest()
         for engine in (
             {"kind": "local"},
-            {"kind": "flower", "phase_timeout_s": 9.0},
+            {"kind": "flower", "phase_timeout_s": 9.0, "join_timeout_s": 9.0},
             {"kind": "flower-simulation"},
         )
     }

@@ -253,7 +253,7 @@ def test_a_node_that_is_busy_is_waited_for_as_long_as_a_training_may_take(
 
     link = connect(small, down=down)
     timing = Timing(train_s=60.0 if not missing else 0.5, phase_s=0.1, join_s=0.1, poll_s=0.01)
-    engine = FlowerEngine(link, small.roster, RUN, timing)  # type: ignore[arg-type]
+    engine = FlowerEngine(link, small.roster, RUN, timing)  # type: ignore[arg-type] # a Link is no Grid
     assert engine.join() == missing
 
 
@@ -262,7 +262,7 @@ def test_nobody_is_waited_for_who_is_not_there(paper: Callable[..., Paper]) -> N
     link = connect(small)
     del link.nodes[VICTIM]
     timing = Timing(train_s=3600.0, phase_s=60.0, join_s=0.1, poll_s=0.01)
-    engine = FlowerEngine(link, small.roster, RUN, timing)  # type: ignore[arg-type]
+    engine = FlowerEngine(link, small.roster, RUN, timing)  # type: ignore[arg-type] # a Link is no Grid
     assert engine.join() == ("client-2",)
 
 

@@ -34,9 +34,10 @@ from fedlora_priv.federation.channel import UploadChannel
 from fedlora_priv.federation.holdings import everybodys
 from fedlora_priv.federation.parties import NodeSettings, ServerSettings
 from protocols.packing import pack
-from tests.flower.fleet import RUN, SUPERLINK, Fleet, change, fleet_of, tiny
+from tests.flower.deployment import change, tiny
+from tests.flower.fleet import RUN, SUPERLINK, Fleet, fleet_of
 from tests.flower.processes import MARK
-from tests.flower.traced import know_randomness, sums, sums_kept
+from tests.flower.traced import randomness_known, sums, sums_kept
 
 CLIENTS = tuple(f"client-{k}" for k in range(1, 6))
 HELD = ("client-1", "called", "1.mask")
@@ -174,7 +175,6 @@ def glance(process: psutil.Process) -> Glance:
 @pytest.fixture(scope="module")
 def reference(public_twin: Experiment, tmp_path_factory: pytest.TempPathFactory, silent: Any) -> Reference:
     """The local engine's run over the same rows with the same draws."""
-    from fedlora_priv.federation import randomness, seats
     from fedlora_priv.federation.run import run
 
     folder = tmp_path_factory.mktemp("reference-sums")
@@ -185,10 +185,7 @@ def reference(public_twin: Experiment, tmp_path_factory: pytest.TempPathFactory,
         uploads.append(encode(self, values, stream))
         return uploads[-1]
 
-    with pytest.MonkeyPatch.context() as patch, sums_kept(folder):
-        patch.setattr(randomness, "stream_factory", randomness.stream_factory)
-        know_randomness()
-        patch.setattr(seats, "stream_factory", randomness.stream_factory)
+    with pytest.MonkeyPatch.context() as patch, randomness_known(), sums_kept(folder):
         patch.setattr(UploadChannel, "encode", encoding)
         outcome = run(public_twin, progress=silent)
     return Reference(outcome.report, outcome.folder, sums(folder), uploads)

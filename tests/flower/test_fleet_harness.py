@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.flower.fleet import ROOT, Fleet
 from tests.flower.processes import MARK, guarded, kill_all, marked
 
@@ -25,7 +27,7 @@ with guarded(mark):
     below = subprocess.Popen([sys.executable, "-c", sleeper], env={**os.environ, MARK: mark}, stdout=subprocess.PIPE)
     below.stdout.readline()
     print("up", flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+    KILL
 """
 """A test that is killed while what it has started runs."""
 
@@ -53,17 +55,25 @@ def test_killing_reaches_what_has_left_the_group() -> None:
     assert process.wait(timeout=WAIT_S) == -signal.SIGKILL
 
 
-def test_nothing_outlives_a_test_that_is_killed() -> None:
+@pytest.mark.parametrize(
+    ("kill", "by"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", signal.SIGKILL),
+        ("os.killpg(0, signal.SIGTERM)", signal.SIGTERM),  # as `timeout` does
+    ],
+)
+def test_nothing_outlives_a_test_that_is_killed(kill: str, by: signal.Signals) -> None:
     mark = f"test-{os.getpid()}-b"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, mark, SLEEPER],
+        [sys.executable, "-c", KILLED.replace("KILL\n", f"{kill}\n"), mark, SLEEPER],
         env=environment,
+        start_new_session=True,
         stdout=subprocess.PIPE,
         check=False,
         timeout=WAIT_S,
     )
-    assert done.returncode == -signal.SIGKILL
+    assert done.returncode == -by
     assert done.stdout == b"up\n"
     deadline = time.monotonic() + WAIT_S
     while marked(mark):

@@ -201,7 +201,7 @@ def connect(
     nodes = {100 + i: PaperNode(client._setup) for i, client in enumerate(small.clients, start=1)}
     down, up = (meddler, honest) if way == "down" else (honest, meddler)
     link = SuperLink(nodes, lambda messages: down([(m, m) for m in messages]), up)
-    small.use(FlowerEngine(link, small.roster, run, SOON))  # type: ignore[arg-type]
+    small.use(FlowerEngine(link, small.roster, run, SOON))  # type: ignore[arg-type] # a Link is no Grid
     return link
 
 

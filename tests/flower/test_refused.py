@@ -10,7 +10,8 @@ import pytest
 
 from fedlora_priv.deploy import start
 from fedlora_priv.deploy.keys import new_keys
-from tests.flower.fleet import Fleet, fleet, tiny
+from tests.flower.deployment import tiny
+from tests.flower.fleet import Fleet, fleet
 
 pytestmark = pytest.mark.long
 

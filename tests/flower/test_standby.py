@@ -21,7 +21,7 @@ from fedlora_priv.federation.node import open_server
 from fedlora_priv.federation.provenance import versions
 from fedlora_priv.federation.run import Outcome, conduct
 
-from .fleet import tiny
+from .deployment import tiny
 from .killing import PATIENT
 from .lab import Link, in_one_process
 from .traced import KeptSum, sums, sums_kept
@@ -53,7 +53,7 @@ class NodeOfFile(InstalledNode):
     def open(self, context: Context, data: bytes) -> FederationClient:
         self._environment.setenv(NODE_VARIABLE, str(self._file))
         client = super().open(context, data)
-        with_model = client._setup.train.__name__ != "_no_model"  # type: ignore[attr-defined]
+        with_model = client._setup.train.__name__ != "_no_model"  # type: ignore[attr-defined] # it is a function
         self.opened[wire.decode(data).kind, with_model] += 1
         return client
 
@@ -72,7 +72,7 @@ def through_flower(
     server = open_server(deployment / "server" / "server.toml")
     try:
         with sums_kept(folder):
-            engine = FlowerEngine(link, server.roster, server.folder.run, PATIENT)  # type: ignore[arg-type]
+            engine = FlowerEngine(link, server.roster, server.folder.run, PATIENT)  # type: ignore[arg-type] # a Link is no Grid
             outcome = conduct(server.parts, server.folder, server.roster, engine, silent)
     finally:
         server.folder.close()

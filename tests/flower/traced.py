@@ -55,7 +55,7 @@ def install(command: str) -> None:
 def know_randomness() -> None:
     """Give this process's clients the randomness that `deterministic_noise` would: two federations then compare.
 
-    Call it before `fedlora_priv.federation.setup` is imported. Report and ledger are not told, so they can be audited
+    Call it before `fedlora_priv.federation.seats` is imported. Report and ledger are not told, so they can be audited
     like any other's.
     """
     from fedlora_priv.federation import randomness
@@ -67,6 +67,20 @@ def know_randomness() -> None:
         return real(experiment.model_copy(update={"training": training}), client_id)
 
     randomness.stream_factory = known
+
+
+@contextlib.contextmanager
+def randomness_known() -> Iterator[None]:
+    """Do the same in a process that has imported everything, for the length of a block."""
+    from fedlora_priv.federation import randomness, seats, standby
+
+    real = randomness.stream_factory
+    know_randomness()
+    seats.stream_factory = standby.stream_factory = randomness.stream_factory
+    try:
+        yield
+    finally:
+        randomness.stream_factory = seats.stream_factory = standby.stream_factory = real
 
 
 @contextlib.contextmanager
@@ -111,10 +125,10 @@ def _keep_sums(folder: Path) -> Callable[[], None]:
         np.savez(path, total=total, survivors=np.array(survivors), modulus_bits=bits)
         return total, survivors
 
-    RoundConductor._secure_sum = keeping  # type: ignore[method-assign]
+    RoundConductor._secure_sum = keeping  # type: ignore[method-assign] # to be traced
 
     def undo() -> None:
-        RoundConductor._secure_sum = real  # type: ignore[method-assign]
+        RoundConductor._secure_sum = real  # type: ignore[method-assign] # to be traced
 
     return undo
 
@@ -132,7 +146,7 @@ def _trace_server(folder: Path) -> None:
         _event(folder, "server", "asked", name, answers=sorted(answers))
         return answers
 
-    FlowerEngine.exchange = exchange  # type: ignore[method-assign]
+    FlowerEngine.exchange = exchange  # type: ignore[method-assign] # to be traced
 
 
 def _trace_node(folder: Path, party: str) -> None:
@@ -161,7 +175,7 @@ def _trace_node(folder: Path, party: str) -> None:
         return reply
 
     client_app._answered, client_app._guarded = _answered, _guarded
-    FederationClient.handle = _handle  # type: ignore[method-assign]
+    FederationClient.handle = _handle  # type: ignore[method-assign] # to be traced
 
 
 def _step_of(folder: Path, party: str, data: bytes) -> str:

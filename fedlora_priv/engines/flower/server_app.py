@@ -21,9 +21,6 @@ from fedlora_priv.errors import ConfigError, FedloraError
 from fedlora_priv.federation.node import open_server
 from fedlora_priv.federation.run import conduct
 
-JOIN_S = 300.0
-"""How long the first round waits for nodes that are not there yet."""
-
 app = ServerApp()
 
 
@@ -70,10 +67,10 @@ def _run(grid: Grid, progress: Lines) -> None:
     """Run the federation to its end, or raise what ended it."""
     server = open_server(_file(), say=progress.say)
     try:
-        timing = Timing(*server.parts.experiment.engine.timeouts(), JOIN_S)
+        timing = Timing(*server.parts.experiment.engine.timeouts())
         engine = FlowerEngine(grid, server.roster, server.folder.run, timing)
         if missing := engine.join():
-            progress.say(f"not there after {JOIN_S:g} s: {', '.join(missing)}")
+            progress.say(f"not there after {timing.join_s:g} s: {', '.join(missing)}")
         outcome = conduct(server.parts, server.folder, server.roster, engine, progress)
     finally:
         server.folder.close()

@@ -37,9 +37,6 @@ from protocols.secagg.identity import Roster
 POLL_S = 0.02
 """Between two looks for answers: they are in this process's memory."""
 
-JOIN_S = 300.0
-"""For Ray to start and its nodes to be there."""
-
 
 @dataclass(frozen=True)
 class SimulatedNodes:
@@ -94,7 +91,7 @@ def run_simulated(parts: Parts, folder: RunFolder, progress: RunProgress) -> Out
     """
     experiment = parts.experiment
     roster = _open_ledgers(parts, folder)
-    timing = Timing(*experiment.engine.timeouts(), JOIN_S, POLL_S)
+    timing = Timing(*experiment.engine.timeouts(), POLL_S)
     outcomes: list[Outcome] = []
 
     def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
@@ -102,7 +99,7 @@ def run_simulated(parts: Parts, folder: RunFolder, progress: RunProgress) -> Out
         progress.say("starting Ray and its nodes")
         missing = engine.join()
         if missing:
-            progress.say(f"not there after {JOIN_S:g} s: {', '.join(missing)}")
+            progress.say(f"not there after {timing.join_s:g} s: {', '.join(missing)}")
         outcomes.append(conduct(parts, folder, roster, engine, progress))
 
     server = ServerApp()
