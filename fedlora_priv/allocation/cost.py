@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import nnls
 
 from fedlora_priv.allocation.errors import AllocationError, NothingFits
 from fedlora_priv.allocation.layers import Layer, layers_of
@@ -139,6 +138,8 @@ class CostModel:
                 "the measurements do not tell what a layer costs from what a coordinate costs",
                 "measure all layers, the top one alone, the lowest one alone",
             )
+        from scipy.optimize import nnls  # takes a while to import, for every message of a node
+
         memory, step = (
             Cost(*(nnls(design / scale, np.array(seen, dtype=np.float64))[0] / scale))
             for seen in ([m.memory_bytes for m in measurements], [m.seconds for m in measurements])

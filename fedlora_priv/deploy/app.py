@@ -5,23 +5,34 @@ may submit one: in Flower 1.41 that needs no account, and signed apps come from 
 and keys any such app could read would trust the server with everything. So `python -m fedlora_priv.deploy.app` stands
 in, on PATH, for the commands that Flower starts an app with: an app whose files are not exactly the ones below is
 refused before anything of it is unpacked, and what is executed is this package as its own administrator installed it.
+
+A node starts a process for every message, so what handles one is called without Flower's command around it, which
+imports the whole SuperNode: decision 0086.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import gc
 import importlib
+import inspect
 import io
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
-from fedlora_priv.errors import EnvironmentProblem, FederationError
+from fedlora_priv.errors import EnvironmentProblem, FederationError, FedloraError
+
+NODE_APP = "fedlora_priv.engines.flower.node_app"
+"""The module whose app answers a message at a node."""
 
 PROJECT_FILE = "pyproject.toml"
-PROJECT = """\
+PROJECT = f"""\
 [project]
 name = "fedlora-federation"
 version = "0.1.0"
@@ -34,18 +45,18 @@ publisher = "fedlora-priv"
 
 [tool.flwr.app.components]
 serverapp = "fedlora_priv.engines.flower.server_app:app"
-clientapp = "fedlora_priv.engines.flower.node_app:app"
+clientapp = "{NODE_APP}:app"
 """
 """The app's only file."""
 
 MAX_BYTES = 64 * 1024
 _OWN_FILES = {PROJECT_FILE, ".info/CONTENT"}
 
-RUNNERS = {
-    "flwr-clientapp": ("flwr.supernode.runtime.run_clientapp", "flwr.supernode.cli", "flwr_clientapp"),
-    "flwr-serverapp": ("flwr.superlink.runtime.run_serverapp", "flwr.superlink.cli", "flwr_serverapp"),
+RUNTIMES = {
+    "flwr-clientapp": "flwr.supernode.runtime.run_clientapp",
+    "flwr-serverapp": "flwr.superlink.runtime.run_serverapp",
 }
-"""By command: the module that unpacks an app, and the module and function that the command is."""
+"""By command: Flower's module that unpacks an app and runs it."""
 
 REFUSED = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-simulation")
 """Commands that Flower would start for other kinds of app; a federation has none."""
@@ -90,7 +101,7 @@ def write_commands(folder: Path, python: str) -> Path:
         python: the interpreter that this package is installed for.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for command in (*RUNNERS, *REFUSED):
+    for command in (*RUNTIMES, *REFUSED):
         path = folder / command
         path.write_text(
             f'#!/bin/sh\nexec "{python}" -m fedlora_priv.deploy.app {command} "$@"\n', encoding="utf-8"
@@ -99,31 +110,101 @@ def write_commands(folder: Path, python: str) -> Path:
     return folder
 
 
-def run(command: str) -> None:
+def run(command: str, arguments: Sequence[str]) -> None:
     """Be one of Flower's commands, but for this federation's app only.
 
     Raises:
         EnvironmentProblem: it is a command that a federation never needs, or Flower has changed.
     """
-    if command not in RUNNERS:
+    if command == "flwr-clientapp":
+        _answer_one_message(arguments)
+    elif command == "flwr-serverapp":
+        _guarded_runtime(command)
+        importlib.import_module("flwr.superlink.cli").flwr_serverapp()
+    else:
         raise EnvironmentProblem(f"{command} runs apps that no federation has", "it was refused")
-    unpacking, module, function = RUNNERS[command]
-    runner = importlib.import_module(unpacking)
-    install: Callable[..., Any] | None = getattr(runner, "install_from_fab", None)
+
+
+def _answer_one_message(arguments: Sequence[str]) -> None:
+    """Do what `flwr-clientapp` does; leaves by SystemExit, as Flower's runtime does."""
+    options = {**_options(arguments), "certificates": None, "runtime_dependency_install": False}
+    with _imports():
+        runtime = _guarded_runtime("flwr-clientapp")
+        importlib.import_module(NODE_APP)
+    try:
+        call = inspect.signature(runtime.run_clientapp).bind(**options)
+    except (AttributeError, TypeError) as error:
+        raise _changed(f"{runtime.__name__} takes other arguments ({error})") from error
+    runtime.run_clientapp(*call.args, **call.kwargs)
+
+
+def _options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what a SuperNode that `fedlora node start` has started tells an app: all of it, and no more.
+
+    Raises:
+        EnvironmentProblem: something is missing or there is more.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--runtime-api-address", required=True)
+    parser.add_argument("--token", required=True)
+    # Between processes of one node, on 127.0.0.1; what leaves the machine is the SuperNode's, which has TLS.
+    parser.add_argument("--insecure", action="store_true", required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    return vars(parser.parse_args(arguments))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where `argparse` would print how a command is used, which nobody has typed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _changed(f"its SuperNode starts apps in another way ({message})")
+
+
+def _guarded_runtime(command: str) -> ModuleType:
+    """Return the module that runs an app, which now unpacks none but this federation's.
+
+    Raises:
+        EnvironmentProblem: Flower has changed.
+    """
+    runtime = importlib.import_module(RUNTIMES[command])
+    install: Callable[..., Any] | None = getattr(runtime, "install_from_fab", None)
     if install is None:
-        raise EnvironmentProblem(
-            f"{unpacking} of this version of Flower unpacks apps in another way",
-            "install the version that fedlora-priv[flower] asks for",
-        )
+        raise _changed(f"{runtime.__name__} unpacks apps in another way")
 
     def guarded(bundle: bytes, *arguments: Any, **options: Any) -> Any:
         require_own(bundle)
         return install(bundle, *arguments, **options)
 
-    runner.install_from_fab = guarded  # type: ignore[attr-defined]  # a module has no such attribute for the checker
-    getattr(importlib.import_module(module), function)()
+    runtime.install_from_fab = guarded  # type: ignore[attr-defined]  # a module has no such attribute for the checker
+    return runtime
+
+
+@contextlib.contextmanager
+def _imports() -> Iterator[None]:
+    """Import without looking for garbage, then and at the end: what is imported stays. A quarter of the CPU time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _changed(what: str) -> EnvironmentProblem:
+    """Return the error that Flower is not the version which this module was written for."""
+    return EnvironmentProblem(
+        f"this is another version of Flower: {what}", "install the one that fedlora-priv[flower] asks for"
+    )
+
+
+def main() -> None:
+    """Be the command that the first argument names."""
+    sys.argv.pop(0)  # Flower's commands find themselves there
+    try:
+        run(sys.argv[0], sys.argv[1:])
+    except FedloraError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    sys.argv.pop(0)
-    run(sys.argv[0])
+    main()

@@ -11,13 +11,13 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fedlora_priv.deploy.check import check_admission, require_all
-from fedlora_priv.deploy.start import Launch, admissions, submission
+from fedlora_priv.deploy.start import Launch, admission, submission
 from fedlora_priv.errors import FederationError, FedloraError
 
 Say = Callable[[str], None]
@@ -42,7 +42,15 @@ def admit(file: Path) -> int:
         FedloraError: no SuperLink answers as it should, or it does not take a key.
     """
     require_all(check_admission(file))
-    return sum(_admitted(launch) for launch in admissions(file))
+    launch = admission(file)
+    done = subprocess.run(  # noqa: S603 - the arguments are this package's own
+        launch.arguments, env=launch.whole_environment(), capture_output=True, text=True, check=False
+    )
+    answers = list(answers_in(done.stdout))
+    keys = [Path(argument).stem for argument in launch.arguments if argument.endswith(".pub")]
+    said = done.stdout.strip() or done.stderr.strip() or "no reason given"
+    answers += [{"error-message": said}] * (len(keys) - len(answers))
+    return sum(_was_new(client_id, answer) for client_id, answer in zip(keys, answers, strict=True))
 
 
 def run(file: Path, say: Say) -> None:
@@ -91,23 +99,38 @@ def _streaming(launch: Launch) -> Iterator[Iterable[str]]:
             flower.stdout.close()
 
 
-def _admitted(launch: Launch) -> bool:
-    """Admit one key; return whether it was not admitted before."""
-    done = subprocess.run(  # noqa: S603 - the arguments are this package's own
-        launch.arguments, env=launch.whole_environment(), capture_output=True, text=True, check=False
-    )
-    said = done.stdout.strip()
-    try:
-        answer = json.loads(said)
-        if answer["success"]:
-            return True
-        said = str(answer["error-message"]).strip()
-    except (ValueError, KeyError, TypeError):
-        said = said or done.stderr.strip() or "no reason given"
+def answers_in(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects that a text consists of, up to where it does not.
+
+    >>> list(answers_in('{"success": true}\\n{"success": false}\\nTraceback'))
+    [{'success': True}, {'success': False}]
+    """
+    read = json.JSONDecoder()
+    while text := text.strip():
+        try:
+            answer, end = read.raw_decode(text)
+        except ValueError:
+            return
+        if not isinstance(answer, dict):
+            return
+        yield answer
+        text = text[end:]
+
+
+def _was_new(client_id: str, answer: Mapping[str, Any]) -> bool:
+    """Return whether a key that is admitted now was not before.
+
+    Raises:
+        FederationError: it is not admitted.
+    """
+    if answer.get("success"):
+        return True
+    said = str(answer.get("error-message")).strip()
     if _ADMITTED_BEFORE in said:
         return False
-    name = Path(launch.arguments[3]).name
-    raise FederationError(f"the SuperLink did not admit {name}: {said.splitlines()[-1]}", "see its own log")
+    raise FederationError(
+        f"the SuperLink did not admit {client_id}: {said.splitlines()[-1]}", "see its own log"
+    )
 
 
 def _error_of(code: int, text: str) -> FedloraError:

@@ -105,27 +105,16 @@ def superlink(file: Path) -> Launch:
     return Launch(("flower-superlink", *_flat(arguments), *flags), environment)
 
 
-def admissions(file: Path) -> list[Launch]:
-    """Return the commands that admit each node's key at a running SuperLink, in roster order.
+def admission(file: Path) -> Launch:
+    """Return the command that admits the nodes' keys at a running SuperLink, in roster order.
 
     Raises:
         ConfigError: the server's file says nothing of Flower, or cannot be read.
     """
     settings = ServerSettings.load(file)
-    link = server_link(settings)
-    clients = settings.agreed().roster
-    return [
-        _flwr(
-            file,
-            "supernode",
-            "register",
-            str(link.nodes / f"{client_id}.pub"),
-            CONNECTION,
-            "--format",
-            "json",
-        )
-        for client_id in clients
-    ]
+    nodes = server_link(settings).nodes
+    keys = (str(nodes / f"{client_id}.pub") for client_id in settings.agreed().roster)
+    return _at_server(file, sys.executable, "-m", "fedlora_priv.deploy.admission", CONNECTION, *keys)
 
 
 def submission(file: Path) -> Launch:
@@ -135,17 +124,17 @@ def submission(file: Path) -> Launch:
         ConfigError: the server's file says nothing of Flower, or cannot be read.
     """
     folder = write_app(flower_folder(file) / "app")
-    return _flwr(file, "run", str(folder), CONNECTION, "--stream")
+    return _at_server(file, "flwr", "run", str(folder), CONNECTION, "--stream")
 
 
-def _flwr(file: Path, *arguments: str) -> Launch:
-    """Return a command of Flower's, which finds the server in a configuration of its own."""
+def _at_server(file: Path, *arguments: str) -> Launch:
+    """Return a command that calls Flower, which finds the server in a configuration of its own."""
     link, folder = server_link(ServerSettings.load(file)), flower_folder(file)
     known = {"address": f"{bracketed(link.host)}:{link.port}", "root-certificates": str(link.ca)}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     configuration = {"superlink": {"default": CONNECTION, CONNECTION: known}}
     (folder / "config.toml").write_text(tomli_w.dumps(configuration), encoding="utf-8")
-    return Launch(("flwr", *arguments), _environment(folder, {}))
+    return Launch(arguments, _environment(folder, {}))
 
 
 def flower_folder(file: Path) -> Path:

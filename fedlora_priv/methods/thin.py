@@ -11,7 +11,6 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from fedlora_priv.methods import public
@@ -180,6 +179,8 @@ def dense_svd(matrix: Array, rank: int) -> Svd:
     if matrix.shape[0] < matrix.shape[1]:
         flipped = dense_svd(matrix.T, rank)
         return Svd(transposed(flipped.vt), flipped.singular, transposed(flipped.u))
+    import scipy.linalg  # takes a while to import, and only servers of a few methods need it
+
     size = matrix.shape[1]
     kept = min(rank, size)
     _, v = scipy.linalg.eigh(matrix.T @ matrix, subset_by_index=(size - kept, size - 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import io
 import os
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedlora_priv.deploy import start
-from fedlora_priv.deploy.app import PROJECT, REFUSED, RUNNERS, require_own, run, write_commands
+from fedlora_priv.deploy.app import NODE_APP, PROJECT, REFUSED, RUNTIMES, require_own, run, write_commands
 from fedlora_priv.errors import ConfigError, EnvironmentProblem, FederationError
 from fedlora_priv.federation import provenance
 
@@ -72,12 +74,120 @@ def test_two_files_of_one_name_are_refused() -> None:
 def test_the_commands_for_other_apps_run_nothing(tmp_path: Path) -> None:
     for command in REFUSED:
         with pytest.raises(EnvironmentProblem, match="refused"):
-            run(command)
+            run(command, ())
     folder = write_commands(tmp_path / "bin", sys.executable)
-    assert {path.name for path in folder.iterdir()} == {*RUNNERS, *REFUSED}
+    assert {path.name for path in folder.iterdir()} == {*RUNTIMES, *REFUSED}
     done = subprocess.run([folder / REFUSED[0]], capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode != 0
     assert "refused" in done.stderr
+
+
+def started_by_flower(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command with which Flower's own SuperExec starts an app for a message."""
+    executor = pytest.importorskip("flwr.supercore.superexec.executor.subprocess_executor")
+    types = pytest.importorskip("flwr.supercore.superexec.executor.types")
+    said: list[list[str]] = []
+    monkeypatch.setattr(executor.subprocess, "Popen", said.append)
+    spec = types.ExecutionSpec(
+        task_type=executor.TaskType.CLIENT_APP,
+        runtime_api_address="127.0.0.1:9094",
+        token="t0",
+        insecure=True,
+        root_certificates_path=None,
+        runtime_dependency_install=False,
+        parent_pid=17,
+        suppress_output=False,
+        task_id=3,
+        fab_hash=None,
+    )
+    assert executor.SubprocessExecutor().launch(spec) is not None
+    return said[0]
+
+
+def test_a_message_reaches_flowers_runtime_as_its_own_command_would_give_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What Flower's SuperExec says is understood whole, and what the runtime unpacks has been looked at."""
+    command, *arguments = started_by_flower(monkeypatch)
+    runtime = pytest.importorskip(RUNTIMES[command])
+    given: list[dict[str, object]] = []
+    unpacked: list[bytes] = []
+
+    def run_clientapp(
+        runtime_api_address: str,
+        token: str,
+        insecure: bool,
+        certificates: bytes | None,
+        parent_pid: int | None,
+        runtime_dependency_install: bool,
+    ) -> None:
+        given.append(dict(locals()))
+        for app in (bundle(**OWN), bundle(**OWN, code__py="import os")):
+            runtime.install_from_fab(app, skip_prompt=True)
+
+    monkeypatch.setattr(runtime, "install_from_fab", lambda app, skip_prompt: unpacked.append(app))
+    assert inspect.signature(run_clientapp).parameters.keys() == (
+        inspect.signature(runtime.run_clientapp).parameters.keys()
+    )
+    monkeypatch.setattr(runtime, "run_clientapp", run_clientapp)
+    with pytest.raises(FederationError, match="not the one of this federation"):
+        run(command, arguments)
+    assert unpacked == [bundle(**OWN)]
+    known = {"runtime_api_address": "127.0.0.1:9094", "token": "t0", "insecure": True, "certificates": None}
+    entry = {key: given[0][key] for key in inspect.signature(run_clientapp).parameters}
+    assert entry == {**known, "parent_pid": 17, "runtime_dependency_install": False}
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (["--allow-runtime-dependency-installation"], "unrecognized arguments"),
+        (["--token-file", "t"], "unrecognized arguments"),
+        (None, "are required: --token"),
+    ],
+)
+def test_another_way_to_start_an_app_is_refused(
+    more: list[str] | None, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, *arguments = started_by_flower(monkeypatch)
+    at = arguments.index("--token")
+    changed = [*arguments[:at], *arguments[at + 2 :]] if more is None else [*arguments, *more]
+    with pytest.raises(EnvironmentProblem, match=what):
+        run(command, changed)
+
+
+def test_a_runtime_that_has_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    command, *arguments = started_by_flower(monkeypatch)
+    runtime = pytest.importorskip(RUNTIMES[command])
+    monkeypatch.setattr(runtime, "install_from_fab", runtime.install_from_fab)
+    monkeypatch.setattr(runtime, "run_clientapp", lambda token: None)
+    with pytest.raises(EnvironmentProblem, match="takes other arguments"):
+        run(command, arguments)
+    monkeypatch.delattr(runtime, "install_from_fab")
+    with pytest.raises(EnvironmentProblem, match="unpacks apps in another way"):
+        run(command, arguments)
+
+
+def test_a_message_that_needs_no_model_imports_none() -> None:
+    """Nor scipy, nor the SuperNode around Flower's runtime: a node pays for every message."""
+    pytest.importorskip("flwr")
+    code = f"""
+import sys
+from fedlora_priv.deploy import app
+with app._imports():
+    app._guarded_runtime("flwr-clientapp")
+    __import__({NODE_APP!r})
+import fedlora_priv.federation.standby
+print(sorted({{name.partition(".")[0] for name in sys.modules}}))
+print("flwr.supernode.cli" in sys.modules)
+"""
+    quiet = {**os.environ, **start.QUIET}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=quiet)
+    loaded, cli = done.stdout.splitlines()
+    assert not {"torch", "transformers", "peft", "opacus", "scipy", "sqlalchemy", "ray"} & set(
+        ast.literal_eval(loaded)
+    )
+    assert cli == "False"
 
 
 def test_a_supernode_has_tls_its_own_key_and_no_open_port(
@@ -117,8 +227,8 @@ def test_a_superlink_has_tls_and_admits_named_nodes_only(
     for option, name in (("certfile", "server.pem"), ("keyfile", "server.key"), ("ca-certfile", "ca.pem")):
         position = launch.arguments.index(f"--ssl-{option}")
         assert launch.arguments[position + 1] == str(file.parent / name)
-    admitted = start.admissions(file)
-    assert [Path(command.arguments[3]).stem for command in admitted] == [f"client-{n}" for n in range(1, 6)]
+    admission = start.admission(file)
+    assert [Path(key).stem for key in admission.arguments[4:]] == [f"client-{n}" for n in range(1, 6)]
     submitted = start.submission(file)
     app = Path(submitted.arguments[2])
     assert (app / "pyproject.toml").read_text() == PROJECT
