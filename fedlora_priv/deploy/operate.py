@@ -48,7 +48,7 @@ def admit(file: Path) -> int:
     )
     answers = list(answers_in(done.stdout))
     keys = [Path(argument).stem for argument in launch.arguments if argument.endswith(".pub")]
-    said = done.stdout.strip() or done.stderr.strip() or "no reason given"
+    said = done.stderr.strip() or done.stdout.strip() or "no reason given"
     answers += [{"error-message": said}] * (len(keys) - len(answers))
     return sum(_was_new(client_id, answer) for client_id, answer in zip(keys, answers, strict=True))
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -268,14 +267,31 @@ def test_a_node_that_can_start_is_told_so(node: Path, server: Path) -> None:
 # --- server --------------------------------------------------------------------------------------------------
 
 
-def flower_says(server: Path, said: str, code: int = 0) -> None:
-    """Put a command in the place of Flower's own, first on PATH, that says this and notes how it was called."""
+FLOWERS_COMMANDS = """\
+import os, sys
+from pathlib import Path
+
+def app(arguments, *, standalone_mode):
+    folder = Path(os.environ["FLWR_HOME"])
+    with (folder / "called").open("a") as called:
+        print(*arguments, file=called)
+    print((folder / "said").read_text())
+    if code := int((folder / "code").read_text()):
+        sys.exit(code)
+"""
+
+
+def flower_says(server: Path, said: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put something in the place of Flower's own commands that says this for each call and notes how it was called."""
     folder = start.flower_folder(server)
-    path = folder / "bin" / "flwr"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    package = folder / "fake" / "flwr" / "cli"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "app.py").write_text(FLOWERS_COMMANDS)
+    for place in (package, package.parent):
+        (place / "__init__.py").touch()
     (folder / "said").write_text(said)
-    path.write_text(f'#!/bin/sh\necho "$*" >> {folder}/called\ncat {folder}/said\nexit {code}\n')
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    (folder / "code").write_text(str(code))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "fake"), str(Path(__file__).parents[2])]))
 
 
 def called(server: Path) -> list[str]:
@@ -287,22 +303,26 @@ KNOWN = '{"success": false, "error-message": "Using it\\n\\n[code: 23] Public ke
 OTHERS = '{"success": false, "error-message": "Using it\\n\\n[code: 24] Not today."}'
 
 
-def test_admission_is_counted_and_its_refusal_is_one_line(server: Path) -> None:
+def test_admission_is_counted_and_its_refusal_is_one_line(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused(fedlora("server", "admit", server), MACHINE, "server: nothing answers at 127.0.0.1")
     with answering(server.parent) as port:
         change(server, "flower", port=port)
-        flower_says(server, ADMITTED)
+        flower_says(server, ADMITTED, 0, monkeypatch)
         assert "admitted 5 nodes' keys" in fedlora("server", "admit", server).stdout
-        assert all(line.endswith("--format json") for line in called(server))
+        assert all(line.endswith("federation --format json") for line in called(server))
         assert [Path(line.split()[2]).stem for line in called(server)] == [f"client-{n}" for n in range(1, 6)]
-        flower_says(server, KNOWN)
+        flower_says(server, KNOWN, 0, monkeypatch)
         assert "every node's key is admitted already" in fedlora("server", "admit", server).stdout
-        flower_says(server, OTHERS)
+        flower_says(server, OTHERS, 0, monkeypatch)
         refused(
-            fedlora("server", "admit", server), FEDERATION, "did not admit client-1.pub: [code: 24] Not today"
+            fedlora("server", "admit", server), FEDERATION, "did not admit client-1: [code: 24] Not today"
         )
-        flower_says(server, "╭─ Error ─╮\n", code=1)
-        refused(fedlora("server", "admit", server), FEDERATION, "did not admit client-1.pub")
+        flower_says(server, ADMITTED, 1, monkeypatch)  # it ends after the first
+        refused(fedlora("server", "admit", server), FEDERATION, "did not admit client-2")
+        flower_says(server, "╭─ Error ─╮\n", 1, monkeypatch)
+        refused(fedlora("server", "admit", server), FEDERATION, "did not admit client-1: ╭─ Error ─╮")
         (server.parent / "nodes" / "client-4.pub").unlink()
         refused(fedlora("server", "admit", server), CONFIG, "client-4.pub")
 
@@ -327,15 +347,18 @@ def test_admission_is_counted_and_its_refusal_is_one_line(server: Path) -> None:
         ("", FEDERATION, "before it was complete"),
     ],
 )
-def test_a_run_leaves_with_what_ended_it(server: Path, said: str, code: int, text: str) -> None:
+def test_a_run_leaves_with_what_ended_it(
+    server: Path, said: str, code: int, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Flower's own command leaves with 0 whatever became of the run."""
     with answering(server.parent) as port:
         change(server, "flower", port=port)
-        flower_says(server, KNOWN)
-        folder = start.flower_folder(server)
-        script = folder / "bin" / "flwr"
-        script.write_text(script.read_text().replace("cat", f'[ "$1" = run ] && exec cat {folder}/log\ncat'))
-        (folder / "log").write_text(said)
+        flower_says(server, KNOWN, 0, monkeypatch)
+        script = start.flower_folder(server) / "bin" / "flwr"  # first on PATH
+        script.parent.mkdir()
+        script.write_text(f"#!/bin/sh\nexec cat {script.parent}/log\n")
+        script.chmod(0o700)
+        (script.parent / "log").write_text(said)
         result = fedlora("server", "run", server)
     assert result.exit_code == code, result.output
     assert all(line in result.stdout for line in said.splitlines())
