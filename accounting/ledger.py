@@ -1,8 +1,8 @@
 """The durable ledger of one client's data set.
 
-SQLite in WAL mode with `synchronous=FULL`: a row that `reserve` or `commit` returned from survives a crash.
-Each append runs in one `BEGIN IMMEDIATE` transaction that first takes in and checks what other processes have
-appended, so several may hold the same file open. One file may hold the chains of several clients.
+A row that `reserve` or `commit` returned from survives a crash; `ledger_file` says how the file is kept. Each append
+runs in one transaction that first takes in and checks what other processes have appended, so several may hold the same
+file open. One file may hold the chains of several clients.
 
 The ledger belongs to (client, data set) and lives outside run folders: a new run is no new budget.
 """
@@ -10,9 +10,8 @@ The ledger belongs to (client, data set) and lives outside run folders: a new ru
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -22,23 +21,8 @@ from .entries import Commit, Entry, Note, Open, Release, Reserve, Row, parse_row
 from .errors import LedgerError
 from .event_fields import Unit
 from .events import NonPrivate, PrivateEvent
+from .ledger_file import insert, prepare
 from .versions import library_versions
-
-_TABLES = (
-    """CREATE TABLE IF NOT EXISTS rows (
-        client_id TEXT NOT NULL, dataset_id TEXT NOT NULL, position INTEGER NOT NULL, line TEXT NOT NULL,
-        PRIMARY KEY (client_id, dataset_id, position)
-    ) WITHOUT ROWID""",
-    """CREATE TABLE IF NOT EXISTS heads (
-        client_id TEXT NOT NULL, dataset_id TEXT NOT NULL, rows INTEGER NOT NULL, head TEXT NOT NULL,
-        PRIMARY KEY (client_id, dataset_id)
-    ) WITHOUT ROWID""",
-)
-_COLUMNS = {
-    "rows": ["client_id", "dataset_id", "position", "line"],
-    "heads": ["client_id", "dataset_id", "rows", "head"],
-}
-_BUSY_TIMEOUT_S = 30.0
 
 
 class Ledger:
@@ -315,104 +299,3 @@ class Ledger:
         self._chain.extend(row)
         insert(self._connection, row)
         return row
-
-
-def insert(connection: sqlite3.Connection, row: Row) -> None:
-    """Write a row that follows the last one of its chain, within an open transaction."""
-    key = (row.client_id, row.dataset_id)
-    connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (*key, row.position, row.to_line()))
-    connection.execute(
-        "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)", (*key, row.position + 1, row.digest)
-    )
-
-
-def stored_lines(path: str | Path) -> list[str]:
-    """Every row of every chain in a ledger file, as stored and unchecked: what an audit of the file reads.
-
-    Raises:
-        LedgerError: the file is no ledger.
-    """
-    return stored(path)[0]
-
-
-def stored(path: str | Path) -> tuple[list[str], dict[tuple[str, str], tuple[int, str]]]:
-    """As `stored_lines`, and at that same moment how many rows each chain should have, and its last digest.
-
-    The chains' ends are by client and data set.
-
-    Raises:
-        LedgerError: the file is no ledger.
-    """
-    with _reading(Path(path)) as connection:
-        connection.execute("BEGIN")  # both queries see one state, whoever writes meanwhile
-        rows = connection.execute("SELECT line FROM rows ORDER BY client_id, dataset_id, position").fetchall()
-        ends = connection.execute("SELECT client_id, dataset_id, rows, head FROM heads").fetchall()
-    return [str(line) for (line,) in rows], {
-        (client, dataset): (count, head) for client, dataset, count, head in ends
-    }
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that cannot write. Raises LedgerError where the file is no database, or another one."""
-    try:
-        uri = f"{path.resolve().as_uri()}?mode=ro"
-        with closing(
-            sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-        ) as connection:
-            yield connection
-    except sqlite3.Error as error:
-        raise LedgerError(f"{path} cannot be read as a ledger: {error}") from error
-
-
-def prepare(path: Path) -> sqlite3.Connection:
-    """A connection that makes every commit durable, to a ledger file or to a new one.
-
-    Raises:
-        LedgerError: the file is something else, and was left as it is; or it cannot be used.
-    """
-    connection: sqlite3.Connection | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-        _patiently(lambda: _begin(connection, path))
-    except BaseException as error:
-        if connection is not None:
-            connection.close()
-        if isinstance(error, sqlite3.Error | OSError):
-            raise LedgerError(f"{path} cannot be used as a ledger: {error}") from error
-        raise
-    return connection
-
-
-def _begin(connection: sqlite3.Connection, path: Path) -> None:
-    """Make the tables where there are none. Raises LedgerError where there are others, before any change."""
-    found: dict[str, list[str]] = {}
-    for table, column in connection.execute(
-        "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c ORDER BY m.name, c.cid"
-    ):
-        found.setdefault(table, []).append(column)
-    if found and found != _COLUMNS:
-        raise LedgerError(
-            f"{path} holds {', '.join(sorted(found))}, no ledger that this version knows: it was left as it is"
-        )
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    if not found:
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in _TABLES:
-            connection.execute(statement)
-        connection.execute("COMMIT")
-
-
-def _patiently(action: Callable[[], None]) -> None:
-    """Try again while another process holds the file: changing the journal's mode waits for nobody by itself."""
-    deadline = time.monotonic() + _BUSY_TIMEOUT_S
-    while True:
-        try:
-            return action()
-        except sqlite3.OperationalError as error:
-            busy = (error.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-            if not busy or time.monotonic() > deadline:
-                raise
-        time.sleep(0.005)

@@ -70,10 +70,7 @@ def build(
             exchanges has charges that share their noise, or a section breaks the schema.
     """
     by_client = {plan.client_id: plan for plan in plans}
-    found = replay(rows)
-    chains = {chain.client_id: chain for chain in found.values()}
-    if len(chains) < len(found):
-        raise ReportError("a client has ledgers of several data sets: give the one that the report is about")
+    chains = _by_client(rows)
     _require_priced(method, chains.values(), run)
     anchors = tuple(anchors)
     report: Report = {
@@ -95,13 +92,20 @@ def build(
         "non_private": non_private(chains.values(), run),
         "versions": dict(versions),
     }
-    if secure_aggregation is not None:
-        report["secure_aggregation"] = dict(secure_aggregation)
-    if environment is not None:
-        report["environment"] = dict(environment)
+    optional = {"secure_aggregation": secure_aggregation, "environment": environment}
+    report |= {name: dict(section) for name, section in optional.items() if section is not None}
     validate(report)
     report["outputs"] = [*following(report), *report["outputs"][len(ALWAYS) :]]
     return report
+
+
+def _by_client(rows: Iterable[Row | str]) -> dict[str, Chain]:
+    """Return each client's chain. Raises ReportError where a client has several."""
+    found = replay(rows)
+    chains = {chain.client_id: chain for chain in found.values()}
+    if len(chains) < len(found):
+        raise ReportError("a client has ledgers of several data sets: give the one that the report is about")
+    return chains
 
 
 def _require_priced(method: Mapping[str, Any], chains: Iterable[Chain], run: str) -> None:

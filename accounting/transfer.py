@@ -15,7 +15,7 @@ from pathlib import Path
 from .anchor import Anchor
 from .chain import Chain, replay
 from .errors import LedgerError
-from .ledger import insert, prepare, stored
+from .ledger_file import insert, prepare, stored
 from .merge import Key, Merged
 
 _SQLITE = b"SQLite format 3\0"

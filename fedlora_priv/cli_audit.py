@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -71,10 +71,17 @@ def audit(
 
         audit_membership(console, target, members, non_members, as_json=as_json)
         return
+    _audit_files(target, ledger, roster, private or [], as_json=as_json)
+
+
+def _audit_files(
+    target: Path, ledger: Path | None, roster: Path | None, private: Sequence[Path], *, as_json: bool
+) -> None:
+    """Audit a run's files, print the verdicts, and raise on any FAIL."""
     from fedlora_priv.reports.auditing import audit_files
     from fedlora_priv.reports.tables import print_verdicts
 
-    verdicts = audit_files(target, ledger=ledger, roster=roster, private=private or ())
+    verdicts = audit_files(target, ledger=ledger, roster=roster, private=private)
     if as_json:
         console.print_json(json.dumps([verdict.to_json() for verdict in verdicts]))
     else:

@@ -67,10 +67,7 @@ def open_node(
     """
     seat_home = ClientHome(home)
     require_identity(seat_home, client_id, roster)
-    if data is not None and not data.exists():
-        raise DataError(
-            f"there is no {data}", "it should hold this party's own rows: mount it or mend the path"
-        )
+    _require_rows(data)
     from fedlora_priv.federation.holdings import one_clients
     from fedlora_priv.federation.seats import Seat, make_client
     from fedlora_priv.federation.setup import build
@@ -92,6 +89,14 @@ def open_node(
         )
         standby.save(seat_home)
     return client
+
+
+def _require_rows(data: Path | None) -> None:
+    """Raise DataError where the place that a party names for its own rows is empty."""
+    if data is not None and not data.exists():
+        raise DataError(
+            f"there is no {data}", "it should hold this party's own rows: mount it or mend the path"
+        )
 
 
 def open_node_file(file: Path, *, rehearse: bool = False, say: Say = lambda line: None) -> FederationClient:

@@ -8,7 +8,7 @@ from pathlib import Path
 from accounting import audit as auditor
 from accounting import report as reports
 from accounting.case import Verdict
-from accounting.ledger import stored_lines
+from accounting.ledger_file import stored_lines
 from fedlora_priv.errors import ConfigError, RunFolderError
 from protocols.errors import ProtocolError
 from protocols.secagg.identity import Roster

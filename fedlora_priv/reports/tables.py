@@ -24,6 +24,17 @@ COLOURS = {"PASS": "green", "OK": "green", "FAIL": "bold red", "WARN": "yellow",
 
 def print_plan(console: Console, planned: dict[str, Any]) -> None:
     """Print what `federation.preview.preview` returned."""
+    _print_clients(console, planned)
+    _print_guarantee(console, planned["guarantee"])
+    _print_method(console, planned)
+    print_allocation(console, planned)
+    print_fact(console, "rows", _rows_text(planned["rows"]))
+    print_fact(console, "training", environment_text(planned["environment"]))
+    _print_rounds(console, planned)
+
+
+def _print_clients(console: Console, planned: dict[str, Any]) -> None:
+    """Print each client's plan, who would refuse it, and what becomes of the clip norm if it adapts."""
     table = Table(
         "client",
         "examples",
@@ -53,7 +64,10 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
             f"begins at {planned['clients'][0]['clip_norm']:g} and follows counts of the gradients within it, noised "
             f"by {adaptive['count_noise_stddev']:g}; the noise multipliers are the gradients', and ε covers both",
         )
-    guarantee, secure = planned["guarantee"], planned["secure_aggregation"]
+
+
+def _print_guarantee(console: Console, guarantee: Mapping[str, Any]) -> None:
+    """Print what is guaranteed to whom, and what it means for an attack."""
     kind = (
         "a simulation: the data is declared public"
         if guarantee["simulation"]
@@ -72,10 +86,11 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
     print_fact(
         console, "", f"that is μ-GDP with μ = {guarantee['mu_gdp']:.3f}; no attack finds more than {found}"
     )
-    _print_method(console, planned)
-    print_allocation(console, planned)
-    print_fact(console, "rows", _rows_text(planned["rows"]))
-    print_fact(console, "training", environment_text(planned["environment"]))
+
+
+def _print_rounds(console: Console, planned: dict[str, Any]) -> None:
+    """Print how many rounds there are, and what hides a client in their sums."""
+    secure = planned["secure_aggregation"]
     rounds = f"{planned['rounds']}, {secure['mode']} aggregation"
     if secure["mode"] == "secure":
         rounds += (

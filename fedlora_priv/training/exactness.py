@@ -88,20 +88,11 @@ def measure(
     cut = [cut_to(gradient, parts or {}) for gradient in alone]
     first, again = one(0, [0, 2]), one(0, [0, 2])
     clipped_error = norm_error = 0.0
-    pair, cut_pair, whole_pair = (
-        examples.subset([0, 2]).collate(device),
-        [cut[0], cut[2]],
-        [alone[0], alone[2]],
-    )
-    for clip_norm in clip_norms_around(cut_pair, clipping):
+    pair, whole_pair = examples.subset([0, 2]).collate(device), [alone[0], alone[2]]
+    for clip_norm in clip_norms_around([cut[0], cut[2]], clipping):
         total, counts = engine_sum(engine, trained, pair, clip_norm, losses=losses)
-        scaled = [
-            clip(part, clip_norm, clipping, of=whole)
-            for part, whole in zip(cut_pair, whole_pair, strict=True)
-        ]
-        clipped = [cut_to(gradient, parts or {}) for gradient in scaled]
-        clipped_error = _worse(clipped_error, difference(total, clipped, scaled))
-        norm = max(norm_of(gradient) for gradient in clipped)
+        worst, norm = _clipping_error(total, whole_pair, clip_norm, clipping, parts or {})
+        clipped_error = _worse(clipped_error, worst)
         norm_error = _worse(norm_error, abs(counts.largest_norm - norm) / norm)
     return Exactness(
         repeat_error=distance(again, first),
@@ -114,6 +105,19 @@ def measure(
         norm_error=norm_error,
         arrays=len(trained),
     )
+
+
+def _clipping_error(
+    total: Gradients,
+    alone: Sequence[Gradients],
+    clip_norm: float,
+    clipping: Clipping,
+    parts: Mapping[str, Coordinates],
+) -> tuple[float, float]:
+    """Return how far a clipped sum is from brute force on whole gradients, and the largest norm after clipping."""
+    scaled = [clip(cut_to(whole, parts), clip_norm, clipping, of=whole) for whole in alone]
+    clipped = [cut_to(gradient, parts) for gradient in scaled]
+    return difference(total, clipped, scaled), max(norm_of(gradient) for gradient in clipped)
 
 
 def gradient_alone(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -39,7 +39,7 @@ from fedlora_priv.training.preflight import LENGTHS, require_numbers
 from fedlora_priv.training.refusals import refuse_training_mode, require_peft
 from fedlora_priv.training.sampling import poisson_draw
 from fedlora_priv.training.settings import StepSettings
-from fedlora_priv.training.support import TrainSupport, coordinates, require_unmoved
+from fedlora_priv.training.support import Coordinates, TrainSupport, coordinates, require_unmoved
 from protocols.prg import SecretStream
 
 ALL_ROLES: frozenset[Role] = frozenset({"A", "B", "head"})
@@ -126,14 +126,7 @@ class PrivateTrainer:
         trained, parts = coordinates(self._trained(trainable), support)
         refuse_unfit(self.model, examples)
         write_state(self.model, start_state)
-        optimizer = SecretNoiseOptimizer(
-            make_optimizer(settings.optimizer, list(trained.values()), settings.learning_rate),
-            stream=stream,
-            noise_multiplier=settings.noise_multiplier,
-            clip_norm=settings.clip_norm,
-            planned_batch_size=settings.planned_batch_size,
-            parts=[parts.get(name) for name in trained],
-        )
+        optimizer = _noising(settings, trained, parts, stream)
         clip_norm, records, kind = ClipNorm(settings, stream), [], (frozenset(trained), support is None)
         with per_example_clipping(
             self.model,
@@ -231,6 +224,23 @@ class PrivateTrainer:
         """Yield the tensors of each microbatch; nothing for no examples."""
         for indices in microbatches(examples.lengths(), max_tokens):
             yield examples.subset(indices).collate(self.device)
+
+
+def _noising(
+    settings: StepSettings,
+    trained: Mapping[str, nn.Parameter],
+    parts: Mapping[str, Coordinates],
+    stream: SecretStream,
+) -> SecretNoiseOptimizer:
+    """Return the optimizer that the settings ask for, which adds noise to what is trained before it steps."""
+    return SecretNoiseOptimizer(
+        make_optimizer(settings.optimizer, list(trained.values()), settings.learning_rate),
+        stream=stream,
+        noise_multiplier=settings.noise_multiplier,
+        clip_norm=settings.clip_norm,
+        planned_batch_size=settings.planned_batch_size,
+        parts=[parts.get(name) for name in trained],
+    )
 
 
 def step_record(

@@ -20,7 +20,7 @@ from accounting.adaptive_clip import AdaptiveClip
 from accounting.anchor import Anchor, ledger_head, make_anchor, signed_bytes
 from accounting.chain import Chain
 from accounting.entries import Entry, Row
-from accounting.events import NonPrivate
+from accounting.events import NonPrivate, PoissonGaussian
 from accounting.ledger import Ledger
 from accounting.planning import Plan, plan
 from accounting.private_audit import AttemptRecord, CountRecord, StepRecord
@@ -216,6 +216,16 @@ def open_ledger(tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
     yield open_one
     for ledger in opened:
         ledger.close()
+
+
+@pytest.fixture
+def filled(open_ledger: Callable[..., Ledger], tmp_path: Path) -> Path:
+    """The file of a closed ledger: opening row, then (reserve, commit) three times."""
+    with open_ledger() as ledger:
+        for number in range(3):
+            event = PoissonGaussian(2.0, 0.05, 10, 1.0)
+            ledger.commit(ledger.reserve(event, round=number, run=RUN))
+    return tmp_path / "ledger.sqlite"
 
 
 def make_exchange(number: int, index: int) -> dict[str, str | None]:

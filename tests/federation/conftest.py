@@ -12,6 +12,7 @@ import pytest
 
 from fedlora_priv.config import Experiment
 from fedlora_priv.methods import Method
+from fedlora_priv.methods.fedit import FedIT
 
 from .paper import Paper
 
@@ -39,3 +40,18 @@ def on_paper(experiment_file: Callable[..., Path], tmp_path: Path) -> Iterator[C
             return small
 
         yield make
+
+
+@pytest.fixture
+def fedit_on_paper(on_paper: Callable[..., Paper]) -> Callable[..., Paper]:
+    """Return a function that makes a federation of FedIT on paper: its mode, who is lost, sections of its file."""
+
+    def make(mode: str = "secure", dropouts: Any = (), federation: Any = None, **communication: Any) -> Paper:
+        sections = {
+            "federation": federation or {},
+            "communication": {"density": 1.0, "value_bits": 16} | communication,
+            "secure_aggregation": {"mode": mode},
+        }
+        return on_paper(FedIT(), sections, dropouts=dropouts)
+
+    return make
