@@ -63,7 +63,7 @@ def _as_group(event: PrivateEvent, rows: int) -> PrivateEvent:
             )
         case Tuning() | RepeatedTrials():
             # A candidate is never one of these again, so neither is what comes back.
-            return replace(event, candidate=_as_group(event.candidate, rows))  # type: ignore[arg-type]
+            return replace(event, candidate=_as_group(event.candidate, rows))  # type: ignore[arg-type]  # see above
     raise PricingError(
         f"{type(event).__name__} has no price here for {rows} rows of one person: only Gaussian events do"
     )

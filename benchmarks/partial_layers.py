@@ -81,7 +81,7 @@ def rows() -> Iterator[Part]:
     model, examples = encoder(), texts()
     steps = {(name, "float32"): step_of(model, examples, held) for name, held in PARTS.items()}
     # A Way's names are the training benchmark's own; interleaved() only uses them as keys.
-    times = {name: timing.cpu_s for (name, _), timing in interleaved(steps, ROUNDS).items()}  # type: ignore[arg-type]
+    times = {name: timing.cpu_s for (name, _), timing in interleaved(steps, ROUNDS).items()}  # type: ignore[arg-type]  # see above
     peaks = {name: peak(name) for name in PARTS} if training_memory.can_measure() else {}
     measured = [
         Measurement(held, RANK, float(peaks.get(name, 0)), times[name])

@@ -35,7 +35,7 @@ class Residual(nn.Module):
             self.register_buffer(name, value)
 
     # torch hands a hook the layer too
-    def forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:  # noqa: ARG002  # torch's call
         """Return `output` and the residual times the first of the inputs."""
         parts = dict(self.named_buffers())
         if "base" in parts:

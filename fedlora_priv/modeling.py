@@ -99,7 +99,7 @@ def attach_lora(base: nn.Module, lora: LoraSettings, seed: int) -> Any:
     targets = resolve_targets(base, lora.target_modules, heads)
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float works too, and is what we have
         use_rslora=lora.use_rslora,
         target_modules=_shortest(base, lora, targets),
         modules_to_save=heads or None,
@@ -191,7 +191,7 @@ def _load_base(source: str, task: Task, pooling: Pooling, num_labels: int | None
     model.float().eval()
     if generative:
         _refuse_looking_ahead(model)
-    return model  # type: ignore[no-any-return]
+    return model  # type: ignore[no-any-return]  # transformers is untyped
 
 
 def _auto_class(task: Task) -> Any:
@@ -257,8 +257,8 @@ def _resolve(source: str) -> str:
 def _clear_errors(source: str) -> Any:
     """Turn whatever a failed download or a broken folder raises into one line; keep transformers quiet."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers is untyped
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers is untyped
     try:
         yield
     except FedloraError:

@@ -55,11 +55,11 @@ class RemoteProtocolError(ProtocolError):
         return f"{self.client_id}: {self.reason}"
 
 
-class PolicyViolation(ProtocolError):  # noqa: N818
+class PolicyViolation(ProtocolError):  # noqa: N818  (likewise)
     """This client's own policy refuses what the server proposes; nothing was sent."""
 
 
-class SessionAborted(ProtocolError):  # noqa: N818
+class SessionAborted(ProtocolError):  # noqa: N818  (likewise)
     """The session ended in `phase` without a sum, after losing `lost`. Start a new session to retry."""
 
     def __init__(self, phase: str, lost: tuple[str, ...], reason: str) -> None:

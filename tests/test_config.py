@@ -436,7 +436,7 @@ def test_file_with_byte_order_mark(tmp_path: Path) -> None:
 
 def test_an_experiment_is_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load().privacy.epsilon = 100.0  # type: ignore[misc]
+        load().privacy.epsilon = 100.0
 
 
 def test_every_key_is_described() -> None:

@@ -156,7 +156,7 @@ class Page(HTMLParser):
 def terminal(report: dict[str, Any], metrics: list[dict[str, Any]], width: int = 200) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
     print_summary(console, report, metrics)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return console.file.getvalue()
 
 
 def test_the_fixture_is_a_report() -> None:

@@ -59,7 +59,7 @@ def test_the_page_states_what_each_round_lets_leave_and_how_near_it_came() -> No
 def test_the_closing_table_states_method_exchanges_and_certificate() -> None:
     console = Console(file=io.StringIO(), width=220)
     print_summary(console, hybrid_report(), metrics_of())
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    shown = console.file.getvalue()
     assert "rounds 1–4 fra, rounds 5–12 ffa" in shown
     assert "14 exchanges in 12 rounds, of 16 that it may have" in shown
     assert "4.00%" in shown
@@ -79,4 +79,4 @@ def test_each_clients_own_model_is_shown_where_it_has_one() -> None:
     assert "53.00 %" in Page(render(hybrid_report(), rows)).text
     console = Console(file=io.StringIO(), width=220)
     print_summary(console, hybrid_report(), rows)
-    assert "0.510 to 0.550" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.510 to 0.550" in console.file.getvalue()

@@ -21,9 +21,9 @@ def test_the_protocols_example_gives_the_mean_of_the_survivors() -> None:
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     result, vectors = names["result"], names["vectors"]
-    assert len(result.survivors) == 4  # type: ignore[attr-defined]
-    truth = np.mean([vectors[name] for name in result.survivors], axis=0)  # type: ignore[index,attr-defined]
-    assert np.abs(names["mean"] - truth).max() < 2 * 6 / 32767  # type: ignore[operator]
+    assert len(result.survivors) == 4
+    truth = np.mean([vectors[name] for name in result.survivors], axis=0)
+    assert np.abs(names["mean"] - truth).max() < 2 * 6 / 32767
 
 
 def test_the_training_example_trains_and_saves_an_adapter(
@@ -34,7 +34,7 @@ def test_the_training_example_trains_and_saves_an_adapter(
     names: dict[str, object] = {"source": tiny_llama, "rows": rows, "n": len(rows)}
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), names)
-    assert names["result"].steps_taken == 20  # type: ignore[attr-defined]
+    assert names["result"].steps_taken == 20
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 

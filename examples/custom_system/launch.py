@@ -50,7 +50,7 @@ class Processes:
     def start(self, module: str, *arguments: object) -> Process:
         """Start ``python -m module arguments`` with pipes for its input and output."""
         command = [sys.executable, "-m", module, *map(str, arguments)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603  (this folder's own programs)
         self._running.append(process)
         return process
 

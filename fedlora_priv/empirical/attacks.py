@@ -117,7 +117,7 @@ def _per_example(
 ) -> Tensor:
     """Return the gradients of a microbatch, float64 (n, d); forgets them in the model."""
     batch = rows.collate(device)
-    example_losses(hooked(**batch.inputs).logits, batch).sum().backward()  # type: ignore[no-untyped-call]
+    example_losses(hooked(**batch.inputs).logits, batch).sum().backward()  # type: ignore[no-untyped-call]  # backward is untyped in torch
     parts = []
     owners: Any = trained.values()
     for parameter in owners:

@@ -310,7 +310,7 @@ class FederationClient:
 
     # --- the end -------------------------------------------------------------------------------------
 
-    def _close(self, message: wire.Message) -> wire.Message:  # noqa: ARG002
+    def _close(self, message: wire.Message) -> wire.Message:  # noqa: ARG002  # as all answers are called
         """Send the ledger's rows, which hold nothing private, and a fresh signed anchor of them; owe nothing more."""
         if self._feedback is not None:
             self._feedback.forget()

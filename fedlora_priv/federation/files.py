@@ -52,7 +52,7 @@ def write_arrays(
     """Write arrays by name and a JSON header into one .npz file, atomically."""
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     buffer = io.BytesIO()
-    np.savez(buffer, header=text, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, header=text, **arrays)  # type: ignore[arg-type]  # numpy takes an array by any name
     write_atomically(path, buffer.getvalue(), mode)
 
 

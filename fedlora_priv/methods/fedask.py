@@ -90,7 +90,7 @@ class FedASK(Method):
             arrays |= {f"{m.name}.{kind}": array for m, array in zip(group, made, strict=True)}
         return arrays
 
-    def _announce(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State | None:  # noqa: ARG002
+    def _announce(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State | None:  # noqa: ARG002  # the base's
         """Return Q, an orthonormal basis of the range of the mean sketch."""
         announced: dict[str, NDArray[np.float32]] = {}
         for group in groups(layout):

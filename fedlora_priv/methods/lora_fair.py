@@ -75,7 +75,7 @@ class LoRAFair(Method):
             for m in layout.modules
         }
 
-    def _announce(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State | None:  # noqa: ARG002
+    def _announce(self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared) -> State | None:  # noqa: ARG002  # the base's
         """Return Ā."""
         return moved({m.a_name: state[m.a_name] for m in layout.modules}, sums, n)
 

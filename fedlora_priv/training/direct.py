@@ -55,7 +55,7 @@ class DirectEngine(ClippingEngine):
         for parameter in self._trained.values():
             parameter.grad = None  # the last step's; anything there afterwards went past the recording
         each = losses(self._model)
-        each.sum().backward()  # type: ignore[no-untyped-call]
+        each.sum().backward()  # type: ignore[no-untyped-call]  # backward is untyped in torch
         return self._clip_and_add(self._take(), len(each), clip_norm)
 
     def record(self, layer: nn.Linear, inputs: Tensor, outputs: Tensor) -> None:
@@ -110,7 +110,7 @@ def direct_clipping(
     try:
         for layer in layers:
             # Set on the instance, so that whatever hooks the layer has go on working around it.
-            layer.forward = partial(_forward, engine, layer)  # type: ignore[method-assign]
+            layer.forward = partial(_forward, engine, layer)  # type: ignore[method-assign]  # put back in the end
         yield engine
     finally:
         for layer in layers:
@@ -148,7 +148,7 @@ def trained_layers(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> lis
 
 def _forward(engine: DirectEngine, layer: nn.Linear, inputs: Tensor) -> Tensor:
     """Return the layer's output, recorded."""
-    output: Tensor = _RecordedLinear.apply(inputs, layer.weight, layer.bias, engine, layer)  # type: ignore[no-untyped-call]
+    output: Tensor = _RecordedLinear.apply(inputs, layer.weight, layer.bias, engine, layer)  # type: ignore[no-untyped-call]  # untyped in torch
     return output
 
 

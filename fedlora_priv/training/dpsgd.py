@@ -24,7 +24,7 @@ from protocols.prg import SecretStream
 from protocols.redaction import Redacted
 
 
-class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]
+class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
     """Opacus' optimizer with noise from a `SecretStream` and a batch that may be empty; never copied or pickled.
 
     Clipping is not done here: a `clipping.ClippingEngine` leaves each microbatch's clipped sum in the parameters'

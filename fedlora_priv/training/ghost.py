@@ -45,7 +45,7 @@ def _linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor
     return norms
 
 
-class _Hooked(GradSampleModuleFastGradientClipping):  # type: ignore[misc]
+class _Hooked(GradSampleModuleFastGradientClipping):  # type: ignore[misc]  # Opacus is untyped
     """Opacus' module with norms that are never too small."""
 
     NORM_SAMPLERS: ClassVar[dict[type, Any]] = {nn.Linear: _linear_norms}
@@ -67,7 +67,7 @@ class GhostEngine(ClippingEngine):
         self._hooked.enable_hooks()
         try:
             each = losses(self._hooked)
-            each.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            each.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]  # backward is untyped in torch
         except NotImplementedError as error:  # Opacus, of a layer that is used twice
             raise ConfigError(f"no ghost clipping here: {error}", 'use training mode "direct"') from error
         finally:

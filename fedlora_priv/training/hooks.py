@@ -50,7 +50,7 @@ class HooksEngine(ClippingEngine):
         """Clip and add one microbatch; see `ClippingEngine.add`."""
         self.rows_seen.clear()
         each = losses(self._hooked)
-        each.sum().backward()  # type: ignore[no-untyped-call]
+        each.sum().backward()  # type: ignore[no-untyped-call]  # backward is untyped in torch
         if self.rows_seen - {len(each)}:  # Opacus would add what examples share to the first ones' gradients
             raise not_one_row_each()
         gradients = take_gradients(self._trained)
@@ -87,7 +87,7 @@ def take_gradients(trained: Mapping[str, nn.Parameter]) -> list[GradientRows]:
         if not isinstance(rows, Tensor):
             raise nothing_recorded(name)
         gradients.append(GradientRows(rows))
-        parameter.grad_sample = None  # type: ignore[attr-defined]
+        parameter.grad_sample = None  # type: ignore[attr-defined]  # Opacus puts it there
         parameter.grad = None
     return gradients
 

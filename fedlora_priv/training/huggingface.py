@@ -246,9 +246,9 @@ class PrivacyCallback(Redacted, TrainerCallback, ExportableState):
             "custom" if self._example_losses is not None else standard_task(self._trainer.model),
         )
         size = self._trainer.args.per_device_train_batch_size
-        return DataLoader(range(self._declared), batch_size=size, collate_fn=lambda _: {})  # type: ignore[arg-type]
+        return DataLoader(range(self._declared), batch_size=size, collate_fn=lambda _: {})  # type: ignore[arg-type]  # a range is indexed too
 
-    def _training_step(self, model: nn.Module, inputs: Any, num_items: Any = None) -> Tensor:  # noqa: ARG002
+    def _training_step(self, model: nn.Module, inputs: Any, num_items: Any = None) -> Tensor:  # noqa: ARG002  # the Trainer's call
         """Set every trained parameter's gradient to that of a fresh secret batch, noised; return a loss of 0."""
         run, device = self._running(), self._trainer.args.device
         run.spending.before_step(self._stretch())
@@ -391,4 +391,4 @@ def _statement(state: Any) -> Mapping[str, Any]:
             "the checkpoint says nothing of a ledger, so what its steps released is unknown",
             "resume from one that a PrivacyCallback was attached to, or begin a new run",
         )
-    return ledger  # type: ignore[no-any-return]
+    return ledger  # type: ignore[no-any-return]  # from JSON; only compared

@@ -111,9 +111,9 @@ def rounding_collator(collator: Collator) -> Collator:
     """Return the collator, or where it can round padded widths up a copy that does, to multiples of `WIDTH_STEP`."""
     changed = copy.copy(collator)
     if hasattr(collator, "data_collator"):  # the Trainer's wrapper, which drops columns
-        changed.data_collator = rounding_collator(collator.data_collator)  # type: ignore[attr-defined]
+        changed.data_collator = rounding_collator(collator.data_collator)  # type: ignore[attr-defined]  # hasattr says so
     elif hasattr(collator, "pad_to_multiple_of") and not _rounds(collator):
-        changed.pad_to_multiple_of = WIDTH_STEP  # type: ignore[attr-defined]
+        changed.pad_to_multiple_of = WIDTH_STEP  # type: ignore[attr-defined]  # hasattr says so
     return changed
 
 

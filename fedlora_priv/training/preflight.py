@@ -193,7 +193,7 @@ def require_numbers(model: nn.Module, batch: Batch, losses: BatchLosses = model_
 
     With such a model every gradient would become zero, and what is trained would be noise alone.
     """
-    base: Any = model.get_base_model()  # type: ignore[operator]
+    base: Any = model.get_base_model()  # type: ignore[operator]  # PEFT's method, on any nn.Module
     if hasattr(base, "score") and base.config.pad_token_id is None:
         raise ConfigError(
             f"{type(base).__name__} has no padding token, by which it finds a text's end",

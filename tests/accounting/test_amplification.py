@@ -99,7 +99,7 @@ def test_adaptive_clipping_is_one_gaussian_on_both_releases() -> None:
     noise, count_stddev = 1.2, 5.0
     split = (noise**-2 - (2 * count_stddev) ** -2) ** -0.5
     event = AdaptiveClipPoissonGaussian(split, count_stddev, 0.05, 30, 1.0)
-    assert mechanisms.mechanism_of(event).noise_multiplier == pytest.approx(noise)  # type: ignore[union-attr]
+    assert mechanisms.mechanism_of(event).noise_multiplier == pytest.approx(noise)
     plain = PoissonGaussian(noise, 0.05, 30, 1.0)
     assert pricing.epsilon([event], DELTA) == pytest.approx(pricing.epsilon([plain], DELTA), abs=1e-6)
     ignored = PoissonGaussian(split, 0.05, 30, 1.0)

@@ -120,7 +120,7 @@ def test_a_spent_budget_has_no_step_left() -> None:
 
 def test_a_budget_cannot_be_asked_about_what_has_no_price() -> None:
     with pytest.raises(PricingError):
-        Budget(1.0, DELTA).require_events([], NonPrivate("loss", "why"))  # type: ignore[arg-type]
+        Budget(1.0, DELTA).require_events([], NonPrivate("loss", "why"))
 
 
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.0, DELTA), (float("inf"), DELTA), (1.0, 0.0), (1.0, 1.0)])

@@ -169,8 +169,8 @@ def test_a_discrete_gaussian_below_one_is_refused_and_a_skellam_is_not() -> None
         lambda: Tuning(Gaussian(1.0, 1, 1.0), -1.0, 0.1),
         lambda: Tuning(Gaussian(1.0, 1, 1.0), 1.0, 1.0),
         lambda: Tuning(Gaussian(1.0, 0, 1.0), 1.0, 0.1),
-        lambda: Tuning(Tuning(Gaussian(1.0, 1, 1.0), 1.0, 0.1), 1.0, 0.1),  # type: ignore[arg-type]
-        lambda: Tuning(NonPrivate("a", "b"), 1.0, 0.1),  # type: ignore[arg-type]
+        lambda: Tuning(Tuning(Gaussian(1.0, 1, 1.0), 1.0, 0.1), 1.0, 0.1),
+        lambda: Tuning(NonPrivate("a", "b"), 1.0, 0.1),
         lambda: Tuning(DistributedSkellam(**{**SHARES, **EXAMPLES, "rounding_beta": 1e-16}), 1.0, 0.1),
         lambda: RepeatedTrials(Gaussian(1.0, 1, 1.0), 0),
     ],

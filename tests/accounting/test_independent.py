@@ -48,7 +48,7 @@ def solve(delta_at: object, delta: float) -> float:
     low, high = 0.0, 200.0
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if delta_at(middle) > delta else (low, middle)  # type: ignore[operator]
+        low, high = (middle, high) if delta_at(middle) > delta else (low, middle)
     return high
 
 
@@ -133,10 +133,7 @@ def test_bounds_meet_those_of_prv_accountant_itself(z: float, q: float, steps: i
 )
 def test_one_step_is_bracketed(z: float, q: float, replace: bool, delta: float) -> None:
     step = Step(z, q, replace)
-    exact = max(
-        solve(lambda at, way=way: exact_delta(step, way, at), delta)  # type: ignore[misc]
-        for way in ("remove", "add")
-    )
+    exact = max(solve(lambda at, way=way: exact_delta(step, way, at), delta) for way in ("remove", "add"))
     found = bracket([PoissonGaussian(z, q, 1, 1.0, "replace-one" if replace else "add-remove")], delta)
     assert found.low <= exact + 1e-9
     assert exact - 1e-9 <= found.high
@@ -205,7 +202,7 @@ def test_losses_and_outcomes_are_inverse(z: float, q: float, replace: bool) -> N
 
 def test_cells_hold_all_the_mass() -> None:
     for direction in ("remove", "add"):
-        p, q, below, above = cells(Step(1.0, 0.3), direction, np.linspace(-0.3, 0.3, 50))  # type: ignore[arg-type]
+        p, q, below, above = cells(Step(1.0, 0.3), direction, np.linspace(-0.3, 0.3, 50))
         assert p.sum() + below + above == pytest.approx(1.0, abs=1e-14)
         assert 0 < q.sum() < 1
 
@@ -223,7 +220,7 @@ def test_cells_hold_all_the_mass() -> None:
     st.sampled_from(["add-remove", "replace-one"]),
 )
 def test_mixed_ledgers_are_priced_alike(parts: list[tuple[float, float, int]], adjacency: str) -> None:
-    events = [PoissonGaussian(z, q, steps, 1.0, adjacency) for z, q, steps in parts]  # type: ignore[arg-type]
+    events = [PoissonGaussian(z, q, steps, 1.0, adjacency) for z, q, steps in parts]
     found = bracket(events, DELTA)
     certified = pricing.epsilon(events, DELTA)
     assert found.low <= certified <= 1.005 * found.high + 0.01
@@ -258,9 +255,9 @@ def skellam() -> DistributedSkellam:
     "event", [NonPrivate("loss", "why"), FixedSizeGaussian(1.0, 10, 100, 1, 1.0), skellam()]
 )
 def test_what_has_no_second_price_is_refused(event: object) -> None:
-    assert not can_price(event)  # type: ignore[arg-type]
+    assert not can_price(event)
     with pytest.raises(PricingError, match="no price here"):
-        bracket([event], DELTA)  # type: ignore[list-item]
+        bracket([event], DELTA)
 
 
 def test_mixed_adjacencies_are_refused() -> None:

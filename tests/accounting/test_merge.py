@@ -139,7 +139,7 @@ def test_epsilon_is_the_same_for_any_grouping(rounds: list[int], data: st.DataOb
     holdings = [[replace(STEP, steps=steps) for steps in side] for side in (rounds[:cut], rounds[cut:])]
     whole = epsilon([replace(STEP, steps=sum(rounds))], DELTA)
     assert federation_epsilon(map(tuple, holdings), DELTA, overlapping=True) == whole
-    chains = [chain_of(f"c{at}", events) for at, events in enumerate(holdings)]  # type: ignore[arg-type]
+    chains = [chain_of(f"c{at}", events) for at, events in enumerate(holdings)]
     merged = Merged.of(chains)
     assert merged.claim(DELTA, overlapping=True).epsilon == whole
     # Ledger replay equals the running total.

@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 def make_plan(**changes: object) -> Plan:
-    return plan(**{**SETTINGS, **changes})  # type: ignore[arg-type]
+    return plan(**{**SETTINGS, **changes})
 
 
 def certified(noise: float, rate: float, steps: int, delta: float = DELTA) -> float:

@@ -170,7 +170,7 @@ def test_what_has_no_price_is_refused() -> None:
     with pytest.raises(PricingError, match="different adjacencies"):
         pricing.epsilon([dp_sgd(1.0, 0.1, 1), dp_sgd(1.0, 0.1, 1, "replace-one")], DELTA)
     with pytest.raises(PricingError, match="no price is known"):
-        mechanisms.compose([object()])  # type: ignore[list-item]
+        mechanisms.compose([object()])
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, 1e-12])

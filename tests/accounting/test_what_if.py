@@ -59,22 +59,22 @@ def test_the_plan_itself_comes_first_and_nothing_twice(base: Plan) -> None:
 
 def test_more_rounds_need_more_noise_and_weaker_targets_less(base: Plan) -> None:
     noise = [row.noise_multiplier for row in what_if(base, rounds=[5, 20, 80])]
-    assert noise == sorted(noise)  # type: ignore[type-var]
+    assert noise == sorted(noise)
     noise = [row.noise_multiplier for row in what_if(base, target_epsilons=[4.0, 1.0, 0.5])]
-    assert noise == sorted(noise)  # type: ignore[type-var]
+    assert noise == sorted(noise)
 
 
 def test_participation_saves_steps_and_amplifies_nothing(base: Plan) -> None:
     half, whole = what_if(base, participations=[0.5, 1.0])
     assert half.steps == (10 + 1) * 5
     assert half == replace(what_if(base, rounds=[10])[0], rounds=20, participation=0.5)
-    assert half.noise_multiplier < whole.noise_multiplier  # type: ignore[operator]
+    assert half.noise_multiplier < whole.noise_multiplier
 
 
 def test_what_is_spent_counts_and_an_impossible_row_says_why(base: Plan) -> None:
     spent = [PoissonGaussian(6.0, 0.05, 50, 1.0)]
     (row,) = what_if(base, spent=spent)
-    assert row.noise_multiplier > base.noise_multiplier  # type: ignore[operator]
+    assert row.noise_multiplier > base.noise_multiplier
     (row,) = what_if(base, target_epsilons=[0.01], spent=spent)
     assert row.noise_multiplier is None
     assert "is spent" in (row.problem or "")

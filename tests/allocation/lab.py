@@ -24,7 +24,7 @@ def tiers(*budgets: int) -> dict[str, Profile]:
 
 
 def public(layers: int, rank: int = 4, **known: object) -> Public:
-    return Public(SEED, CostModel.declared(layout(layers, rank)), **known)  # type: ignore[arg-type]
+    return Public(SEED, CostModel.declared(layout(layers, rank)), **known)
 
 
 def bytes_of(fixed: float, crossed: float, trained: float) -> Cost:

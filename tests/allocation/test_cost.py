@@ -128,4 +128,4 @@ def test_a_profile_that_fits_nothing_says_what_is_missing() -> None:
 @pytest.mark.parametrize("value", [0, -1, math.nan])
 def test_a_profile_of_nothing_is_refused(wrong: str, value: float) -> None:
     with pytest.raises(AllocationError, match=f"{wrong} must be positive"):
-        Profile(**{wrong: value})  # type: ignore[arg-type]
+        Profile(**{wrong: value})

@@ -227,4 +227,4 @@ def test_a_rank_falls_when_its_tail_has_faded_and_never_to_nothing() -> None:
     assert RankPruning(keep=0.1, least=2).kept(6) == 2
     for wrong in ({"keep": 1.0}, {"keep": 0.0}, {"penalty": -1.0}, {"least": 0}):
         with pytest.raises(AllocationError, match="pruning cannot keep"):
-            RankPruning(**wrong)  # type: ignore[arg-type]
+            RankPruning(**wrong)

@@ -115,7 +115,7 @@ def test_a_shape_that_cannot_be_is_refused() -> None:
         Geometric("triangle").allocate(1, tiers(2, 3, 5), public(6))
     for kind in (Geometric, RandomGeometric):
         with pytest.raises(AllocationError, match="no shape 'circle'"):
-            kind("circle")  # type: ignore[arg-type]
+            kind("circle")
 
 
 # Draws.

@@ -51,7 +51,7 @@ def task(data: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.parametrize("partition", ["iid", "skewed"])
 def test_clients_hold_all_training_rows_once_and_nothing_else(task: StudyTask, partition: str) -> None:
-    parts = task.clients(4, partition, 3)  # type: ignore[arg-type]
+    parts = task.clients(4, partition, 3)
     held = sorted(int(row[0]) for part in parts for row in part.input_ids)
     assert held == sorted(int(row[0]) for row in task.train.input_ids)
     kept = {int(row[0]) for part in (task.validation, task.test) for row in part.input_ids}
@@ -191,7 +191,7 @@ def _todo(results: Path) -> list[tuple[str, Setting]]:
     small = {"rounds": "1", "steps": "1", "batch": "8", "clients": "2", "delta": "0.001", "rank": "2"}
     return wanted(
         list(Lines(results / "methods.jsonl")), ["trec"], ["ffa"], small | {"base_dtype": "float32"}
-    )  # type: ignore[return-value]
+    )
 
 
 def _lines() -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 def spend(path: Path, client_id: str, rounds: int, *, run: str = "ab", dataset_id: str = "notes") -> Path:
     """A client's ledger after some rounds, the last of them never committed."""
     opening = {"client_id": client_id, "dataset_id": dataset_id, "partition_id": "iid", "public": False}
-    with Ledger.open(path, **opening) as ledger:  # type: ignore[arg-type]
+    with Ledger.open(path, **opening) as ledger:
         for number in range(rounds):
             reservation = ledger.reserve(ROUND, round=number, run=run)
             if number < rounds - 1:
@@ -95,7 +95,7 @@ def test_several_ledgers_are_merged(fedlora: Callable[..., Any], tmp_path: Path)
     spend(two, "client-2", 5)
     export = tmp_path / "client-1.jsonl"
     opening = {"client_id": "client-1", "dataset_id": "notes", "partition_id": "iid", "public": False}
-    with Ledger.open(one, **opening) as ledger:  # type: ignore[arg-type]
+    with Ledger.open(one, **opening) as ledger:
         export.write_text(ledger.export_jsonl())
 
     def federation(*options: object) -> dict[str, Any]:

@@ -119,18 +119,18 @@ def test_deleting_the_run_folder_gives_no_budget_back(
     }
     file = experiment_file(data=private, privacy={"epsilon": 4.0}, federation={"rounds": 2})
     first = fedlora("run", file)
-    assert first.code == 0, first.err  # type: ignore[attr-defined]
+    assert first.code == 0, first.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["simulation"] is False
     assert report["metrics"]["accuracy_after"] is None
     shutil.rmtree(tmp_path / "run")
     second = fedlora("run", file)
-    assert second.code == 4  # type: ignore[attr-defined]
-    assert "cannot afford this run" in second.err  # type: ignore[attr-defined]
+    assert second.code == 4
+    assert "cannot afford this run" in second.err
     assert not list((tmp_path / "run").glob("checkpoints/*"))
     # A smaller run under a declared larger lifetime limit is allowed, and its report says what both cost.
     third = fedlora("run", file, "--set", "privacy.lifetime_epsilon=9", "--set", "experiment.seed=3")
-    assert third.code == 0, third.err  # type: ignore[attr-defined]
+    assert third.code == 0, third.err
     claims = json.loads((tmp_path / "run" / "report.json").read_text())["claims"]
     assert all(claim["epsilon"] <= 4.0 < claim["lifetime_epsilon"] <= 9.0 for claim in claims)
 
@@ -147,17 +147,17 @@ def test_rows_that_moved_and_ledgers_that_vanished_are_refused(
         "source": str(data),
     }
     file = experiment_file(data=private, privacy={"lifetime_epsilon": 90.0}, federation={"rounds": 1})
-    assert fedlora("run", file).code == 0  # type: ignore[attr-defined]
+    assert fedlora("run", file).code == 0
     with (data / "train.tsv").open("a") as rows:
         rows.write("the film was good\t1\n")
     moved = fedlora("run", file, "--again")
-    assert moved.code == 3  # type: ignore[attr-defined]
-    assert "holds other rows" in moved.err  # type: ignore[attr-defined]
+    assert moved.code == 3
+    assert "holds other rows" in moved.err
     shutil.copy(tiny_data / "train.tsv", data / "train.tsv")
     for part in (tmp_path / "home" / "clients" / "client-2").glob("ledger.sqlite*"):
         part.unlink()
     assert (tmp_path / "run" / "report.json").exists()  # what was set aside is back
     gone = fedlora("run", file, "--again")
-    assert gone.code == 6  # type: ignore[attr-defined]
-    assert "is gone" in gone.err  # type: ignore[attr-defined]
+    assert gone.code == 6
+    assert "is gone" in gone.err
     assert (tmp_path / "home" / "clients" / "client-1").stat().st_mode & 0o077 == 0

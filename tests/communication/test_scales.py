@@ -163,7 +163,7 @@ def test_a_scale_for_noise_shares_puts_the_tails_at_half_the_ring() -> None:
 def test_scales_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
     arguments = {"spreads": np.ones(2), "value_bits": 8, "max_clients": 5, **changes}
     with pytest.raises(CommunicationError):
-        Scales(Channels(np.array([0, 1])), **arguments)  # type: ignore[arg-type]
+        Scales(Channels(np.array([0, 1])), **arguments)
 
 
 def test_bits_that_cannot_hold_the_sum_are_refused() -> None:

@@ -69,7 +69,7 @@ def test_the_update_attack_reads_the_counts_off_an_update_without_noise(trainer:
         ),
         stream=SecretStream(bytes(32)), trainable=roles,
     ).state  # fmt: skip
-    scores = UpdateAttack(trainer, rows, Plan(**PLAN), roles, 0.5).scores(start, update)  # type: ignore[arg-type]
+    scores = UpdateAttack(trainer, rows, Plan(**PLAN), roles, 0.5).scores(start, update)
     expected = np.isin(np.arange(30), inside)
     np.testing.assert_allclose(scores, expected, atol=0.05)
 
@@ -85,7 +85,7 @@ def test_the_update_attack_shrinks_to_nothing_under_much_noise(trainer: PrivateT
         ),
         stream=SecretStream(bytes(32)), trainable=roles,
     ).state  # fmt: skip
-    scores = UpdateAttack(trainer, rows, Plan(**PLAN), roles, 0.5).scores(start, update)  # type: ignore[arg-type]
+    scores = UpdateAttack(trainer, rows, Plan(**PLAN), roles, 0.5).scores(start, update)
     assert np.abs(scores).max() < 0.3
 
 

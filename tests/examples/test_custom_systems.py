@@ -237,7 +237,7 @@ def test_the_round_and_the_bound_are_the_clients_own(
     federation: tuple[Path, SecAggServer], changes: dict[str, int]
 ) -> None:
     folder, _ = federation
-    proposal = encode(Proposal(replace(parameters(bytes(32)), **changes)))  # type: ignore[arg-type]
+    proposal = encode(Proposal(replace(parameters(bytes(32)), **changes)))
     with pytest.raises(PolicyViolation, match="than this client's"):
         Participant(folder / "client-1").answer(proposal)
 

@@ -131,7 +131,7 @@ def test_a_whole_run_is_charged_reported_and_audited(
         (path,) = [path for path in files if path.parent.name == chain.client_id]
         charges, noted = list(chain.charges.values()), private_audit.read(path)
         assert all(isinstance(charge.reserved, AdaptiveClipPoissonGaussian) for charge in charges)
-        clip_norms = [charge.reserved.clip_norm for charge in charges]  # type: ignore[union-attr]
+        clip_norms = [charge.reserved.clip_norm for charge in charges]
         assert clip_norms[0] == 10.0
         assert clip_norms[1:] == pytest.approx([led_to(plan, record) for record in noted[:-1]])
         assert clip_norms[2] < 5.0  # nearly every gradient is within 10, so it falls
@@ -149,7 +149,7 @@ def test_a_clip_norm_goes_on_where_the_last_round_left_it_also_in_a_new_process(
     first, second = (charge.reserved.clip_norm for charge in lab.ledger.charges())
     assert first == 10.0
     assert second == pytest.approx(led_to(plan, records(lab)[0]))
-    assert second == records(lab)[1].steps[0].count.clip_norm  # type: ignore[union-attr]
+    assert second == records(lab)[1].steps[0].count.clip_norm
 
 
 def test_a_round_asked_for_again_counts_nothing_again(lab: Lab) -> None:

@@ -183,7 +183,7 @@ def test_a_client_is_not_asked_for_what_only_others_send(fedit_on_paper: Callabl
 @pytest.mark.parametrize("number", [0, 2, None, True, "1"])
 def test_a_band_that_is_not_there_is_refused(fedit_on_paper: Callable[..., Paper], number: Any) -> None:
     small = fedit_on_paper(support="seeded-random-k", densities=TIERS)
-    edit: Callable[[wire.Message], wire.Message] = lambda m: replace(m, fields={"exchange": number})  # noqa: E731
+    edit: Callable[[wire.Message], wire.Message] = lambda m: replace(m, fields={"exchange": number})  # noqa: E731  # short enough
     result = meddled(small, "announce", 1, edit)
     assert {code for _, code in result.record.refused} == {"FederationError"}
 

@@ -131,7 +131,7 @@ def test_bounds_settle_in_a_real_federation(
         training={"deterministic_noise": True},
         secure_aggregation={"mode": "insecure"},
     )
-    run(experiment, progress=silent)  # type: ignore[arg-type]
+    run(experiment, progress=silent)
     assert len(before) == rounds * clients
     ratios = []
     for number in range(14, rounds):

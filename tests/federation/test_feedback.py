@@ -296,7 +296,7 @@ def test_the_residual_is_for_its_owner_alone_and_goes_with_the_run(paper: Callab
     small.round()
     client, file = small.clients[0], small.folder / "client-1" / f"residual-{RUN.hex()}.npz"
     assert file.stat().st_mode & 0o777 == 0o600
-    assert "0." not in repr(client._feedback._owed)  # type: ignore[union-attr]
+    assert "0." not in repr(client._feedback._owed)
     statement = wire.decode(client.handle(wire.encode(wire.Message(wire.CLOSE))))
     assert statement.kind == wire.STATEMENT
     assert not file.exists()

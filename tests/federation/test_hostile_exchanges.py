@@ -127,7 +127,7 @@ def test_a_basis_that_would_amplify_the_upload_is_refused_by_everybody(paper: Ca
             exchange, announced={n: a * np.float32(100) for n, a in exchange.announced.items()}
         )
 
-    real, small.server.announce = small.server.announce, announce  # type: ignore[method-assign]
+    real, small.server.announce = small.server.announce, announce
     result = small.round()
     assert {code for _, code in result.record.refused} == {"UploadError"}
     assert len(result.record.refused) == 5

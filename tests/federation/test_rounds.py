@@ -164,7 +164,7 @@ def test_every_byte_is_counted(federation: Callable[..., Federation]) -> None:
             sizes[client_id] = sizes.get(client_id, 0) + len(answer)
             return answer
 
-        client.handle = counting  # type: ignore[method-assign]
+        client.handle = counting
     small.round()
     assert small.engine.take().uploaded == sizes
     assert not small.engine.take().uploaded
@@ -176,7 +176,7 @@ def test_the_global_state_moves_by_the_mean_update(federation: Callable[..., Fed
     start = {name: array.copy() for name, array in small.state.state.items()}
     bounds = small.server.task(small.state).first.channel.bounds
     small.round()
-    stored = [client._round.update.state for client in small.clients]  # type: ignore[union-attr]
+    stored = [client._round.update.state for client in small.clients]
     for name, bound in bounds.items():
         deltas = [np.clip(update[name] - start[name], -bound, bound) for update in stored]
         moved = small.state.state[name] - start[name]

@@ -26,16 +26,16 @@ def scaled(model: object, scale: float, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
         name: ((scale if "lora" in name else 0.1) * rng.normal(size=array.shape)).astype(np.float32)
-        for name, array in read_state(model).items()  # type: ignore[arg-type]
+        for name, array in read_state(model).items()
     }
 
 
 def test_honest_states_couple_by_rounding_only_and_stay_as_they_were(model: object) -> None:
-    before = read_state(model)  # type: ignore[arg-type]
+    before = read_state(model)
     for state in (before, scaled(model, 0.1), scaled(model, 1.0)):
         assert coupling(model, state) < 0.1 * coupling_tolerance(model)
         StateCheck(model)(state)
-    after = read_state(model)  # type: ignore[arg-type]
+    after = read_state(model)
     assert all((after[name] == before[name]).all() for name in before)
 
 

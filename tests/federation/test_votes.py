@@ -142,13 +142,13 @@ def test_a_spoilt_vote_loses_the_round(fedit_on_paper: Callable[..., Paper], mor
     handle = client.handle
 
     def spoiling(data: bytes) -> bytes:
-        BallotChannel.votes = cheat  # type: ignore[method-assign]
+        BallotChannel.votes = cheat
         try:
             return handle(data)
         finally:
-            BallotChannel.votes = real  # type: ignore[method-assign]
+            BallotChannel.votes = real
 
-    client.handle = spoiling  # type: ignore[method-assign]
+    client.handle = spoiling
     result = small.round()
     assert result.summed is None
     assert small.state.state is small.begun.state

@@ -69,7 +69,7 @@ def test_a_sketch_is_hardly_ever_worse_than_fedit(drift: float, clients_of: obje
     """6 % is the bound on independent drifts; what shrinking leaves is far less. Rank 24 ≫ 8 in the correlated case."""
     extra = (24,) if clients_of is correlated else ()
     for seed in range(4):
-        start, clients = clients_of(SQUARE, np.random.default_rng(seed), 10, drift, *extra)  # type: ignore[operator]
+        start, clients = clients_of(SQUARE, np.random.default_rng(seed), 10, drift, *extra)
         ours, fedit = (error(run(x, SQUARE, start, clients), clients) for x in (SKETCH, FedIT()))
         assert ours < 1.01 * fedit
 
@@ -160,7 +160,7 @@ def test_the_certificate_sees_a_wrong_result() -> None:
 
 @pytest.mark.parametrize("fallback", ["two-pass", "exact"])
 def test_a_second_exchange_comes_only_if_the_sketch_misses_too_much(fallback: str) -> None:
-    policy = FRALoRA(CrossTerm("sketch", fallback=fallback, tolerance=0.2))  # type: ignore[arg-type]
+    policy = FRALoRA(CrossTerm("sketch", fallback=fallback, tolerance=0.2))
     rng = np.random.default_rng(0)
     start, clients = correlated(SQUARE, rng, 10, 0.5, 4)
     assert run(policy, SQUARE, start, clients).shared.exchange == 0
@@ -180,7 +180,7 @@ def test_a_second_exchange_comes_only_if_the_sketch_misses_too_much(fallback: st
 @pytest.mark.parametrize("mode", ["sketch", "two-pass"])
 def test_no_side_ever_forms_a_matrix_of_the_models_size(mode: str) -> None:
     m = LoraModule("w", 2048, 2048, 4, 1.0)
-    layout, method = layout_of(m, heads=False), FRALoRA(CrossTerm(mode))  # type: ignore[arg-type]
+    layout, method = layout_of(m, heads=False), FRALoRA(CrossTerm(mode))
     start, clients = independent(layout, np.random.default_rng(0), 2, 0.5)
     tracemalloc.start()
     done = run(method, layout, start, clients)

@@ -141,7 +141,7 @@ def test_another_rounds_method_is_refused(start: dict) -> None:
 def test_a_private_initialisation_is_refused() -> None:
     gradients = {m.name: np.ones((m.out_features, m.in_features)) for m in TWO_SHAPES.modules}
     with pytest.raises(PrivateInitialisation, match="private data"):
-        FedSB(gradients)  # type: ignore[arg-type]
+        FedSB(gradients)
     with pytest.raises(PrivateInitialisation, match="no public source"):
         PublicGradients(gradients, " ")
     few = PublicGradients({"layer.0.query": gradients["layer.0.query"]}, "a public corpus")

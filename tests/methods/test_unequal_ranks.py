@@ -67,7 +67,7 @@ def test_a_client_starts_from_the_first_components_in_its_own_scaling() -> None:
 def test_flexlora_is_the_best_rank_r_of_the_mean_of_unequal_products(
     mode: str, value_bits: int | None
 ) -> None:
-    cross = CrossTerm(mode, columns=None if mode == "exact" else 99)  # type: ignore[arg-type]
+    cross = CrossTerm(mode, columns=None if mode == "exact" else 99)
     start, _, clients = federation(FlexLoRA, 0.5)
     own = [FlexLoRA(layout, cross) for layout in OWN]
     done = run(FlexLoRA(cross=cross), GLOBAL, start, clients, own=own, value_bits=value_bits)

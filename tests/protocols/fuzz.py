@@ -339,7 +339,7 @@ class Fuzzer:
             name = rng.choice(
                 [field.name for field in dataclasses.fields(value) if field.name != "signature"]
             )
-            return replace(value, **{name: self.changed(getattr(value, name))})  # type: ignore[type-var]
+            return replace(value, **{name: self.changed(getattr(value, name))})
         if isinstance(value, int):
             return rng.choice(
                 (0, 1, value + 1, max(value - 1, 0), 2**16 - 1, 2**32 - 1, rng.randrange(2**16))

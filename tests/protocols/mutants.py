@@ -153,8 +153,8 @@ def main() -> int:
     if not mutants:
         parser.error("no mutant is called that")
     import cryptography.hazmat.primitives.asymmetric.mlkem  # noqa: F401  (imported once, before the forks)
-    import numpy as np  # noqa: F401
-    import pytest  # noqa: F401
+    import numpy as np  # noqa: F401  (likewise)
+    import pytest  # noqa: F401  (likewise)
 
     alive = 0
     with tempfile.TemporaryDirectory() as name:

@@ -141,4 +141,4 @@ def test_a_limit_is_checked_before_anything_is_read() -> None:
 
 def test_only_bytes_are_decoded() -> None:
     with pytest.raises(LocalProtocolError):
-        decode(Sample, "text", "peer")  # type: ignore[arg-type]
+        decode(Sample, "text", "peer")

@@ -174,7 +174,7 @@ def test_a_snapshot_holds_the_residual_exactly() -> None:
 )
 def test_damaged_snapshots_are_refused(damage: object) -> None:
     with pytest.raises(LocalProtocolError):
-        ErrorFeedback.restore(damage(ErrorFeedback(5).snapshot()), 5)  # type: ignore[operator]
+        ErrorFeedback.restore(damage(ErrorFeedback(5).snapshot()), 5)
 
 
 def test_a_snapshot_of_another_dimension_is_refused() -> None:
@@ -185,9 +185,9 @@ def test_a_snapshot_of_another_dimension_is_refused() -> None:
 def test_a_bare_array_is_refused() -> None:
     feedback = ErrorFeedback(3)
     with pytest.raises(LocalProtocolError, match="PrivateAtClient"):
-        feedback.compensate(np.zeros(3))  # type: ignore[arg-type]
+        feedback.compensate(np.zeros(3))
     with pytest.raises(LocalProtocolError, match="PrivateAtClient"):
-        feedback.record(np.zeros(3), np.zeros(3))  # type: ignore[arg-type]
+        feedback.record(np.zeros(3), np.zeros(3))
 
 
 @pytest.mark.parametrize(

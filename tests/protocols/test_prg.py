@@ -72,7 +72,7 @@ def test_fresh_streams_differ() -> None:
 @pytest.mark.parametrize("key", [b"", bytes(31), bytes(33), "a" * 32, bytearray(32)])
 def test_a_wrong_key_is_refused(key: object) -> None:
     with pytest.raises(LocalProtocolError):
-        SecretStream(key)  # type: ignore[arg-type]
+        SecretStream(key)
 
 
 def test_a_negative_count_is_refused() -> None:
@@ -103,4 +103,4 @@ def test_a_forked_child_gets_nothing_of_the_stream() -> None:
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_stream_is_never_duplicated(duplicate: object) -> None:
     with pytest.raises(LocalProtocolError):
-        duplicate(SecretStream(KEY))  # type: ignore[operator]
+        duplicate(SecretStream(KEY))

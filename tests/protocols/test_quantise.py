@@ -80,7 +80,7 @@ def test_a_bound_for_each_coordinate() -> None:
     with pytest.raises(QuantisationError):
         quantiser.quantise(np.zeros(4, dtype=np.float32), SecretStream(KEY))
     with pytest.raises(ValueError, match="read-only"):
-        quantiser.bounds[0] = 2.0  # type: ignore[index]
+        quantiser.bounds[0] = 2.0
 
 
 def test_blocks_do_not_show() -> None:

@@ -143,7 +143,7 @@ def test_rejected_words_are_drawn_again() -> None:
 
     bad, good = (2**32 - 1).to_bytes(4, "little"), (7).to_bytes(4, "little")
     stream = Scripted(good + bad, PRIME.to_bytes(4, "little"), good)
-    shares = split(b"\x01\x00\x02\x00", 2, [1, 3], stream)  # type: ignore[arg-type]
+    shares = split(b"\x01\x00\x02\x00", 2, [1, 3], stream)
     assert shares[1] == (8).to_bytes(4, "little") + (9).to_bytes(4, "little")
     assert shares[3] == (22).to_bytes(4, "little") + (23).to_bytes(4, "little")
     assert stream.parts == []

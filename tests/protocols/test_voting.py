@@ -65,7 +65,7 @@ def test_every_ballot_has_the_same_number_of_votes() -> None:
 
 def test_an_undeclared_update_cannot_vote() -> None:
     with pytest.raises(LocalProtocolError, match="PrivateAtClient"):
-        rules().ballot(np.arange(10.0))  # type: ignore[arg-type]
+        rules().ballot(np.arange(10.0))
     with pytest.raises(LocalProtocolError, match="9 coordinates, not 10"):
         rules().ballot(declared(np.zeros(9)))
 

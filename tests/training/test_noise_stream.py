@@ -139,7 +139,7 @@ def test_what_holds_a_stream_is_neither_pickled_nor_copied(save: object) -> None
         if holder.__class__ is dict and save is copy.copy:
             continue  # a second name for one stream repeats nothing
         with pytest.raises(LocalProtocolError, match="neither copied nor pickled"):
-            save(holder)  # type: ignore[operator]
+            save(holder)
 
 
 def test_an_optimizers_checkpoint_knows_neither_key_nor_position() -> None:

@@ -18,7 +18,7 @@ from .lab import BATCH, DECLARED, KEY, PUBLIC, rows_of
 
 def test_logs_checkpoints_and_results_hold_nothing_private(make_trainer, private, tmp_path):
     class Listener(TrainerCallback):
-        heard: list[dict[str, float]] = []  # noqa: RUF012
+        heard: list[dict[str, float]] = []  # noqa: RUF012  # one class, one test
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             self.heard.append(dict(logs))

@@ -127,7 +127,7 @@ def test_a_padded_width_is_a_rows_own(make_trainer, private, make_examples, toke
 
     pad = DataCollatorWithPadding(tokenizer)
     # The second pads to the longest, and nobody can ask it for anything else.
-    for collator, epsilon in ((pad, 3.0), (lambda rows: pad(rows), 9.0)):  # noqa: PLW0108
+    for collator, epsilon in ((pad, 3.0), (lambda rows: pad(rows), 9.0)):  # noqa: PLW0108  # a lambda is the case
         private(example_losses=losses, epsilon=epsilon).attach(trainer := make_trainer(collator=collator))
         trainer.add_callback(Forget())  # what the preflight's rows were padded to
         trainer.train()
