@@ -79,9 +79,8 @@ class Case:
 
     @property
     def colluders(self) -> int:
-        """How many clients the masks withstand, as the report states it; none where it states no number."""
-        stated = self.secure_aggregation.get("max_colluders")
-        return stated if type(stated) is int else 0
+        """How many clients the masks withstand, as the report states it; none where it says nothing of them."""
+        return int(self.secure_aggregation.get("max_colluders", 0))
 
     @property
     def bands(self) -> Mapping[int, Mapping[str, Any]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from fedlora_priv.config_base import Names, Section
+
+if TYPE_CHECKING:
+    from fedlora_priv.config_federation import SecureAggregationSection
 
 Strategy = Literal["all", "geometric", "random-geometric", "fedra", "fisher", "fedpilot", "ranks"]
 
@@ -120,12 +123,13 @@ class AllocationSection(Section):
         """Whether clients may train less than everything."""
         return self.strategy != "all"
 
-    def least_contributors(self, max_colluders: int, min_survivors: int | None, *, masked: bool) -> int:
+    def least_contributors(self, secure: SecureAggregationSection) -> int:
         """Return `min_contributors` with the default filled in.
 
-        >>> AllocationSection().least_contributors(1, None, masked=True)
+        >>> from fedlora_priv.config_federation import SecureAggregationSection
+        >>> AllocationSection().least_contributors(SecureAggregationSection(max_colluders=1))
         3
         """
-        if not masked:
+        if secure.mode == "insecure":
             return self.min_contributors or 1
-        return self.min_contributors or max(max_colluders + 2, min_survivors or 0)
+        return self.min_contributors or max(secure.max_colluders + 2, secure.min_survivors or 0)

@@ -145,8 +145,7 @@ def _holders(experiment: Experiment) -> None:
         experiment.secure_aggregation,
         experiment.federation.clients,
     )
-    masked = secure.mode == "secure"
-    least = asked.least_contributors(secure.max_colluders, secure.min_survivors, masked=masked)
+    masked, least = secure.mode == "secure", asked.least_contributors(secure)
     if masked and least < secure.max_colluders + 2:
         raise ConfigError(
             f"allocation.min_contributors = {least}: beside {secure.max_colluders} colluders a client of a layer would "

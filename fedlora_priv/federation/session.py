@@ -73,9 +73,7 @@ def session_parameters(
 
 def min_contributors(experiment: Experiment) -> int:
     """Return how many survivors any sum on a part of the model must have, where clients train parts."""
-    secure = experiment.secure_aggregation
-    masked = secure.mode == "secure"
-    return experiment.allocation.least_contributors(secure.max_colluders, secure.min_survivors, masked=masked)
+    return experiment.allocation.least_contributors(experiment.secure_aggregation)
 
 
 def client_policy(

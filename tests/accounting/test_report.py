@@ -102,6 +102,13 @@ def test_a_bad_report_replaces_nothing(finished: Any, tmp_path: Path) -> None:
     assert reports.load(path) == finished.report
 
 
+COUNTS = {
+    "max_colluders": 0, "clients": 1, "quorum": 1, "threshold": 1, "min_survivors": 1, "neighbours": 1,
+    "losses_survived": 0,
+}  # fmt: skip
+"""What a report states of its sessions, and the least each can be."""
+
+
 def _edits() -> list[tuple[str, Any]]:
     return [
         ("schema_version", 1),
@@ -113,6 +120,11 @@ def _edits() -> list[tuple[str, Any]]:
         ("rounds", [{"round": 0}]),
         ("anchors", [{"client_id": "client-1"}]),
         ("run", "NOT HEX"),
+        *(
+            ("secure_aggregation", {"mode": "secure", name: wrong})
+            for name, least in COUNTS.items()
+            for wrong in ("3", 2.5, True, least - 1)
+        ),
     ]
 
 
