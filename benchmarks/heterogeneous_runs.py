@@ -23,7 +23,7 @@ from benchmarks.methods_task import StudyTask
 from fedlora_priv.adapters import read_state, write_state
 from fedlora_priv.allocation import Allocation, CostModel, LayerScores, Public
 from fedlora_priv.allocation.fisher_scores import fisher_scores
-from fedlora_priv.allocation.measuring import support_of
+from fedlora_priv.allocation.measuring import support_of_modules
 from fedlora_priv.methods.base import Method, Shared
 from fedlora_priv.methods.layout import State
 from fedlora_priv.training import PrivateTrainer
@@ -157,7 +157,7 @@ class Federation:
         client_id = sorted(allocation.parts)[k]
         trainer = self._trainer(allocation.parts[client_id].rank)
         roles = method.contract(self._layout).trains
-        support = support_of(trainer, roles, allocation.trains(client_id))
+        support = support_of_modules(trainer, roles, allocation.trains(client_id))
         began = time.process_time()
         result = trainer.train(
             self._examples[k],

@@ -17,8 +17,8 @@ Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
 
 
 MethodName = Literal[
-    "fedit", "ffa", "fra", "hybrid", "fedsvd", "flexlora", "fedask", "flora", "fedex", "rolora", "fedsa", "lora-fair",
-    "fed-sb", "rac-lora",
+    "fedit", "ffa", "fra", "hybrid", "fedsvd", "flexlora", "hetlora", "fedask", "flora", "fedex", "rolora", "fedsa",
+    "lora-fair", "fed-sb", "rac-lora",
 ]  # fmt: skip
 """The aggregation methods (`fedlora_priv.methods.METHODS`)."""
 
@@ -69,6 +69,12 @@ class AggregationSection(Section):
     )
     block_rounds: int = Field(
         default=1, ge=1, description="For 'rac-lora': rounds between two merges into the base weights."
+    )
+    largest_norm: float = Field(
+        default=1.0,
+        gt=0,
+        description="For 'hetlora': the norm of a module's s·B·A from which on a client's weight is 1; smaller ones "
+        "count in proportion, down to a sixteenth.",
     )
     server_optimizer: Literal["average", "momentum", "adam"] = Field(
         default="average",

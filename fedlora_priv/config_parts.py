@@ -30,6 +30,9 @@ _READS: dict[str, frozenset[str]] = {
 _COUNTED = frozenset({"flexlora", "flora"})
 """Methods that count components themselves."""
 
+_PADDED = frozenset({"hetlora"})
+"""Methods that pad components with zeros."""
+
 _BY_COMPONENT = frozenset({"fedit", "ffa", "rolora"})
 """Methods whose means can be taken component by component, and that keep nothing at home."""
 
@@ -188,10 +191,11 @@ def _method(experiment: Experiment) -> None:
             "federation.method = 'fedsa' keeps arrays at each client, and clients in parts are not built for that",
             "choose another method, or allocation.strategy = 'all'",
         )
-    if asked.strategy == "ranks" and name not in _BY_COMPONENT | _COUNTED:
+    takes_ranks = _BY_COMPONENT | _COUNTED | _PADDED
+    if asked.strategy == "ranks" and name not in takes_ranks:
         raise ConfigError(
             f"federation.method = {name!r} does not average by component, so its clients need one rank",
-            f"choose {', '.join(sorted(_BY_COMPONENT | _COUNTED))}",
+            f"choose {', '.join(sorted(takes_ranks))}",
         )
 
 

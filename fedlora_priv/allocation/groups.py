@@ -3,8 +3,9 @@
 The vector of a session is the contract's arrays one after the other. Each row of an array belongs to clients that
 its module and, for arrays with a row a component (A, the counts), its component say; neighbouring rows of the same
 clients are one group. B has its components in columns, which would make as many groups as it has entries. Its group
-is all who train the module; that no component of it is summed over too few is seen to by the counts, whose groups
-*are* those of the components and travel in the same session: if one of them is short the whole session is refused.
+is all who train the module; that no component of it is summed over too few is seen to by the counts, or by A's rows
+where a method has no counts, whose groups *are* those of the components and travel in the same session: if one of them
+is short the whole session is refused.
 
 *Nobody takes these groups from the server.* Each client knows by name who contributes where (`contributors`), and its
 policy's `exact_form` makes the groups of any roster of that (`groups_on`, `vector_form`). Otherwise a server could list
@@ -14,11 +15,11 @@ clients as contributors who train something else: the group would look large, an
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from fedlora_priv.allocation.base import Allocation
+from fedlora_priv.allocation.base import Allocation, Part
 from fedlora_priv.allocation.errors import AllocationError, ThinLayer
 from fedlora_priv.methods.layout import Layout, Shapes
 from fedlora_priv.methods.partial import holders_name
@@ -49,10 +50,13 @@ def contributors(allocation: Allocation, layout: Layout, shapes: Shapes) -> Cont
 
 def groups_on(contributors: Contributors, roster: Sequence[str]) -> tuple[CoordinateGroup, ...]:
     """Return the groups of a session of these clients, in order; neighbours have different contributors."""
+    on_roster = functools.cache(  # of the few sets that there are, each is listed once
+        lambda held: tuple(index for index, client_id in enumerate(roster) if client_id in held)
+    )
     groups: list[CoordinateGroup] = []
     start = 0
     for size, held in contributors:
-        members = tuple(index for index, client_id in enumerate(roster) if client_id in held)
+        members = on_roster(held)
         if groups and groups[-1].contributors == members:
             groups[-1] = CoordinateGroup(groups[-1].start, start + size, members)
         else:
@@ -104,7 +108,7 @@ def require_contributors(groups: Sequence[CoordinateGroup], min_contributors: in
 def _rows(allocation: Allocation, layout: Layout, shapes: Shapes) -> Iterator[tuple[int, frozenset[str]]]:
     """Yield runs of coordinates with those who contribute to them, in the vector's order."""
     everybody = frozenset(allocation.parts)
-    holders = functools.cache(lambda layer, component: frozenset(allocation.holders(layer, component)))
+    holders = _holders_of(allocation)
     place = {m.name: i for i, layer in enumerate(allocation.layers) for m in layer.modules}
     by_row = {name: m for m in layout.modules for name in (m.a_name, holders_name(m), count_name(m))}
     for name, shape in shapes.items():
@@ -122,3 +126,16 @@ def _rows(allocation: Allocation, layout: Layout, shapes: Shapes) -> Iterator[tu
                 yield size // shape[0], holders(number, component)
         else:
             yield size, holders(number, 0)
+
+
+def _holders_of(allocation: Allocation) -> Callable[[int, int], frozenset[str]]:
+    """Return what gives the clients that train a component of a layer: one set for all places that have the same."""
+    alike: dict[Part, set[str]] = {}
+    for client_id, part in allocation.parts.items():
+        alike.setdefault(part, set()).add(client_id)
+    union = functools.cache(lambda parts: frozenset().union(*(alike[part] for part in parts)))
+    return functools.cache(
+        lambda layer, component: union(
+            tuple(part for part in alike if layer in part.layers and part.rank > component)
+        )
+    )

@@ -121,7 +121,7 @@ class _Steps:
     def take(self, held: Sequence[int]) -> float:
         """Return the seconds of one step that trains these layers."""
         modules = {module.name for layer in held for module in self._layers[layer].modules}
-        support = support_of(self._trainer, self._trainable, modules)
+        support = support_of_modules(self._trainer, self._trainable, modules)
         began = time.perf_counter()
         self._trainer.train(
             self._examples, self._start, self._settings,
@@ -130,7 +130,9 @@ class _Steps:
         return time.perf_counter() - began
 
 
-def support_of(trainer: PrivateTrainer, trainable: frozenset[Role], modules: Collection[str]) -> TrainSupport:
+def support_of_modules(
+    trainer: PrivateTrainer, trainable: frozenset[Role], modules: Collection[str]
+) -> TrainSupport:
     """Return the support of steps that train these modules whole, the head, and nothing of the others."""
     layout = trainer.layout
     return {

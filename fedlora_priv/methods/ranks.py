@@ -29,7 +29,7 @@ from fedlora_priv.methods.crossterm import CrossTerm, Released
 from fedlora_priv.methods.errors import AssumptionError, SumError
 from fedlora_priv.methods.fullrank import FullRank
 from fedlora_priv.methods.layout import Layout, LoraModule, Shapes, State
-from fedlora_priv.methods.thin import Array, Group, Thin, factors
+from fedlora_priv.methods.thin import Array, Group, Thin, factors, require_rank_fits
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,14 @@ class RaggedReleased(Released):
         return super().linear() + Thin(whole.left * (self.shares() - 1.0), whole.right)
 
 
-class Ragged(FullRank):
-    """Base of full-rank methods that take clients of unequal ranks.
+class OfOwnRank(Method):
+    """Base of methods whose clients may have smaller ranks than the federation, and other scalings.
 
-    Args:
+    Attributes:
         own: the layout of this client's own model; None for the server, or where all ranks are the same.
-        cross: how the mean of the products is had.
     """
 
-    def __init__(self, own: Layout | None, cross: CrossTerm) -> None:
-        super().__init__(cross)
-        self.own = own
+    own: Layout | None
 
     def at_client(self, own: Layout) -> Method:
         """Return the method of a client with that model of its own."""
@@ -74,18 +71,10 @@ class Ragged(FullRank):
         mine.own = own
         return mine
 
-    def contract(self, layout: Layout) -> Contract:
-        """Return the contract: what `FullRank` uploads, and a count for each component."""
-        plain = super().contract(layout)
-        counts = {count_name(m): (m.rank,) for m in layout.modules}
-        uploads = dict(sorted((dict(plain.uploads) | counts).items()))
-        # At a bound of exactly 1 the wire carries ones and zeros without rounding, so counts stay counts.
-        return replace(plain, uploads=uploads, limits=dict.fromkeys(counts, 1.0), travels_whole=True)
-
     def start(self, layout: Layout, state: State, shared: Shared) -> State:
         """Return this client's first components of the global state, in its own scaling."""
         mine = dict(super().start(layout, state, shared))
-        for module, own in self._pairs(layout):
+        for module, own in pairs(layout, self.own):
             mine |= first_components(module, own, state)
         return mine
 
@@ -99,10 +88,31 @@ class Ragged(FullRank):
 
     def _require(self, layout: Layout) -> None:
         """Raise AssumptionError unless ranks fit, and this client's own model does."""
-        super()._require(layout)
+        require_rank_fits(layout)
         if self.own is not None:
             self.accept(layout, self.own)
-            super()._require(self.own)
+            require_rank_fits(self.own)
+
+
+class Ragged(OfOwnRank, FullRank):
+    """Base of full-rank methods that take clients of unequal ranks.
+
+    Args:
+        own: see `OfOwnRank`.
+        cross: how the mean of the products is had.
+    """
+
+    def __init__(self, own: Layout | None, cross: CrossTerm) -> None:
+        super().__init__(cross)
+        self.own = own
+
+    def contract(self, layout: Layout) -> Contract:
+        """Return the contract: what `FullRank` uploads, and a count for each component."""
+        plain = super().contract(layout)
+        counts = {count_name(m): (m.rank,) for m in layout.modules}
+        uploads = dict(sorted((dict(plain.uploads) | counts).items()))
+        # At a bound of exactly 1 the wire carries ones and zeros without rounding, so counts stay counts.
+        return replace(plain, uploads=uploads, limits=dict.fromkeys(counts, 1.0), travels_whole=True)
 
     def _upload(
         self, layout: Layout, start: State, trained: State, shared: Shared
@@ -111,24 +121,21 @@ class Ragged(FullRank):
         arrays = dict(super()._upload(layout, start, trained, shared))
         if shared.exchange == 0:
             arrays |= {
-                count_name(m): (np.arange(m.rank) < own.rank).astype(float) for m, own in self._pairs(layout)
+                count_name(m): (np.arange(m.rank) < own.rank).astype(float)
+                for m, own in pairs(layout, self.own)
             }
         return arrays
 
     def _common(self, layout: Layout, arrays: State) -> Mapping[str, NDArray[Any]]:
         """Return a client's arrays padded to the federation's ranks, B in its scaling."""
         common = dict(arrays)
-        for module, own in self._pairs(layout):
+        for module, own in pairs(layout, self.own):
             common |= padded(module, own, arrays)
         return common
 
     def _released(self, group: Group, state: State, sums: Sums, n: int) -> Released:
         """Return what is known of one group, with the counts."""
         return RaggedReleased(group, state, sums, n)
-
-    def _pairs(self, layout: Layout) -> list[tuple[LoraModule, LoraModule]]:
-        """Return each module with this client's own of that name."""
-        return pairs(layout, self.own)
 
 
 def pairs(layout: Layout, own: Layout | None) -> list[tuple[LoraModule, LoraModule]]:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from fedlora_priv.config_allocation import AllocationSection
 from fedlora_priv.config_federation import AggregationSection, FederationSection
+from fedlora_priv.config_model import LoraSection
 from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.crossterm import CrossTerm
 from fedlora_priv.methods.fedask import FedASK
@@ -25,11 +26,12 @@ from fedlora_priv.methods.ffa import FFALoRA
 from fedlora_priv.methods.flexlora import FlexLoRA
 from fedlora_priv.methods.flora import FLoRA
 from fedlora_priv.methods.fra import FRALoRA
+from fedlora_priv.methods.hetlora import HetLoRA
 from fedlora_priv.methods.lora_fair import LoRAFair
 from fedlora_priv.methods.optimizers import Adam, Average, Momentum, ServerOptimizer
 from fedlora_priv.methods.partial import Partial
 from fedlora_priv.methods.raclora import RACLoRA
-from fedlora_priv.methods.ranks import Ragged
+from fedlora_priv.methods.ranks import OfOwnRank
 from fedlora_priv.methods.rolora import RoLoRA
 from fedlora_priv.methods.schedule import hybrid
 
@@ -61,6 +63,10 @@ class Asked(Protocol):
     def allocation(self) -> AllocationSection:
         """Whether clients train parts of the model."""
 
+    @property
+    def lora(self) -> LoraSection:
+        """The federation's rank."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -70,11 +76,15 @@ class Options:
         cross: how full-rank methods get the mean of the products.
         switch_round: the first round of FFA-LoRA in the hybrid.
         block_rounds: rounds between two merges of RAC-LoRA.
+        largest_norm: from which on a client's weight in HetLoRA is 1.
+        common: components that every client has.
     """
 
     cross: CrossTerm = CrossTerm()  # noqa: RUF009 - frozen
     switch_round: int = 2
     block_rounds: int = 1
+    largest_norm: float = 1.0
+    common: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,10 @@ _CHOICES: dict[str, Choice] = {
     ),
     "fedsvd": Choice(lambda options: FedSVD()),
     "flexlora": Choice(lambda options: FlexLoRA(cross=options.cross), (*_PRODUCTS, "lora.ranks")),
+    "hetlora": Choice(
+        lambda options: HetLoRA(largest=options.largest_norm, common=options.common),
+        ("aggregation.largest_norm",),
+    ),
     "fedask": Choice(lambda options: FedASK()),
     "flora": Choice(lambda options: FLoRA(cross=options.cross), (*_PRODUCTS, "lora.ranks")),
     "fedex": Choice(lambda options: FedEx(options.cross), _PRODUCTS),
@@ -133,16 +147,19 @@ def reads(name: str) -> tuple[str, ...]:
 
 def for_experiment(experiment: Asked) -> Method:
     """Return the method that an experiment asks for, with its options; over parts, where clients train parts."""
-    asked = experiment.aggregation
+    asked, allocation = experiment.aggregation, experiment.allocation
     fallback = None if asked.fallback == "none" else asked.fallback
     options = Options(
         cross=CrossTerm(asked.products, fallback=fallback, tolerance=asked.tolerance),
         switch_round=asked.first_ffa_round(experiment.federation.rounds),
         block_rounds=asked.block_rounds,
+        largest_norm=asked.largest_norm,
+        common=min(allocation.ranks, default=experiment.lora.rank),
     )
     method = make(experiment.federation.method, options)
-    counts_itself = isinstance(method, Ragged)  # and then clients differ in nothing but their ranks
-    return Partial(method) if experiment.allocation.in_parts and not counts_itself else method
+    if not allocation.in_parts or (allocation.strategy == "ranks" and isinstance(method, OfOwnRank)):
+        return method
+    return Partial(method)
 
 
 def server_optimizer_for(experiment: Asked) -> ServerOptimizer | None:

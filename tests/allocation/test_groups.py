@@ -29,6 +29,7 @@ from fedlora_priv.allocation.layers import layers_of
 from fedlora_priv.methods.base import Method, Shared
 from fedlora_priv.methods.fedit import FedIT
 from fedlora_priv.methods.ffa import FFALoRA
+from fedlora_priv.methods.hetlora import HetLoRA, weight_name
 from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.partial import holders_name
 from protocols.errors import SessionAborted
@@ -46,6 +47,7 @@ from tests.protocols.conftest import Federation
 N = 6
 NAMES = tuple(f"client-{i + 1}" for i in range(N))
 SHARED = Shared(SEED, 1)
+LARGEST = 20.0
 
 
 class Lab:
@@ -55,7 +57,7 @@ class Lab:
         self.layout, self.allocation, self.method = model, allocation, method
         rng = np.random.default_rng(1)
         self.start = random_state(model, rng)
-        self.shapes = allocation.method(method, model).contract(model).uploads
+        self.shapes = self.half().contract(model).uploads
         self.trained = {name: self._train(name, rng) for name in NAMES}
         uploads = {name: self._upload(name) for name in NAMES}
         bound = max(1.0, *(float(np.abs(upload).max()) for upload in uploads.values()))
@@ -72,8 +74,12 @@ class Lab:
         stream = SecretStream(b"t" * 32)
         self.federation.vectors = {name: self.quantiser.quantise(up, stream) for name, up in uploads.items()}
 
+    def half(self, name: str | None = None) -> Method:
+        """A client's half of the method, or the server's."""
+        return self.allocation.method(self.method, self.layout, name)
+
     def _train(self, name: str, rng: np.random.Generator) -> dict:
-        part = self.allocation.method(self.method, self.layout, name)
+        part = self.half(name)
         own, trains = dict(part.start(self.layout, self.start, SHARED)), self.allocation.trains(name)
         for key, shape in part.shapes(self.layout).items():
             role = self.layout.role(key)
@@ -83,9 +89,7 @@ class Lab:
         return own
 
     def _upload(self, name: str) -> np.ndarray:
-        arrays = self.allocation.method(self.method, self.layout, name).upload(
-            self.layout, self.start, self.trained[name], SHARED
-        )
+        arrays = self.half(name).upload(self.layout, self.start, self.trained[name], SHARED)
         return np.concatenate([arrays[key].ravel() for key in self.shapes])
 
     def combined(self, ring_sum: np.ndarray, n: int) -> tuple[dict, dict]:
@@ -94,8 +98,7 @@ class Lab:
         for key, shape in self.shapes.items():
             size = int(np.prod(shape))
             sums[key], at = vector[at : at + size].reshape(shape), at + size
-        method = self.allocation.method(self.method, self.layout)
-        return sums, method.combine(self.layout, self.start, sums, n, SHARED)
+        return sums, self.half().combine(self.layout, self.start, sums, n, SHARED)
 
     def check(self, survivors: tuple[str, ...], ring_sum: np.ndarray) -> None:
         """Every component of every array is the plain mean over the survivors that hold it."""
@@ -110,6 +113,34 @@ class Lab:
                         mean = np.mean([component(self.trained[name], key, j) for name in held], axis=0)
                         wanted = mean if self.layout.role(key) in roles else component(self.start, key, j)
                         assert_allclose(component(state, key, j), wanted, atol=1e-4)
+        for key in self.layout.heads:
+            mean = np.mean([self.trained[name][key] for name in survivors], axis=0)
+            assert_allclose(state[key], mean, atol=1e-4)
+
+
+class PaddedLab(Lab):
+    """The same under HetLoRA, which takes clients of unequal ranks itself."""
+
+    def half(self, name: str | None = None) -> Method:
+        own = None if name is None else self.allocation.own(self.layout, name)
+        return self.method if own is None else self.method.at_client(own)
+
+    def check(self, survivors: tuple[str, ...], ring_sum: np.ndarray) -> None:
+        """Factors are those of all survivors, padded with zeros and weighed by the norms of their products."""
+        sums, state = self.combined(ring_sum, len(survivors))
+        for m in self.layout.modules:
+            a, b, total = np.zeros((m.rank, m.in_features)), np.zeros((m.out_features, m.rank)), 0.0
+            for name in survivors:
+                trained_a, trained_b = (self.trained[name][key].astype(float) for key in (m.a_name, m.b_name))
+                rank = self.allocation.parts[name].rank
+                assert trained_a.shape[0] == rank
+                weight = np.clip(np.linalg.norm(m.scaling * trained_b @ trained_a) / LARGEST, 1 / 16, 1)
+                a[:rank] += weight * trained_a
+                b[:, :rank] += weight * trained_b
+                total += weight
+            assert_allclose(sums[weight_name(m)], [total], atol=1e-4)
+            assert_allclose(state[m.a_name], a / total, atol=1e-4)
+            assert_allclose(state[m.b_name], b / total, atol=1e-4)
         for key in self.layout.heads:
             mean = np.mean([self.trained[name][key] for name in survivors], axis=0)
             assert_allclose(state[key], mean, atol=1e-4)
@@ -147,7 +178,24 @@ def allocate(kind: str, budgets: list[int], number: int) -> Allocation:
 )
 @settings(max_examples=20, deadline=None)
 def test_sums_and_denominators_are_those_of_the_survivors(kind, budgets, number, method, lost, phase) -> None:
-    lab = Lab(layout(4), allocate(kind, budgets, number), method, 3)
+    sums_are_the_survivors(Lab(layout(4), allocate(kind, budgets, number), method, 3), lost, phase)
+
+
+@given(
+    budgets=st.lists(st.integers(2, 4), min_size=N, max_size=N),
+    lost=st.sets(st.sampled_from(NAMES), max_size=2),
+    phase=st.sampled_from(["advertise", "share", "mask", "confirm", "reveal"]),
+    together=st.booleans(),
+)
+@settings(max_examples=10, deadline=None)
+def test_weighted_sums_of_padded_factors_are_those_of_the_survivors(budgets, lost, phase, together) -> None:
+    """Whether or not what everybody has travels as changes."""
+    allocation = allocate("ranks", budgets, 1)
+    common = min(part.rank for part in allocation.parts.values()) if together else 0
+    sums_are_the_survivors(PaddedLab(layout(4), allocation, HetLoRA(None, LARGEST, common), 3), lost, phase)
+
+
+def sums_are_the_survivors(lab: Lab, lost: set[str], phase: str) -> None:
     require_contributors(lab.groups, 3)
     survivors = set(NAMES) - (lost if phase in ("advertise", "share", "mask") else set())
     held = [set(lab.allocation.holders(i, j)) & survivors for i in range(4) for j in range(4)]
@@ -162,6 +210,27 @@ def test_sums_and_denominators_are_those_of_the_survivors(kind, budgets, number,
     assert set(result.survivors) == survivors
     np.testing.assert_array_equal(result.sum, federation.plain_sum(result.survivors))
     lab.check(result.survivors, result.sum)
+
+
+@pytest.mark.parametrize("by", ["client-6", "client-1"])
+def test_padding_does_not_make_a_component_large(by: str) -> None:
+    """Zeros of those who lack components 3 and 4 hide nobody: neither a server that says they do gets their sum, nor
+    one that loses a holder after masking."""
+    lab = PaddedLab(layout(4), allocate("ranks", [3, 3, 3, 4, 4, 4], 1), HetLoRA(None, LARGEST, 2), 3)
+    federation, n_last = lab.federation, (3, 4, 5)
+    assert {g.contributors for g in lab.groups} == {n_last, tuple(range(N))}
+    form = vector_form(lab.groups, N, lab.quantiser.modulus_bits, lab.quantiser.levels)
+    federation.policy = replace(federation.policy, min_contributors=3, exact_form=form)
+    federation.clients = {name: federation.client(name) for name in NAMES}
+    everybody = tuple(CoordinateGroup(g.start, g.stop, tuple(range(N))) for g in lab.groups)
+    padded = encode(Proposal(replace(federation.parameters, groups=everybody)))
+    federation.refuses("advertise", padded, "groups than this client's", by=by)
+    federation.clients[by] = federation.client(by)
+    inbox = federation.drive(until="confirm")
+    statements = decode(Survivors, inbox[by], "test").statements
+    kept = tuple(statement for statement in statements if statement.index != 4)
+    forged = encode(Survivors(to_bitmap({0, 1, 2, 3, 5}, N), kept))
+    federation.refuses("confirm", forged, "too few contributors in U3", by=by)
 
 
 # Groups.

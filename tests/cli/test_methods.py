@@ -11,13 +11,14 @@ import pytest
 from fedlora_priv.methods import METHODS
 
 # By hand, of 12 modules with m = n = 384 and r = k = 8: g = 144/12 = 12 held-out columns; in units of n a module,
-# LoRA has 2r = 16. A sketch: 2r for the factors, k + (2k + 1) + g. FedASK: r + 2 columns, twice. Fed-SB: r²/n.
+# LoRA has 2r = 16. A sketch: 2r for the factors, k + (2k + 1) + g. HetLoRA: a weight. FedASK: r + 2 columns, twice.
+# Fed-SB: r²/n.
 SKETCH = [(16 + 8 + 17 + 12) / 16]
 UPLOADS: dict[str, list[list[float]]] = {
     "fedit": [[1]], "ffa": [[0.5]], "fra": [SKETCH], "hybrid": [SKETCH, [0.5]], "fedsvd": [[0.5]],
-    "flexlora": [[SKETCH[0] + 8 / 384 / 16]], "fedask": [[10 / 16, 10 / 16]], "flora": [[SKETCH[0] + 8 / 384 / 16]],
-    "fedex": [SKETCH], "rolora": [[0.5], [0.5]], "fedsa": [[0.5]], "lora-fair": [[1, 0.5]], "fed-sb": [[64 / 384 / 16]],
-    "rac-lora": [[0.5]],
+    "flexlora": [[SKETCH[0] + 8 / 384 / 16]], "hetlora": [[1 + 1 / 384 / 16]], "fedask": [[10 / 16, 10 / 16]],
+    "flora": [[SKETCH[0] + 8 / 384 / 16]], "fedex": [SKETCH], "rolora": [[0.5], [0.5]], "fedsa": [[0.5]],
+    "lora-fair": [[1, 0.5]], "fed-sb": [[64 / 384 / 16]], "rac-lora": [[0.5]],
 }  # fmt: skip
 
 

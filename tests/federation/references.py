@@ -20,6 +20,8 @@ from fedlora_priv.methods.layout import Layout, LoraModule
 Arrays = Mapping[str, np.ndarray]
 BLOCK_ROUNDS = 2
 """Of RAC-LoRA."""
+LARGEST_NORM = 2.0
+"""Of HetLoRA."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,9 @@ def expected(name: str, seen: Seen, mode: str = "sketch") -> dict[str, np.ndarra
         return seen.moved("A")
     if name == "fed-sb":
         return seen.moved("R", "head")
+    if name == "hetlora":
+        means = [padded_mean(seen, m) for m in modules]
+        return seen.moved("head") | {what: array for mean in means for what, array in mean.items()}
     if name in ("fedsvd", "fedask"):
         return seen.moved("head") | {f"map/{m.name}": seen.mean_product(m) for m in modules}
     if name in ("fra", "flexlora"):
@@ -148,6 +153,18 @@ def expected(name: str, seen: Seen, mode: str = "sketch") -> dict[str, np.ndarra
         return means | maps
     assert name == "lora-fair", name
     return seen.moved("A", "head") | {m.b_name: refined(seen, m) for m in modules}
+
+
+def padded_mean(seen: Seen, m: LoraModule) -> dict[str, np.ndarray]:
+    """HetLoRA's A and B: of factors padded with zeros, weighed by the norms of their products."""
+    a, b, total = np.zeros((m.rank, m.in_features)), np.zeros((m.out_features, m.rank)), 0.0
+    for layout, _, after in seen.clients:
+        own = layout_module(layout, m)
+        weight = min(max(np.linalg.norm(product(own, after)) / LARGEST_NORM, 1 / 16), 1.0)
+        a[: own.rank] += weight * after[m.a_name]
+        b[:, : own.rank] += weight * after[m.b_name] * own.scaling / m.scaling
+        total += weight
+    return {m.a_name: a / total, m.b_name: b / total}
 
 
 def refined(seen: Seen, m: LoraModule, weight: float = 0.01) -> np.ndarray:

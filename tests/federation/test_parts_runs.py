@@ -19,20 +19,23 @@ from fedlora_priv.federation.allocating import allocation
 from fedlora_priv.federation.preview import preview
 from fedlora_priv.reports.auditing import audit_files
 
-from .references import expected
+from .references import LARGEST_NORM, expected
 from .test_every_method import SMALLEST, TOLERANCE, Watched, mode_of, value
 
 CLIENTS, ROUNDS = 6, 2
 SCORED = {"scores": [1.0, 3.0], "scores_of": "public rows"}
 SMALL = [{"clients": ["client-1", "client-2"], "max_layers": 1}]
+LOW = [{"clients": ["client-2"], "max_rank": 1}]
 CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("fedit", {"strategy": "random-geometric", "shape": "inverted", "tiers": SMALL}),
     ("ffa", {"strategy": "geometric", "shape": "inverted", "tiers": SMALL}),
     ("rolora", {"strategy": "fedra", "tiers": SMALL}),
     ("fra", {"strategy": "fisher", "tiers": SMALL, **SCORED}),
     ("fed-sb", {"strategy": "fedpilot", "tiers": SMALL, **SCORED}),
-    ("fedit", {"strategy": "ranks", "ranks": [1, 2], "tiers": [{"clients": ["client-2"], "max_rank": 1}]}),
-    ("flexlora", {"strategy": "ranks", "ranks": [1, 2], "tiers": [{"clients": ["client-2"], "max_rank": 1}]}),
+    ("hetlora", {"strategy": "geometric", "shape": "inverted", "tiers": SMALL}),
+    ("fedit", {"strategy": "ranks", "ranks": [1, 2], "tiers": LOW}),
+    ("flexlora", {"strategy": "ranks", "ranks": [1, 2], "tiers": LOW}),
+    ("hetlora", {"strategy": "ranks", "ranks": [1, 2], "tiers": LOW}),
 ]
 LOSSES = [
     {"round": 1, "client_id": "client-3", "phase": "mask"},
@@ -49,6 +52,7 @@ def watched(experiment_file: Callable[..., Path]) -> Callable[..., Watched]:
             "communication": {"support": "dense", "density": 1.0, "value_bits": 16},
             "simulate": {"dropouts": LOSSES},
             "allocation": dealt,
+            "aggregation": {"largest_norm": LARGEST_NORM} if method == "hetlora" else {},
         }
         for name, section in sections.items():
             given[name] = {**given.get(name, {}), **section}

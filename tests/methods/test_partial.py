@@ -176,17 +176,18 @@ def test_fedilora_is_the_mean_of_each_component_over_those_who_have_it(federatio
         assert_allclose(done.state[name], np.mean([clients[k][name] for k in alive], axis=0), **tolerance)
 
 
-@given(federations(), st.sampled_from([None, 20]))
+@given(federations(), st.sampled_from([None, 20]), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_hetlora_is_the_padded_mean_weighted_by_norm(federation, value_bits) -> None:
+def test_hetlora_is_the_padded_mean_weighted_by_norm(federation, value_bits, together) -> None:
     _, own, survives = federation
+    common = min(m.rank for layout in own for m in layout.modules) if together else 0
     rng = np.random.default_rng(3)
     start = random_state(LAYOUT, rng, 0.3)
-    methods = [HetLoRA(o, largest=20.0) for o in own]
+    methods = [HetLoRA(o, 20.0, common) for o in own]
     clients = [trained_part(m, start, o, frozenset(NAMES), rng) for m, o in zip(methods, own, strict=True)]
     alive = [k for k, yes in enumerate(survives) if yes]
     done = run(
-        HetLoRA(largest=20.0),
+        HetLoRA(None, 20.0, common),
         LAYOUT,
         start,
         [clients[k] for k in alive],
@@ -292,6 +293,8 @@ def test_what_does_not_go_together_is_refused() -> None:
     for method in (FediLoRA(big), HetLoRA(big)):
         with pytest.raises(AssumptionError, match="rank 5 at a client"):
             method.upload(LAYOUT, start, start, SHARED)
+    with pytest.raises(AssumptionError, match="rank 2 at a client, and 3 components are everybody's"):
+        HetLoRA(small, common=3).upload(LAYOUT, start, start, SHARED)
     for cap in (0.0, -1.0, float("nan")):
         with pytest.raises(AssumptionError, match="positive norm"):
             HetLoRA(largest=cap)
