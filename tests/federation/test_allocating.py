@@ -21,6 +21,10 @@ from fedlora_priv.federation.allocating import (
     require_allocations,
 )
 from fedlora_priv.federation.session import min_contributors
+from fedlora_priv.methods import Method, for_experiment
+from fedlora_priv.methods.flexlora import FlexLoRA
+from fedlora_priv.methods.hetlora import HetLoRA
+from fedlora_priv.methods.partial import Partial
 from tests.allocation.lab import layout
 
 SIX = [f"client-{k}" for k in range(1, 7)]
@@ -107,6 +111,30 @@ def test_ranks_are_dealt_by_what_clients_can_hold(asked: Callable[..., Experimen
     assert profiles(experiment)["client-6"].max_rank is None
 
 
+@pytest.mark.parametrize(
+    ("method", "keys", "wanted"),
+    [
+        ("hetlora", {"strategy": "ranks", "ranks": [2, 4], "tiers": None}, HetLoRA),
+        ("hetlora", {}, Partial),
+        ("flexlora", {"strategy": "ranks", "ranks": [2, 4], "tiers": None}, FlexLoRA),
+        ("fedit", {"strategy": "ranks", "ranks": [2, 4], "tiers": None}, Partial),
+    ],
+)
+def test_who_divides_by_what_clients_hold(
+    asked: Callable[..., Experiment], method: str, keys: dict[str, Any], wanted: type[Method]
+) -> None:
+    sections = {
+        "federation": {"method": method},
+        "lora": {"rank": 4},
+        "aggregation": {"largest_norm": 3.0} if method == "hetlora" else {},
+    }
+    made = for_experiment(asked(sections, **keys))
+    assert type(made) is wanted
+    padded = made.method if isinstance(made, Partial) else made
+    if isinstance(padded, HetLoRA):  # what all ranks on offer have travels as changes; of layers, everything
+        assert (padded.largest, padded.common) == (3.0, 2 if keys else 4)
+
+
 def test_losses_are_planned_for(asked: Callable[..., Experiment]) -> None:
     experiment = asked({"federation": {"clients": 12}}, dropout_rate=0.1, tiers=None)
     assert holders(experiment, layout(12)) == 7  # as in the docstring of holders_needed
@@ -157,6 +185,11 @@ def refused() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ),
         ({"federation": {"method": "flexlora"}, "lora": {"ranks": [2] * 6}}, drawn, "both say what clients"),
         ({"communication": {"support": "server-topk", "density": 0.5}}, {}, "must arrive whole"),
+        (
+            {"federation": {"method": "hetlora"}, "lora": {"ranks": [2] * 6}},
+            {"strategy": "all", "tiers": None},
+            "lora.ranks has no effect with federation.method = 'hetlora'",
+        ),
         ({"communication": {"error_feedback": True}}, {}, "must arrive whole"),
         ({"communication": {"download_density": 0.5}}, {}, "must arrive whole"),
         ({"communication": {"value_bits": 7}}, {}, "at least 8 bits"),
