@@ -31,6 +31,9 @@ from .events import (
     Unit,
 )
 
+LEAST_NOISE = 0.01
+"""The least noise multiplier that has a price, as in a report's schema: accountants take 1/z² points of less."""
+
 
 class Mechanism(NamedTuple):
     """One step of a Poisson-sampled Gaussian (sample_rate 1: the plain Gaussian)."""
@@ -53,7 +56,8 @@ def compose(events: Iterable[Event]) -> Parts:
     """How many steps of which mechanisms a list of events amounts to, in canonical order.
 
     Raises:
-        PricingError: a `NonPrivate` event (it has no price), an unknown kind, mixed adjacencies or units.
+        PricingError: a `NonPrivate` event (it has no price), an unknown kind, mixed adjacencies or units, hardly any
+            noise.
     """
     steps: Counter[AnyMechanism] = Counter()
     for event in events:
@@ -66,8 +70,13 @@ def together(steps: Mapping[AnyMechanism, int]) -> Parts:
     """The mechanisms that took any steps, in canonical order, Gaussians first.
 
     Raises:
-        PricingError: their adjacencies or units differ.
+        PricingError: their adjacencies or units differ, or one has so little noise that accountants would not end.
     """
+    for mechanism in steps:
+        if isinstance(mechanism, Mechanism) and mechanism.noise_multiplier < LEAST_NOISE:
+            raise PricingError(
+                f"a noise multiplier of {mechanism.noise_multiplier:g} has no price: {LEAST_NOISE:g} is the least"
+            )
     for what, found in (
         ("adjacencies", {mechanism.adjacency for mechanism in steps}),
         ("units", {mechanism.unit for mechanism in steps}),

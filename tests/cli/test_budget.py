@@ -35,6 +35,22 @@ def spend(path: Path, client_id: str, rounds: int, *, run: str = "ab", dataset_i
     return path
 
 
+@pytest.mark.parametrize("noise", [0.009, 1e-9, 5e-324])
+def test_a_row_of_hardly_any_noise_is_one_line_and_not_a_crash(
+    fedlora: Callable[..., Any], tmp_path: Path, noise: float
+) -> None:
+    """Nobody plans such a row; somebody may have written one."""
+    path = tmp_path / "ledger.sqlite"
+    with Ledger.open(
+        path, client_id="client-1", dataset_id="notes", partition_id="iid", public=False
+    ) as ledger:
+        ledger.reserve(PoissonGaussian(noise, 0.05, 5, 1.0), round=0, run="ab")
+    said = fedlora("budget", str(path))
+    assert said.code != 0
+    assert f"a noise multiplier of {noise:g} has no price: 0.01 is the least" in said.err
+    assert "defect" not in said.err
+
+
 @pytest.fixture
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Private data in three hands, of which nothing needs to exist to ask about budgets."""
