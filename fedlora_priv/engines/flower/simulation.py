@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import ray
 from flwr.app import Context
@@ -24,7 +25,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.engines.flower import greeting
 from fedlora_priv.engines.flower.client_app import make_app
 from fedlora_priv.engines.flower.engine import FlowerEngine, Timing
-from fedlora_priv.errors import FederationError
+from fedlora_priv.errors import EnvironmentProblem, FederationError
 from fedlora_priv.federation.client import FederationClient
 from fedlora_priv.federation.run import Outcome, RunProgress, conduct
 from fedlora_priv.federation.runfolder import RunFolder, client_home, ledger_path
@@ -36,6 +37,9 @@ from protocols.secagg.identity import Roster
 
 POLL_S = 0.02
 """Between two looks for answers: they are in this process's memory."""
+
+STARTS = 3
+"""So often Ray is started until it runs."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,7 @@ def run_simulated(parts: Parts, folder: RunFolder, progress: RunProgress) -> Out
     logging.getLogger("flwr").setLevel(
         logging.ERROR
     )  # it warns that this entry point will go: docs/decisions/0073
-    try:
-        _simulate(server, make_app(nodes), len(roster))
-    finally:
-        ray.shutdown()
+    _simulate(server, make_app(nodes), len(roster))
     if not outcomes:
         raise FederationError("the simulation ended before the run did", "run it again: it resumes")
     return outcomes[0]
@@ -126,17 +127,40 @@ def _open_ledgers(parts: Parts, folder: RunFolder) -> Roster:
 
 
 def _simulate(server: ServerApp, client: ClientApp, nodes: int) -> None:
-    """Run the apps until the server's has ended, with an actor for each core."""
-    run_simulation(
-        server_app=server,
-        client_app=client,
-        num_supernodes=nodes,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {
-                "num_cpus": min(nodes, len(os.sched_getaffinity(0))),
-                "include_dashboard": False,
-                "log_to_driver": False,
-            },
-        },
-    )
+    """Run the apps until the server's has ended, with an actor for each core; Ray's sockets and logs go with it."""
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        try:
+            _start_ray(folder, min(nodes, len(os.sched_getaffinity(0))))
+            run_simulation(
+                server_app=server,
+                client_app=client,
+                num_supernodes=nodes,
+                backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+            )
+        finally:
+            ray.shutdown()
+
+
+def _start_ray(folder: str, cores: int) -> None:
+    """Start Ray, which Flower finds and takes; it waits 30 s for its own processes, too little on a busy machine.
+
+    Raises:
+        EnvironmentProblem: it did not start, several times.
+    """
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(
+                num_cpus=cores,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                _temp_dir=folder,
+            )
+            return
+        except Exception as error:  # Ray has no narrower one
+            ray.shutdown()
+            if attempt == STARTS:
+                raise EnvironmentProblem(
+                    f"Ray did not start in {STARTS} tries: {error}",
+                    "try again when this machine does less, or set engine.kind = 'local'",
+                ) from error
