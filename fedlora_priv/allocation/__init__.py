@@ -22,7 +22,7 @@ from fedlora_priv.allocation.cost import Cost, CostModel, Measurement, Profile
 from fedlora_priv.allocation.cover import holders_needed
 from fedlora_priv.allocation.errors import AllocationError, NothingFits, PrivateScores, ThinLayer
 from fedlora_priv.allocation.fisher import FisherLayers
-from fedlora_priv.allocation.groups import coordinate_groups, require_contributors, vector_form
+from fedlora_priv.allocation.groups import coordinate_groups, vector_form
 from fedlora_priv.allocation.hello import FedRA, Geometric, RandomGeometric
 from fedlora_priv.allocation.pilot import FedPilot
 from fedlora_priv.allocation.pruning import RankPruning
@@ -32,5 +32,5 @@ __all__ = [
     "Allocation", "AllocationError", "Allocator", "Cost", "CostModel", "FedPilot", "FedRA", "FisherLayers",
     "Geometric", "LayerScores", "Measurement", "NothingFits", "Part", "PrivateScores", "Profile", "Public",
     "RandomGeometric", "RankByCapability", "RankPruning", "ThinLayer", "coordinate_groups", "holders_needed",
-    "require_contributors", "vector_form",
+    "vector_form",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from fedlora_priv.allocation.base import Allocation, Part
-from fedlora_priv.allocation.errors import AllocationError, ThinLayer
+from fedlora_priv.allocation.errors import AllocationError
 from fedlora_priv.methods.layout import Layout, Shapes
 from fedlora_priv.methods.partial import holders_name
 from fedlora_priv.methods.ranks import count_name
@@ -89,20 +89,6 @@ def vector_form(groups: Sequence[CoordinateGroup], n: int, modulus_bits: int, bo
     """
     everywhere = len(groups) == 1 and len(groups[0].contributors) == n
     return VectorForm(groups[-1].stop, modulus_bits, bound, () if everywhere else tuple(groups))
-
-
-def require_contributors(groups: Sequence[CoordinateGroup], min_contributors: int) -> None:
-    """Return if a session of these groups could be proposed.
-
-    Raises:
-        ThinLayer: a group has too few contributors before anybody has dropped.
-    """
-    least = min((len(group.contributors) for group in groups), default=0)
-    if least < min_contributors:
-        raise ThinLayer(
-            f"a group of coordinates has {least} of at least {min_contributors} contributors",
-            "allocate for more holders: see holders_needed",
-        )
 
 
 def _rows(allocation: Allocation, layout: Layout, shapes: Shapes) -> Iterator[tuple[int, frozenset[str]]]:

@@ -20,9 +20,7 @@ from fedlora_priv.allocation import (
     Profile,
     RandomGeometric,
     RankByCapability,
-    ThinLayer,
     coordinate_groups,
-    require_contributors,
     vector_form,
 )
 from fedlora_priv.allocation.layers import layers_of
@@ -196,7 +194,7 @@ def test_weighted_sums_of_padded_factors_are_those_of_the_survivors(budgets, los
 
 
 def sums_are_the_survivors(lab: Lab, lost: set[str], phase: str) -> None:
-    require_contributors(lab.groups, 3)
+    assert min(len(group.contributors) for group in lab.groups) >= 3
     survivors = set(NAMES) - (lost if phase in ("advertise", "share", "mask") else set())
     held = [set(lab.allocation.holders(i, j)) & survivors for i in range(4) for j in range(4)]
     federation = lab.federation
@@ -277,10 +275,6 @@ def test_groups_that_cannot_be_are_refused() -> None:
         coordinate_groups(SMALL, layout(2), shapes, (*PARTS, "client-9"))
     with pytest.raises(AllocationError, match=r"odd\.thing travels but belongs to no layer"):
         coordinate_groups(SMALL, layout(2), {"odd.thing": (3,)}, tuple(PARTS))
-    with pytest.raises(ThinLayer, match="has 1 of at least 2 contributors"):
-        require_contributors(coordinate_groups(SMALL, layout(2), shapes, tuple(PARTS)), 2)
-    many = coordinate_groups(SMALL, layout(2), {"classifier.weight": (2, 3)}, tuple(PARTS))
-    require_contributors(many, 3)
 
 
 # A server that wants a layer of few.
