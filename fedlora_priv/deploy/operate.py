@@ -48,7 +48,7 @@ def admit(file: Path) -> int:
     )
     answers = list(answers_in(done.stdout))
     keys = [Path(argument).stem for argument in launch.arguments if argument.endswith(".pub")]
-    said = done.stderr.strip() or done.stdout.strip() or "no reason given"
+    said = done.stderr.strip() or done.stdout.strip()
     answers += [{"error-message": said}] * (len(keys) - len(answers))
     return sum(_was_new(client_id, answer) for client_id, answer in zip(keys, answers, strict=True))
 
@@ -125,7 +125,7 @@ def _was_new(client_id: str, answer: Mapping[str, Any]) -> bool:
     """
     if answer.get("success"):
         return True
-    said = str(answer.get("error-message")).strip()
+    said = str(answer.get("error-message") or "").strip() or "no reason given"
     if _ADMITTED_BEFORE in said:
         return False
     raise FederationError(

@@ -319,6 +319,8 @@ def test_admission_is_counted_and_its_refusal_is_one_line(
         refused(
             fedlora("server", "admit", server), FEDERATION, "did not admit client-1: [code: 24] Not today"
         )
+        flower_says(server, '{"success": false, "error-message": ""}', 0, monkeypatch)
+        refused(fedlora("server", "admit", server), FEDERATION, "did not admit client-1: no reason given")
         flower_says(server, ADMITTED, 1, monkeypatch)  # it ends after the first
         refused(fedlora("server", "admit", server), FEDERATION, "did not admit client-2")
         flower_says(server, "╭─ Error ─╮\n", 1, monkeypatch)
