@@ -162,5 +162,6 @@ def _start_ray(folder: str, cores: int) -> None:
             if attempt == STARTS:
                 raise EnvironmentProblem(
                     f"Ray did not start in {STARTS} tries: {error}",
-                    "try again when this machine does less, or set engine.kind = 'local'",
+                    "try again when this machine does less, give TMPDIR a shorter path if that is what it says, or set "
+                    "engine.kind = 'local'",
                 ) from error
