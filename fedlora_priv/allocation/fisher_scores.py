@@ -39,7 +39,6 @@ def fisher_scores(
                 raise AllocationError(
                     "layers are scored by the label's logit, and there are no labels", "label them"
                 )
-            # torch leaves backward() untyped
             _label_logits(hooked(**batch.inputs).logits, batch.labels).sum().backward()  # type: ignore[no-untyped-call]  # backward is untyped in torch
             for name, gradients in zip(trained, take_gradients(trained), strict=True):
                 squares[name] += float(gradients.squares().sum())

@@ -181,7 +181,7 @@ def _guarded_runtime(command: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _imports() -> Iterator[None]:
-    """Import without looking for garbage, then and at the end: what is imported stays. A quarter of the CPU time."""
+    """Import without looking for garbage then, nor among what was imported ever after: it stays anyway."""
     gc.disable()
     try:
         yield

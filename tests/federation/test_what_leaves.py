@@ -81,6 +81,10 @@ def test_the_server_is_told_nothing_of_batches_norms_or_rows(marked: Paper) -> N
     close = wire.encode(wire.Message(wire.CLOSE))
     for client in marked.clients:
         client.handle(close)
+    for client in marked.clients:
+        kept = client._setup.home.private_audit_path(paper.RUN.hex()).read_bytes()
+        assert str(EXAMPLES).encode() in kept  # else nothing was marked, and nothing could be found
+        assert str(STEP.batch_size).encode() in kept
     assert not [needle for needle in needles() for answer in said if needle in answer]
     told: dict[str, tuple[set[str], set[str]]] = {}
     for answer in said:
