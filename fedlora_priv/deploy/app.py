@@ -130,11 +130,12 @@ def _answer_one_message(arguments: Sequence[str]) -> None:
     options = {**_options(arguments), "certificates": None, "runtime_dependency_install": False}
     with _imports():
         runtime = _guarded_runtime("flwr-clientapp")
-        importlib.import_module(NODE_APP)
+        app = importlib.import_module(NODE_APP).app
     try:
         call = inspect.signature(runtime.run_clientapp).bind(**options)
     except (AttributeError, TypeError) as error:
         raise _changed(f"{runtime.__name__} takes other arguments ({error})") from error
+    _load_only(runtime, app)
     runtime.run_clientapp(*call.args, **call.kwargs)
 
 
@@ -177,6 +178,20 @@ def _guarded_runtime(command: str) -> ModuleType:
 
     runtime.install_from_fab = guarded  # type: ignore[attr-defined]  # a module has no such attribute for the checker
     return runtime
+
+
+def _load_only(runtime: ModuleType, app: object) -> None:
+    """Let a runtime load this app whatever it is told.
+
+    It would look for the app in a folder that the server names by the run's id, version and hash: though the bundle was
+    the right one, ".." in a version leads to any other app that somebody on this machine has put into such a folder.
+
+    Raises:
+        EnvironmentProblem: Flower has changed.
+    """
+    if not hasattr(runtime, "get_load_client_app_fn"):
+        raise _changed(f"{runtime.__name__} loads apps in another way")
+    runtime.get_load_client_app_fn = lambda *_, **__: lambda *_: app  # type: ignore[attr-defined]  # as above
 
 
 @contextlib.contextmanager

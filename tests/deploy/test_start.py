@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import io
 import os
@@ -105,13 +106,22 @@ def started_by_flower(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_message_reaches_flowers_runtime_as_its_own_command_would_give_it(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What Flower's SuperExec says is understood whole, and what the runtime unpacks has been looked at."""
+    """What Flower's SuperExec says is understood whole, what the runtime unpacks has been looked at, and what it runs is
+    this package's app, whichever folder of this machine the server's run points to.
+    """
     command, *arguments = started_by_flower(monkeypatch)
     runtime = pytest.importorskip(RUNTIMES[command])
     given: list[dict[str, object]] = []
     unpacked: list[bytes] = []
+    elsewhere = tmp_path / "elsewhere.01234567"  # as Flower names the folder of any app: with a part of its hash
+    elsewhere.mkdir()
+    (elsewhere / "pyproject.toml").write_text(PROJECT.replace(NODE_APP, "foreign"), encoding="utf-8")
+    (elsewhere / "foreign.py").write_text("raise SystemExit('foreign code')", encoding="utf-8")
+    (tmp_path / "flower" / "apps" / "a.b.1").mkdir(parents=True)
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
+    loaded: list[object] = []
 
     def run_clientapp(
         runtime_api_address: str,
@@ -122,10 +132,13 @@ def test_a_message_reaches_flowers_runtime_as_its_own_command_would_give_it(
         runtime_dependency_install: bool,
     ) -> None:
         given.append(dict(locals()))
+        load = runtime.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
+        loaded.append(load("a/b", "1/../../../elsewhere", "0123456789"))
         for app in (bundle(**OWN), bundle(**OWN, code__py="import os")):
             runtime.install_from_fab(app, skip_prompt=True)
 
     monkeypatch.setattr(runtime, "install_from_fab", lambda app, skip_prompt: unpacked.append(app))
+    monkeypatch.setattr(runtime, "get_load_client_app_fn", runtime.get_load_client_app_fn)
     assert inspect.signature(run_clientapp).parameters.keys() == (
         inspect.signature(runtime.run_clientapp).parameters.keys()
     )
@@ -133,6 +146,7 @@ def test_a_message_reaches_flowers_runtime_as_its_own_command_would_give_it(
     with pytest.raises(FederationError, match="not the one of this federation"):
         run(command, arguments)
     assert unpacked == [bundle(**OWN)]
+    assert loaded == [importlib.import_module(NODE_APP).app]
     known = {"runtime_api_address": "127.0.0.1:9094", "token": "t0", "insecure": True, "certificates": None}
     entry = {key: given[0][key] for key in inspect.signature(run_clientapp).parameters}
     assert entry == {**known, "parent_pid": 17, "runtime_dependency_install": False}
@@ -160,9 +174,15 @@ def test_a_runtime_that_has_changed_is_refused(monkeypatch: pytest.MonkeyPatch) 
     command, *arguments = started_by_flower(monkeypatch)
     runtime = pytest.importorskip(RUNTIMES[command])
     monkeypatch.setattr(runtime, "install_from_fab", runtime.install_from_fab)
+    run_clientapp = runtime.run_clientapp
     monkeypatch.setattr(runtime, "run_clientapp", lambda token: None)
     with pytest.raises(EnvironmentProblem, match="takes other arguments"):
         run(command, arguments)
+    with monkeypatch.context() as changed:
+        changed.setattr(runtime, "run_clientapp", run_clientapp)
+        changed.delattr(runtime, "get_load_client_app_fn")
+        with pytest.raises(EnvironmentProblem, match="loads apps in another way"):
+            run(command, arguments)
     monkeypatch.delattr(runtime, "install_from_fab")
     with pytest.raises(EnvironmentProblem, match="unpacks apps in another way"):
         run(command, arguments)
