@@ -66,7 +66,7 @@ class HetLoRA(OfOwnRank):
             trains=frozenset({"A", "B", "head"}),
             exact=False,
             noise="quadratic: ξ_B·A + B·ξ_A + ξ_B·ξ_A; weights are of noised factors",
-            leaks="the sums over survivors of weighted factors and of weights",
+            leaks="the sums over survivors of weighted factors and of weights; nearly that of weights for each rank",
             weights="norm",
             limits=dict.fromkeys(weights, 1.0),
             travels_whole=True,
