@@ -108,14 +108,15 @@ def started_by_flower(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_message_reaches_flowers_runtime_as_its_own_command_would_give_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What Flower's SuperExec says is understood whole, what the runtime unpacks has been looked at, and what it runs is
-    this package's app, whichever folder of this machine the server's run points to.
+    """All that Flower's SuperExec says is understood, and what the runtime unpacks has been looked at.
+
+    What it runs is this package's app, whichever folder of this machine the server's run points to.
     """
     command, *arguments = started_by_flower(monkeypatch)
     runtime = pytest.importorskip(RUNTIMES[command])
     given: list[dict[str, object]] = []
     unpacked: list[bytes] = []
-    elsewhere = tmp_path / "elsewhere.01234567"  # as Flower names the folder of any app: with a part of its hash
+    elsewhere = tmp_path / "elsewhere.01234567"  # a part of its hash is in the folder of any app
     elsewhere.mkdir()
     (elsewhere / "pyproject.toml").write_text(PROJECT.replace(NODE_APP, "foreign"), encoding="utf-8")
     (elsewhere / "foreign.py").write_text("raise SystemExit('foreign code')", encoding="utf-8")
