@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +38,9 @@ from protocols.secagg.identity import Roster
 
 POLL_S = 0.02
 """Between two looks for answers: they are in this process's memory."""
+
+NO_WAY_OUT = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
+"""Port 9 of this machine discards what it is sent, where anybody listens there at all."""
 
 STARTS = 3
 """So often Ray is started until it runs."""
@@ -149,13 +153,14 @@ def _start_ray(folder: str, cores: int) -> None:
     """
     for attempt in range(1, STARTS + 1):
         try:
-            ray.init(
-                num_cpus=cores,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                _temp_dir=folder,
-            )
+            with _asking_nobody():
+                ray.init(
+                    num_cpus=cores,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                    _temp_dir=folder,
+                )
             return
         except Exception as error:  # Ray has no narrower one
             ray.shutdown()
@@ -165,3 +170,18 @@ def _start_ray(folder: str, cores: int) -> None:
                     "try again when this machine does less, give TMPDIR a shorter path if that is what it says, or set "
                     "engine.kind = 'local'",
                 ) from error
+
+
+@contextmanager
+def _asking_nobody() -> Iterator[None]:
+    """Give processes that start meanwhile a proxy for plain HTTP that is not there: Ray asks in which cloud it runs."""
+    kept = {name: os.environ.get(name) for name in NO_WAY_OUT}
+    os.environ.update(NO_WAY_OUT)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
