@@ -72,12 +72,12 @@ def outcome(folder: Path) -> tuple[bytes, list[Any]]:
 def test_a_simulation_is_the_local_engines_run_and_leaves_nothing(
     experiment_file: Callable[..., Path], tmp_path: Path, scratch: Path, silent: Any
 ) -> None:
-    def experiment(kind: str) -> Path:
+    def experiment(kind: str, **engine: Any) -> Path:
         return experiment_file(
             experiment={"name": "tiny", "seed": 3, "output": str(tmp_path / kind)},
             federation={"clients": len(CLIENTS), "rounds": 2},
             training={"batch_size": 20, "learning_rate": 0.5, "deterministic_noise": True},
-            engine={"kind": kind, "train_timeout_s": 900, "phase_timeout_s": 900},
+            engine={"kind": kind, **engine},
         )
 
     home = tmp_path / "home"
@@ -86,7 +86,7 @@ def test_a_simulation_is_the_local_engines_run_and_leaves_nothing(
     traced.trace.mkdir()
     simulated_sums = tmp_path / "simulated-sums"
     with guarded(traced.mark):
-        file = experiment("flower-simulation")
+        file = experiment("flower-simulation", train_timeout_s=900, phase_timeout_s=900)
         command = [sys.executable, "-c", RUN, "run", str(file), str(simulated_sums)]
         traced._launch("simulation", command, {})
         process = traced.running["simulation"]

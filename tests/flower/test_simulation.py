@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ class FakeRay:
 
     def init(self, **options: Any) -> None:
         self.started += 1
-        assert (options["num_cpus"], options["_temp_dir"]) == (2, "a folder")
+        assert (options["address"], options["num_cpus"], options["_temp_dir"]) == ("local", 2, "a folder")
+        assert os.environ["http_proxy"] == "http://127.0.0.1:9"  # what its processes inherit
         if self.started <= self.failures:
             raise OSError("AF_UNIX path length cannot exceed 107 bytes")
 
@@ -32,8 +34,12 @@ class FakeRay:
 def test_ray_is_started_until_it_runs(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay(failures)
     monkeypatch.setattr(simulation, "ray", ray)
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
     simulation._start_ray("a folder", 2)
     assert (ray.started, ray.stopped) == (failures + 1, failures)
+    assert os.environ["http_proxy"] == "http://proxy.example:3128"  # as the user had it, again
+    assert "no_proxy" not in os.environ
 
 
 def test_a_ray_that_never_starts_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

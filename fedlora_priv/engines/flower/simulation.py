@@ -155,6 +155,7 @@ def _start_ray(folder: str, cores: int) -> None:
         try:
             with _asking_nobody():
                 ray.init(
+                    address="local",  # and not the cluster that RAY_ADDRESS may name
                     num_cpus=cores,
                     include_dashboard=False,
                     log_to_driver=False,
