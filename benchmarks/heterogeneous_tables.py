@@ -40,7 +40,8 @@ PUBLISHED = ("fedra", "hetlora", "flexlora")
 
 INTRODUCTION = f"""# Unequal clients
 
-What follows from these tables is in [docs/heterogeneous.md](../../docs/heterogeneous.md#what-was-measured). They are made by
+What follows from these tables is in
+[docs/heterogeneous.md](../../docs/heterogeneous.md#what-was-measured). They are made by
 `python benchmarks/heterogeneous_study.py page` from `heterogeneous.jsonl`, where every line is a run; `... run --data
 DIR` runs what is missing.
 
