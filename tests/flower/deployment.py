@@ -36,7 +36,7 @@ def tiny(model: Path, data: Path, /, **sections: dict[str, Any]) -> Experiment:
         "training": {"batch_size": 20, "learning_rate": 0.5},
         "privacy": {"epsilon": 8.0, "delta": 1e-4},
         "communication": {"value_bits": 8},
-        "engine": {"kind": "flower", "train_timeout_s": 300, "phase_timeout_s": 300},
+        "engine": {"kind": "flower", "train_timeout_s": 900, "phase_timeout_s": 900},
     }
     for name, section in sections.items():
         changed = {**values.get(name, {}), **section}
