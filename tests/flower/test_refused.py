@@ -1,17 +1,23 @@
-"""Who is refused by real processes: a node whose key nobody admitted, and a server that sends code of its own."""
+"""Who is refused by real processes: a node with no admitted key, a server with code of its own, another experiment."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedlora_priv.config_federation import Dropout
 from fedlora_priv.deploy import start
 from fedlora_priv.deploy.keys import new_keys
+from fedlora_priv.federation.agreement import Agreement
 from tests.flower.deployment import tiny
-from tests.flower.fleet import Fleet, fleet
+from tests.flower.fleet import RUN, Fleet, fleet
+from tests.flower.judging import failed, require_the_local_engines_sums
 
 pytestmark = pytest.mark.long
 
@@ -120,3 +126,42 @@ def test_other_code_than_what_is_installed_is_not_run(theirs: Fleet) -> None:
     assert said
     assert "nothing of it was run" in said[0]
     assert theirs.running["client-1"].poll() is None  # it goes on, and answers its own federation
+
+
+def test_nodes_of_another_run_and_of_another_experiment_take_no_part_and_cost_nobody_anything(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, silent: Any
+) -> None:
+    """A whole run beside them: one is taken for nobody, one refuses, and the sum is exactly the others'."""
+    experiment = tiny(
+        tiny_model,
+        tiny_data,
+        secure_aggregation={"max_colluders": 0},  # else four of the five would have to be there
+        engine={
+            "join_timeout_s": 1.0
+        },  # one is waited for in vain; the others are there before the run begins
+    )
+    with fleet(experiment, tmp_path / "fleet", known_randomness=True) as one:
+        shutil.copytree(one.out, tmp_path / "twin")
+        agreed = one.node(4).parent / "agreement"
+        replace(Agreement.load(agreed), run=bytes(range(16))).save(agreed)
+        agreed = one.node(5).parent / "agreement"
+        privacy = experiment.privacy.model_copy(update={"epsilon": 4.0})
+        other = experiment.model_copy(update={"privacy": privacy})
+        replace(Agreement.load(agreed), experiment=other).save(agreed)
+
+        one.start_superlink()
+        assert one.call("server", "admit", one.server).returncode == 0
+        for number in range(1, 6):
+            one.start_node(number)
+            name = f"client-{number}"
+            one.wait(lambda name=name: "SuperNode ID:" in one.log(name), f"{name} is admitted")
+        one.start_run()
+        assert one.finished() == 0, one.tails()
+
+        assert "not there after 1 s: client-4" in one.log(RUN)
+        (entry,) = one.report()["rounds"]
+        assert entry["survivors"] == ["client-1", "client-2", "client-3"]
+        assert {lost["client_id"] for lost in entry["refused"]} == {"client-5"}, entry
+        lost = [Dropout(round=1, client_id=name, phase="advertise") for name in ("client-4", "client-5")]
+        require_the_local_engines_sums(one, tmp_path, silent, lost)
+        assert not failed(one)
