@@ -134,7 +134,7 @@ def _simulate(server: ServerApp, client: ClientApp, nodes: int) -> None:
     """Run the apps until the server's has ended, with an actor for each core; Ray's sockets and logs go with it."""
     with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
-            _start_ray(folder, min(nodes, len(os.sched_getaffinity(0))))
+            _start_ray(folder, min(nodes, _cores()))
             run_simulation(
                 server_app=server,
                 client_app=client,
@@ -143,6 +143,13 @@ def _simulate(server: ServerApp, client: ClientApp, nodes: int) -> None:
             )
         finally:
             ray.shutdown()
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS ties processes to no cores
 
 
 def _start_ray(folder: str, cores: int) -> None:
