@@ -20,7 +20,7 @@ from fedlora_priv.engines.flower.records import MESSAGE, from_record, to_record
 
 NAME = "benchmarks.flower_echo"
 PROJECT = installed.PROJECT.replace("fedlora_priv.engines.flower.server_app:app", f"{NAME}:server").replace(
-    f"{installed.NODE_APP}:app", f"{NAME}:client"
+    f"{installed.NODE_APP}:app", f"{NAME}:app"
 )
 """The app's only file, as this package's own app has one."""
 
@@ -31,11 +31,11 @@ LINE = "echo: "
 POLL_S = 0.25
 TIMEOUT_S = 500.0
 
-client = ClientApp()
+app = ClientApp()
 server = ServerApp()
 
 
-@client.train(MESSAGE.partition(".")[2])
+@app.train(MESSAGE.partition(".")[2])
 def echo(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
     """Return what came."""
     return Message(to_record(message=from_record(message.content, "message")), reply_to=message)

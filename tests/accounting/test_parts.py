@@ -69,14 +69,6 @@ def test_a_contract_that_asks_for_too_few_fails() -> None:
     assert "lets 2 clients be summed on a layer: beside 1 colluders" in problem
 
 
-@pytest.mark.parametrize("colluders", ["1", None, [1], 1.5])
-def test_a_number_of_colluders_that_is_none_stops_no_audit(colluders: Any) -> None:
-    """The report's schema lets anything stand there: what it says is then that nobody colludes."""
-    audited = case(round_of(SIX[1:]), **same_rank(2))
-    audited.report["secure_aggregation"]["max_colluders"] = colluders
-    assert problems(audited) == []
-
-
 def test_a_layer_that_the_contract_does_not_name_fails() -> None:
     """Its clients would be counted nowhere."""
     beyond = same_rank(2) | {"client-6": {"layers": [0, 2], "rank": 2}}
