@@ -27,7 +27,7 @@ from benchmarks.common import markdown
 from benchmarks.pass_through import WAYS, PassThrough
 from fedlora_priv.config import Experiment
 from fedlora_priv.deploy import start
-from fedlora_priv.federation.parties import ServerSettings
+from fedlora_priv.federation.parties import NodeSettings
 from tests.flower.deployment import change
 from tests.flower.fleet import RUN, SUPERLINK, Fleet, fleet
 
@@ -83,7 +83,7 @@ class Cpu:
 @contextlib.contextmanager
 def counted(run: Fleet) -> Iterator[list[PassThrough]]:
     """Put a pass-through between the SuperLink and each node."""
-    port = start.server_link(ServerSettings.load(run.server)).port
+    port = start.node_link(NodeSettings.load(run.node(1))).port
     ways = [PassThrough(port) for _ in range(run.experiment.federation.clients)]
     for number, way in enumerate(ways, start=1):
         change(run.node(number), "flower", port=way.port)

@@ -55,7 +55,11 @@ class PassThrough:
         with contextlib.suppress(OSError):
             while True:
                 caller, _ = self._listener.accept()
-                called = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    called = socket.create_connection(("127.0.0.1", self._target))
+                except ConnectionRefusedError:  # nobody is there yet, and so the caller is told
+                    caller.close()
+                    continue
                 self._open += [caller, called]
                 self._start(self._pass, caller, called, "up")
                 self._start(self._pass, called, caller, "down")
