@@ -28,7 +28,8 @@ class SecretNoiseOptimizer(Redacted, DPOptimizer):  # type: ignore[misc]  # Opac
     """Opacus' optimizer with noise from a `SecretStream` and a batch that may be empty; never copied or pickled.
 
     Clipping is not done here: a `clipping.ClippingEngine` leaves each microbatch's clipped sum in the parameters'
-    ``summed_grad``. After the last microbatch, or after none, call `step`.
+    ``summed_grad``. After the last microbatch, or after none, call `step`; or `pre_step`, which leaves the noised
+    gradients in the parameters, and have `original_optimizer` step.
 
     Args:
         optimizer: a fresh torch optimizer over the trained parameters, all float32.

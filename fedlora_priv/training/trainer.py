@@ -35,6 +35,7 @@ from fedlora_priv.training.examples import Batch, Examples
 from fedlora_priv.training.fitting import refuse_unfit
 from fedlora_priv.training.losses import model_losses
 from fedlora_priv.training.made_up import made_up_examples
+from fedlora_priv.training.penalty import Penalty, add_gradient
 from fedlora_priv.training.preflight import LENGTHS, require_numbers
 from fedlora_priv.training.refusals import refuse_training_mode, require_peft
 from fedlora_priv.training.sampling import poisson_draw
@@ -97,6 +98,7 @@ class PrivateTrainer:
         stream: SecretStream,
         trainable: frozenset[Role] = ALL_ROLES,
         support: TrainSupport | None = None,
+        penalty: Penalty | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> TrainResult:
         """Return the state after private steps from `start_state` on one client's examples.
@@ -109,6 +111,8 @@ class PrivateTrainer:
             trainable: roles that are trained; the others are frozen, noise-free and come back bit-identical.
             support: public coordinates of each array of these roles, to train those alone: gradients are cut to them
                 before they are clipped, and nothing else gets noise or moves; see `support`. None trains all.
+            penalty: gives a gradient by the weights alone, which is added to the noised one: a public function, or what
+                is guaranteed here does not hold; see `penalty`.
             on_step: called with 1, 2, ... after each step.
 
         Guarantee:
@@ -119,7 +123,8 @@ class PrivateTrainer:
         Raises:
             ConfigError: nothing to train, or a mode or a support that does not fit the model.
             DataError: a label, token or length that the model has no place for.
-            FedloraError: something is not trained that should be, or the other way round.
+            FedloraError: something is not trained that should be, or the other way round; a penalty's gradient does not
+                fit what is trained.
         """
         if settings.adaptive is not None:
             require_exact_counts(self.model)
@@ -139,7 +144,10 @@ class PrivateTrainer:
             for step in range(1, settings.steps + 1):
                 check = None if kind in self._verified else StepCheck(self.model, trained, parts)
                 drawn = examples.subset(poisson_draw(stream, len(examples), settings.sample_rate))
-                records.append(self._step(engine, optimizer, drawn, settings, clip_norm))
+                records.append(self._noised(engine, optimizer, drawn, settings, clip_norm))
+                if penalty is not None:
+                    add_gradient(penalty, trained, parts)
+                optimizer.original_optimizer.step()
                 if check is not None:
                     check.require_changes(noised=settings.noise_multiplier > 0)
                     self._verified.add(kind)
@@ -201,7 +209,7 @@ class PrivateTrainer:
             raise ConfigError("the model has no R to train", "add it with fedlora_priv.modeling.add_squares")
         return trained
 
-    def _step(
+    def _noised(
         self,
         engine: ClippingEngine,
         optimizer: SecretNoiseOptimizer,
@@ -209,14 +217,14 @@ class PrivateTrainer:
         settings: StepSettings,
         clip_norm: ClipNorm,
     ) -> StepRecord:
-        """Take one step on the drawn examples; with none of them, a step of noise alone."""
+        """Set the noised gradients of a step on the drawn examples; with none of them, noise alone."""
         optimizer.zero_grad(set_to_none=True)
         optimizer.max_grad_norm = clip_norm.value
         counts = []
         for batch in self._microbatches(drawn, settings.max_tokens_per_microbatch):
             counts.append(engine.add(partial(model_losses, batch=batch), clip_norm.value))
         sums = optimizer.clipped_sums()
-        optimizer.step()
+        optimizer.pre_step()
         record = step_record(len(drawn), counts, sums, optimizer)
         return replace(record, count=clip_norm.follow(counts))
 
