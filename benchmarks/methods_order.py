@@ -13,6 +13,7 @@ from benchmarks.methods_runs import Setting
 from benchmarks.methods_task import Name, Partition
 from benchmarks.resumable import text
 from benchmarks.sst2_study import parsed
+from fedlora_priv.errors import DataError
 from fedlora_priv.precision import BaseDtype
 
 K = TypeVar("K", bound=str)
@@ -150,8 +151,10 @@ def changed(setting: S, changes: Mapping[str, str]) -> S:
     """Return a setting with other values of some fields, given as texts.
 
     Raises:
-        DataError: a text is no value of its field.
+        DataError: there is no such field, or a text is no value of it.
     """
+    if unknown := sorted(changes.keys() - asdict(setting).keys()):
+        raise DataError(f"a setting has no {unknown[0]!r}", f"name one of {', '.join(asdict(setting))}")
     values = {name: parsed(getattr(setting, name), value, name) for name, value in changes.items()}
     return replace(setting, **values)
 

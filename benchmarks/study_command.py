@@ -39,13 +39,19 @@ class Command(Generic[S]):
     attended: bool = False
 
     def main(self, options: argparse.Namespace) -> None:
-        """Run what is not there yet, if that was asked for, and write the page."""
+        """Run what is not there yet, if that was asked for, and write the page; bad input is one line on stderr."""
         from benchmarks.resumable import write_whole
         from benchmarks.sst2_study import Lines
+        from fedlora_priv.errors import DataError
 
         lines = Lines(options.results / f"{self.name}.jsonl")
         if options.action == "run":
-            self._work(options, lines)
+            if options.data is None:
+                raise SystemExit(f"error: run needs --data, {_where(self.folders)}")
+            try:
+                self._work(options, lines)
+            except DataError as error:
+                raise SystemExit(f"error: {error}") from error
         for name, text in self.files(list(lines)):
             write_whole(options.results, name, text)
 
@@ -56,7 +62,7 @@ class Command(Generic[S]):
         from benchmarks.resumable import key, work
 
         torch.set_num_threads(1)
-        changes = dict(change.split("=", 1) for change in options.set)
+        changes = dict(options.set)
         tasks: dict[str, StudyTask] = {}
 
         def run(study: str, setting: S) -> None:
@@ -97,13 +103,35 @@ def command_line(what: str | None, folders: Mapping[str, str]) -> argparse.Argum
     """
     parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "page"))
-    parser.add_argument("--data", type=Path, help=f"a folder with {' and '.join(sorted(folders.values()))}")
+    parser.add_argument("--data", type=Path, help=f"for run: {_where(folders)}")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument(
         "--cache", type=Path, help="where lower layers' outputs are kept; RESULTS/methods.cache"
     )
     parser.add_argument("--datasets", nargs="*", choices=folders, default=list(folders))
     parser.add_argument("--encoder", type=Path, help="a local folder instead of MiniLM, to try the command")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="change every run, to try")
+    parser.add_argument(
+        "--set", nargs="*", default=[], type=change, metavar="NAME=VALUE", help="change every run, to try"
+    )
     parser.add_argument("--most", type=int, help="stop after so many runs")
     return parser
+
+
+def change(text: str) -> tuple[str, str]:
+    """Return the name and the value that an option says.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no "=" in it.
+
+    >>> change("rounds=2")
+    ('rounds', '2')
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _where(folders: Mapping[str, str]) -> str:
+    """Return what --data is to name."""
+    return f"a folder with {' and '.join(sorted(folders.values()))}"

@@ -48,6 +48,11 @@ def admit(file: Path) -> int:
     )
     answers = list(answers_in(done.stdout))
     keys = [Path(argument).stem for argument in launch.arguments if argument.endswith(".pub")]
+    if len(answers) > len(keys):
+        raise FederationError(
+            f"Flower gave {len(answers)} answers for {len(keys)} keys: which is whose cannot be told",
+            "see the SuperLink's own log",
+        )
     said = done.stderr.strip() or done.stdout.strip()
     answers += [{"error-message": said}] * (len(keys) - len(answers))
     return sum(_was_new(client_id, answer) for client_id, answer in zip(keys, answers, strict=True))

@@ -173,6 +173,29 @@ def command(data: Path, tiny_model: Path, tmp_path: Path) -> Callable[..., None]
     return go
 
 
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("--set", "rounds"), "error: argument --set: 'rounds' is not NAME=VALUE"),
+        (
+            ("--set", "round=1", "--data", "here"),
+            "error: a setting has no 'round'; name one of dataset, method",
+        ),
+        (("--set", "rounds=some", "--data", "here"), "error: rounds cannot be 'some'"),
+        ((), "error: run needs --data, a folder with sst2_glue and trec"),
+    ],
+)
+def test_bad_options_are_one_clear_line(
+    more: tuple[str, ...], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        methods_study.main(["run", "--results", str(tmp_path), "--datasets", "trec", *more])
+    assert ended.value.code != 0
+    said = ended.value.code if isinstance(ended.value.code, str) else capsys.readouterr().err.splitlines()[-1]
+    assert text in str(said)
+    assert "\n" not in str(said)
+
+
 def test_finished_runs_are_not_run_again_and_others_claims_are_kept(
     command: Callable[..., None], tmp_path: Path
 ) -> None:

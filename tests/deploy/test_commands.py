@@ -323,6 +323,8 @@ def test_admission_is_counted_and_its_refusal_is_one_line(
         refused(fedlora("server", "admit", server), FEDERATION, "did not admit client-1: no reason given")
         flower_says(server, ADMITTED, 1, monkeypatch)  # it ends after the first
         refused(fedlora("server", "admit", server), FEDERATION, "did not admit client-2")
+        flower_says(server, ADMITTED + ADMITTED, 0, monkeypatch)  # no key can be told from another's answer
+        refused(fedlora("server", "admit", server), FEDERATION, "10 answers for 5 keys")
         flower_says(server, "╭─ Error ─╮\n", 1, monkeypatch)
         refused(fedlora("server", "admit", server), FEDERATION, "did not admit client-1: ╭─ Error ─╮")
         (server.parent / "nodes" / "client-4.pub").unlink()
