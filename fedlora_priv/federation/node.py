@@ -83,12 +83,14 @@ def open_node(
     accept = StateCheck(trainer.model, device=trainer.device)
     client = make_client(parts, seat, roster, accept, begun=False)
     if fingerprint is not None:
-        plan, own = parts.plans[client_id], trainer.layout
-        standby = Standby(
-            fingerprint, parts.layout, own, parts.initial, plan, parts.dataset_id, parts.partition_id
-        )
-        standby.save(seat_home)
+        _standby(parts, client_id, fingerprint).save(seat_home)
     return client
+
+
+def _standby(parts: Parts, client_id: str, fingerprint: str) -> Standby:
+    """Return what a client's home keeps for `open_standby`."""
+    own, plan = parts.trainers[client_id].layout, parts.plans[client_id]
+    return Standby(fingerprint, parts.layout, own, parts.initial, plan, parts.dataset_id, parts.partition_id)
 
 
 def _require_rows(data: Path | None) -> None:
