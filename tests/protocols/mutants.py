@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import multiprocessing
 import os
 import py_compile
@@ -105,6 +106,9 @@ def _cases(folder: Path, tests: tuple[str, ...]) -> dict[str, set[str]]:
         "no:cacheprovider",
         "-p",
         "no:hypothesispytest",
+        "-p",
+        "no:unraisableexception",  # it looks for all garbage, twice
+        "--assert=plain",  # what an assertion would say is not read
         "--tb=no",
         *(f"tests/protocols/{test}" for test in tests),
     ]
@@ -153,9 +157,11 @@ def main() -> int:
     if not mutants:
         parser.error("no mutant is called that")
     import cryptography.hazmat.primitives.asymmetric.mlkem  # noqa: F401  (imported once, before the forks)
+    import hypothesis  # noqa: F401  (likewise)
     import numpy as np  # noqa: F401  (likewise)
     import pytest  # noqa: F401  (likewise)
 
+    gc.freeze()  # or each of the processes copies what it never changes
     alive = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
