@@ -108,9 +108,14 @@ class Case:
 
     def recorded(self, client_id: str) -> Iterator[tuple[str, Mapping[str, str]]]:
         """Where, and what, a client's reservations in this run recorded of the code, the noise and the plan."""
+        for _, where, recorded in self.recorded_by_round(client_id):
+            yield where, recorded
+
+    def recorded_by_round(self, client_id: str) -> Iterator[tuple[int, str, Mapping[str, str]]]:
+        """The same, each with its round."""
         for charge in self.charges(client_id):
             entry = self.chains[client_id].rows[charge.reservation].entry
-            yield f"{client_id}, row {charge.reservation}", getattr(entry, "versions", {})
+            yield charge.round, f"{client_id}, row {charge.reservation}", getattr(entry, "versions", {})
 
 
 @dataclass(slots=True)

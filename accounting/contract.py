@@ -1,7 +1,9 @@
 """What a method lets leave in each round, as a report states it and clients record it by digest.
 
-A report's `method` holds every contract once, with the rounds that it governs. A client writes the digest of the whole
-into each reservation, so that a report which admits more exchanges, or other arrays, than the clients knew of fails.
+A report's `method` holds every contract once, with the rounds that it governs. A client writes into each reservation
+the digest of what is stated of its round, so that a report which admits more exchanges, or other arrays, in that round
+than the clients knew of fails. Of one round, because what later ones let leave may follow from what is found until
+then. No client vouches for a round in which it has reserved nothing: nothing of it left in that round.
 """
 
 from __future__ import annotations
@@ -12,17 +14,27 @@ from typing import Any
 
 from . import canonical
 
-RECORDED_AS = "method_sha256"
+RECORDED_AS = "contract_sha256"
 """The name under which reservations record the digest."""
 
-_LABEL = b"fedlora-priv/method/1\0"
+_LABEL = b"fedlora-priv/contract/1\0"
 
 Contract = Mapping[str, Any]
 
 
-def method_digest(stated: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a report's `method`."""
-    return hashlib.sha256(_LABEL + canonical.dumps(dict(stated)).encode()).hexdigest()
+def round_digest(stated: Mapping[str, Any], number: int) -> str:
+    """SHA-256 (hex) of what a report's `method` states of a round, whichever other rounds have the same contract.
+
+    >>> one, several = ({"name": "ffa", "contracts": [{"rounds": r, "exact": True}]} for r in ([2], [1, 2, 3]))
+    >>> round_digest(one, 2) == round_digest(several, 2) != round_digest(several, 3)
+    True
+    """
+    contracts = [
+        {key: value for key, value in contract.items() if key != "rounds"}
+        for contract in by_round(stated).get(number, [])
+    ]
+    whole = {**stated, "contracts": contracts, "round": number}
+    return hashlib.sha256(_LABEL + canonical.dumps(whole).encode()).hexdigest()
 
 
 def by_round(stated: Mapping[str, Any]) -> dict[int, list[Contract]]:

@@ -87,19 +87,27 @@ class Ledger:
         return self._chain
 
     def reserve(
-        self, event: PrivateEvent, *, round: int, run: str, require: Callable[[Chain], None] | None = None
+        self,
+        event: PrivateEvent,
+        *,
+        round: int,
+        run: str,
+        require: Callable[[Chain], None] | None = None,
+        recorded: Mapping[str, str] | None = None,
     ) -> int:
         """Charge the worst case of what is about to happen, durably, as the round's next attempt.
 
         Returns the reservation: the number of its row, to `commit` and `release` by. `run` is the run's id,
         hex. Act only after this returns. `require` sees the chain up to now, with no other process able to add to
         it before the reservation, and refuses by raising: two that each find room in a budget cannot both take it.
+        `recorded` goes into this reservation beside the ledger's `versions`: what only this round knows.
         """
+        versions = {**self._versions, **(recorded or {})}
         with self._transaction():
             if require is not None:
                 require(self._chain)
             attempt = self._chain.next_attempt(run, round)
-            return self._append(Reserve(run, round, attempt, event, self._versions)).position
+            return self._append(Reserve(run, round, attempt, event, versions)).position
 
     def commit(
         self, reservation: int, event: PrivateEvent | None = None, *, private_audit: str | None = None

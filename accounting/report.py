@@ -27,7 +27,7 @@ from .outputs import ALWAYS, following
 from .planning import Plan
 from .pricing import accountant_for, epsilon
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FEDERATION = "federation"
 # The randomness that this library itself uses; an audit knows no other by name.
 OS_KEYED_AES_CTR = "AES-256-CTR keyed by the operating system"

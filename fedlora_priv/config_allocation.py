@@ -123,6 +123,11 @@ class AllocationSection(Section):
         """Whether clients may train less than everything."""
         return self.strategy != "all"
 
+    @property
+    def finds(self) -> frozenset[str]:
+        """What allocations follow from beside the file, and is found on the way: nothing."""
+        return frozenset()
+
     def least_contributors(self, secure: SecureAggregationSection) -> int:
         """Return `min_contributors` with the default filled in.
 

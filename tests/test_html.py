@@ -61,7 +61,7 @@ def report_of(clients: int = 5, **changes: Any) -> dict[str, Any]:
     """A report that follows the published schema."""
     ids = [f"client-{index + 1}" for index in range(clients)]
     report = {
-        "schema_version": 2,
+        "schema_version": 3,
         "experiment": {"name": "quickstart", "config_sha256": "ab" * 32},
         "run": "0123abcd",
         "mode": "local",

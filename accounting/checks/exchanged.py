@@ -214,10 +214,25 @@ def check_method(case: Case, found: Findings) -> None:
             found.problems.append(
                 f"{client_id} released round {charge.round} in more exchanges than the {most} of its method"
             )
-    digest = contracts.method_digest(stated)
+    _check_recorded(case, found, governing)
+
+
+def _check_recorded(
+    case: Case, found: Findings, governing: Mapping[int, Sequence[contracts.Contract]]
+) -> None:
+    """What the report states of a round is what every client knew that reserved in it, and it states no other round."""
+    for number in sorted(governing.keys() - {entry["round"] for entry in case.report["rounds"]}):
+        found.problems.append(f"the report states a contract of round {number}, and lists no such round")
+    stated = case.report["method"]
+    digests = {number: contracts.round_digest(stated, number) for number in governing}
     for client_id in case.plans:
-        for where, recorded in case.recorded(client_id):
-            found.compare(where, recorded, contracts.RECORDED_AS, digest)
+        for number, where, recorded in case.recorded_by_round(client_id):
+            if number in digests:
+                found.compare(where, recorded, contracts.RECORDED_AS, digests[number])
+            else:
+                found.problems.append(
+                    f"{where} reserves round {number}, and the report states no contract of it"
+                )
 
 
 def _check_number(

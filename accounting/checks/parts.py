@@ -2,7 +2,9 @@
 
 A contract with an `allocation` says who trains which layers at which rank. On a layer, or a component of one, the
 round's sum is over those of its survivors that train it: beside the colluders at least two, or nobody is hidden by
-another. That the allocation is the one that clients knew of follows from the digest of `method` in their ledgers.
+another. That the allocation is the one that clients knew of, and that the findings stated beside it are those that they
+were told, follows from the round's digest in their ledgers. How the one follows from the other an audit does not know,
+only what cannot be: scores of other layers, or a client that trains components it has given up.
 """
 
 from __future__ import annotations
@@ -41,12 +43,26 @@ def check_parts(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
             found.problems.append(
                 f"{where}: {strangers[0]} is in the sum, and its contract gives it nothing to train"
             )
+        for problem in _beside_findings(dealt):
+            found.problems.append(f"{where}: {problem}")
         for what, holders in _held(dealt):
             present = len(holders.intersection(entry["survivors"]))
             if present < least:
                 found.problems.append(
                     f"{where}: the sum on {what} is of {present} clients, its contract needs {least}"
                 )
+
+
+def _beside_findings(dealt: Mapping[str, Any]) -> Iterator[str]:
+    """What an allocation cannot be that follows from the findings stated beside it."""
+    stated, layers = dealt.get("findings", {}), len(dealt["layers"])
+    if len(scores := stated.get("scores", ())) not in (0, layers):
+        yield f"its contract states {len(scores)} scores, and names {layers} layers"
+    for client_id, rank in sorted(stated.get("ranks", {}).items()):
+        part = dealt["clients"].get(client_id)
+        if part is None or part["rank"] > rank:
+            trains = "nothing" if part is None else f"rank {part['rank']}"
+            yield f"its contract has {client_id} train {trains}, and states that it has pruned itself to {rank}"
 
 
 def _held(dealt: Mapping[str, Any]) -> Iterator[tuple[str, frozenset[str]]]:

@@ -16,7 +16,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -28,7 +28,7 @@ from fedlora_priv.allocation.layers import Layer
 from fedlora_priv.allocation.scores import LayerScores
 from fedlora_priv.methods import public as public_randomness
 from fedlora_priv.methods.base import Method, Shared
-from fedlora_priv.methods.layout import Layout, LoraModule
+from fedlora_priv.methods.layout import Layout
 from fedlora_priv.methods.partial import Partial
 
 Draw = Callable[[str, int], NDArray[np.float64]]
@@ -112,13 +112,7 @@ class Allocation:
     def own(self, layout: Layout, client_id: str) -> Layout | None:
         """Return a client's own layout, in the federation's scaling; None if it has all components."""
         rank = self.parts[client_id].rank
-        if rank >= self.rank:
-            return None
-
-        def cut(module: LoraModule) -> LoraModule:
-            return replace(module, rank=min(rank, module.rank))
-
-        return replace(layout, modules=tuple(map(cut, layout.modules)))
+        return None if rank >= self.rank else layout.cut(rank)
 
     def method(self, method: Method, layout: Layout, client_id: str | None = None) -> Partial:
         """Return a method over these parts: a client's half, or the server's for None."""

@@ -1,15 +1,16 @@
 """Who trains what in a round of an experiment: one pure function, which server, clients, plan and report all ask.
 
-    allocation(experiment, layout, round)  ->  Allocation, or None where everybody trains everything
-    allocations(experiment, layout)        ->  those of all rounds
+    allocation(experiment, layout, round, findings)  ->  Allocation, or None where everybody trains everything
 
-It follows from the experiment file and the model's layout alone, so nobody takes it from anybody: a client makes it
-itself, trains its own part of it, and holds the server's coordinate groups to it.
+It follows from the experiment file, the model's layout and what was found on the way (`allocation.findings`), which
+everybody is told. Nobody takes the allocation itself from anybody: a client makes it, trains its own part of it, and
+holds the server's coordinate groups to it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
@@ -30,19 +31,25 @@ from fedlora_priv.allocation import (
     RankByCapability,
     holders_needed,
 )
+from fedlora_priv.allocation.findings import PREFIX, Findings
+from fedlora_priv.allocation.layers import layers_of
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_allocation import AllocationSection
+from fedlora_priv.errors import FederationError
 from fedlora_priv.federation.session import min_contributors
 from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.layout import Layout, LoraModule
-from fedlora_priv.methods.partial import Partial, PartialByRound
+from fedlora_priv.methods.partial import Partial
 
 MOST_ALLOCATIONS = 1000
 """As in accounting/report.schema.json: a report states so many contracts, and each allocation makes one."""
 
 
-def allocation(experiment: Experiment, layout: Layout, round: int) -> Allocation | None:
+def allocation(experiment: Experiment, layout: Layout, round: int, findings: Findings) -> Allocation | None:
     """Return who trains what in a round (1-based), the same for everybody; None where everybody trains everything.
+
+    Args:
+        findings: up to that round.
 
     Raises:
         AllocationError: there is none of that kind for these clients and this model.
@@ -60,17 +67,56 @@ def allocation(experiment: Experiment, layout: Layout, round: int) -> Allocation
         layout.modules,
         tuple(sorted(layout.heads.items())),
         round,
+        findings,
     )
 
 
-def allocations(experiment: Experiment, layout: Layout) -> list[Allocation]:
-    """Return the allocations of all rounds, in order; none where everybody trains everything.
+def allocations(experiment: Experiment, layout: Layout, found: Mapping[int, Findings]) -> list[Allocation]:
+    """Return the allocations of some rounds, in order; none where everybody trains everything.
+
+    Args:
+        found: by round.
 
     Raises:
         AllocationError: a round has none.
     """
-    rounds = range(1, experiment.federation.rounds + 1)
-    return [dealt for number in rounds if (dealt := allocation(experiment, layout, number)) is not None]
+    dealt = (allocation(experiment, layout, number, found[number]) for number in sorted(found))
+    return [one for one in dealt if one is not None]
+
+
+def all_rounds(experiment: Experiment, findings: Findings) -> dict[int, Findings]:
+    """Return the findings of every round of a run in which nothing more is found."""
+    return dict.fromkeys(range(1, experiment.federation.rounds + 1), findings)
+
+
+def told(experiment: Experiment, layout: Layout, round: int, blobs: Mapping[str, bytes]) -> Findings:
+    """Return what a server says was found before a round, by which the round has an allocation.
+
+    Args:
+        blobs: of its message, those of findings.
+
+    Raises:
+        FederationError: they are garbled; nothing of that kind is looked for; nobody could train by them.
+    """
+    kinds = {name.removeprefix(PREFIX) for name in blobs}
+    if odd := kinds - experiment.allocation.finds:
+        raise FederationError(
+            f"the server has found {min(odd)!r}, and allocation.strategy = {experiment.allocation.strategy!r} does "
+            "not follow from any here"
+        )
+    if not blobs:
+        return Findings()
+    findings = Findings.from_blobs(blobs, len(layers_of(layout)))
+    try:
+        plain = allocation(experiment, layout, round, replace(findings, ranks=()))
+        allocation(experiment, layout, round, findings)
+    except AllocationError as error:
+        raise FederationError(f"what the server has found makes no allocation: {error}") from None
+    for client_id, rank in findings.ranks:
+        most = 0 if plain is None or client_id not in plain.parts else plain.parts[client_id].rank
+        if rank > most:
+            raise FederationError(f"the server has found rank {rank} at {client_id}, whose rank is {most}")
+    return findings
 
 
 @lru_cache(maxsize=4096)
@@ -83,21 +129,25 @@ def _allocated(
     modules: tuple[LoraModule, ...],
     heads: tuple[tuple[str, tuple[int, ...]], ...],
     round: int,
+    findings: Findings,
 ) -> Allocation:
     """Return a round's allocation."""
     costs = _cost_model(asked, steps, Layout(modules, dict(heads)))
-    scores = LayerScores.of_public_data(asked.scores, asked.scores_of) if asked.scores_of else None
+    values = findings.scores or asked.scores
+    scores = LayerScores.of_public_data(values, asked.scores_of) if asked.scores_of else None
     allocator = _allocator(asked, _holders(asked, least, len(costs.layers)))
-    return allocator.allocate(round, _profiles(asked, clients), Public(seed, costs, scores))
+    public = Public(seed, costs, scores, ranks=dict(findings.ranks))
+    return allocator.allocate(round, _profiles(asked, clients), public)
 
 
-def require_allocations(experiment: Experiment, layout: Layout) -> None:
+def require_allocations(experiment: Experiment, layout: Layout, findings: Findings) -> None:
     """Return if every round of an experiment has an allocation, and a report can state them all.
 
     Raises:
         AllocationError: a round has none: says what is missing.
     """
-    different = {frozenset(dealt.parts.items()) for dealt in allocations(experiment, layout)}
+    found = all_rounds(experiment, findings)
+    different = {frozenset(dealt.parts.items()) for dealt in allocations(experiment, layout, found)}
     if len(different) > MOST_ALLOCATIONS:
         raise AllocationError(
             f"{len(different)} rounds have allocations of their own, and a report states at most {MOST_ALLOCATIONS}",
@@ -105,18 +155,25 @@ def require_allocations(experiment: Experiment, layout: Layout) -> None:
         )
 
 
-def client_method(
-    experiment: Experiment, method: Method, layout: Layout, own: Layout, client_id: str
-) -> Method:
-    """Return a method as a client has it whose own model has the layout `own`: over what that client trains."""
+def client_method(method: Method, layout: Layout, own: Layout) -> Method:
+    """Return a method as a client has it whose own model has the layout `own`."""
     if not isinstance(method, Partial):
         return method.at_client(own)
+    return Partial(method.method, None if own == layout else own)
 
-    def trains(round: int) -> frozenset[str]:
-        dealt = allocation(experiment, layout, round)
-        return frozenset() if dealt is None else dealt.trains(client_id)
 
-    return PartialByRound(method.method, None if own == layout else own, trains)
+def method_in_round(
+    experiment: Experiment, method: Method, layout: Layout, client_id: str, round: int, findings: Findings
+) -> Method:
+    """Return the method of a round as a client has it: over what that client trains in it.
+
+    Args:
+        method: as `client_method` gives it.
+    """
+    phase, dealt = method.at(round), allocation(experiment, layout, round, findings)
+    if dealt is None or not isinstance(phase, Partial):
+        return phase
+    return Partial(phase.method, phase.own, dealt.trains(client_id))
 
 
 def holders(experiment: Experiment, layout: Layout) -> int:
@@ -143,14 +200,14 @@ def profiles(experiment: Experiment) -> dict[str, Profile]:
     return _profiles(experiment.allocation, experiment.client_ids)
 
 
-def spare(experiment: Experiment, layout: Layout) -> int | None:
-    """Return how many more clients than it needs the part has that the fewest train, over all rounds.
+def spare(experiment: Experiment, layout: Layout, found: Mapping[int, Findings]) -> int | None:
+    """Return how many more clients than it needs the part has that the fewest train, over the rounds of `found`.
 
     None where everybody trains everything, and without masks.
     """
     if not experiment.allocation.in_parts or experiment.secure_aggregation.mode == "insecure":
         return None
-    thinnest = min(place for dealt in allocations(experiment, layout) for place in dealt.places())
+    thinnest = min(place for dealt in allocations(experiment, layout, found) for place in dealt.places())
     return thinnest.clients - min_contributors(experiment)
 
 

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedlora_priv.errors import RunFolderError
+from fedlora_priv.allocation.findings import Findings
+from fedlora_priv.errors import FederationError, RunFolderError
 from fedlora_priv.federation.files import read_arrays, write_arrays
 from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.server import ServerState
 
-VERSION = 5
+VERSION = 6
 KEPT = 2
 _STORED = ("state", "spreads", "scores", "moments")
 """Named arrays of a `ServerState`; an array's name in the file begins with which of them it belongs to."""
@@ -48,6 +49,7 @@ def save(folder: Path, server: ServerState, history: History) -> None:
     header = {
         "version": VERSION,
         "round": server.round,
+        "findings": asdict(server.findings),
         "history": asdict(history),
     }
     arrays = {f"{of}/{name}": array for of in _STORED for name, array in getattr(server, of).items()}
@@ -79,11 +81,12 @@ def load(folder: Path) -> tuple[ServerState, History] | None:
         for path, array in arrays.items():
             of, _, name = path.partition("/")
             parts[of][name] = array
-        server = ServerState(header["round"], voted=voted, **parts)
+        findings = _findings(header["findings"])
+        server = ServerState(header["round"], voted=voted, findings=findings, **parts)
         history = header["history"]
         records = [_record(record) for record in history.pop("records")]
         return server, History(records=records, **history)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, FederationError) as error:
         raise RunFolderError(
             f"the checkpoint {stored[-1]} is damaged ({type(error).__name__})",
             "delete it to resume from the one before; a round whose stored updates are gone by then is lost",
@@ -100,10 +103,21 @@ def _stored(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*.npz"))
 
 
+def _findings(value: dict[str, Any]) -> Findings:
+    """Return the findings that JSON holds."""
+    return Findings(tuple(value["scores"]), tuple((client_id, rank) for client_id, rank in value["ranks"]))
+
+
 def _record(value: dict[str, Any]) -> RoundRecord:
     """Return the record that JSON holds, its tuples and its exchanges restored."""
     pairs = {key: [(a, b) for a, b in value[key]] for key in ("lost", "refused")}
     exchanges = [
         ExchangeRecord(**{**one, "survivors": tuple(one["survivors"])}) for one in value["exchanges"]
     ]
-    return RoundRecord(**{**value, **pairs, "survivors": tuple(value["survivors"]), "exchanges": exchanges})
+    restored = {
+        **pairs,
+        "survivors": tuple(value["survivors"]),
+        "exchanges": exchanges,
+        "findings": _findings(value["findings"]),
+    }
+    return RoundRecord(**{**value, **restored})

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from accounting import private_audit
+from accounting import contract, private_audit
 from accounting.budget import Budget
 from accounting.chain import Chain
 from accounting.errors import BudgetExceeded, PricingError
@@ -24,7 +24,8 @@ from accounting.planning import Plan
 from accounting.private_audit import AttemptRecord, StepRecord
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError, RunFolderError, StaleRound
-from fedlora_priv.federation import wire
+from fedlora_priv.federation import contracts, wire
+from fedlora_priv.federation.allocating import method_in_round
 from fedlora_priv.federation.feedback import Feedback
 from fedlora_priv.federation.home import ClientHome, FinishedUpdate, UpdateStore
 from fedlora_priv.federation.personal import OwnModel, Personal
@@ -117,6 +118,11 @@ class ClientSetup:
     stream: Callable[[str, int], SecretStream]
     train: LocalTraining
     own_model: OwnModel | None = None
+
+    def method_in(self, task: RoundTask) -> Method:
+        """Return the method of a round as this client has it: over what it trains in it."""
+        round, findings = task.round, task.findings
+        return method_in_round(self.experiment, self.method, self.layout, self.client_id, round, findings)
 
 
 class FederationClient:
@@ -254,7 +260,7 @@ class FederationClient:
 
     def _start(self, task: RoundTask) -> State:
         """Return what this client trains from: its part of the global state, what the base has gained, and its own."""
-        layout, method = self._setup.layout, self._setup.method.at(task.round)
+        layout, method = self._setup.layout, self._setup.method_in(task)
         shared = Shared(self._setup.experiment.experiment.seed, task.round)
         gained = {name: array for name, array in task.state.items() if layout.role(name) == "base"}
         return self._personal.own({**method.start(layout, task.state, shared), **gained})
@@ -263,8 +269,7 @@ class FederationClient:
         """Return the coordinates that this client trains in a round; None for all that the method trains."""
         setup = self._setup
         if setup.experiment.allocation.in_parts:
-            method = setup.method.at(task.round)
-            return part_of(setup.experiment, setup.layout, method, task.round, self.client_id)
+            return part_of(setup.experiment, setup.layout, setup.method_in(task), task, self.client_id)
         return support_of(setup.experiment, task, self.client_id)
 
     def _trained(self, task: RoundTask) -> FinishedUpdate:
@@ -283,7 +288,9 @@ class FederationClient:
             self._run_budget.require_events(chain.spent(run), event)
             self._lifetime_budget.require_events(chain.spent(), event)
 
-        reservation = setup.ledger.reserve(event, round=task.round, run=run, require=require)
+        reservation = setup.ledger.reserve(
+            event, round=task.round, run=run, require=require, recorded=self._recorded(task)
+        )
         stream = setup.stream("train", task.round)
         trains = setup.method.at(task.round).contract(setup.layout).trains
         result = setup.train(start, setup.plan, trains, stream, clip_norm, support)
@@ -291,6 +298,12 @@ class FederationClient:
         update = FinishedUpdate(reservation, result.clip_norm, result.state, noted)
         self._updates.save(update_key(task, support), update)
         return update
+
+    def _recorded(self, task: RoundTask) -> dict[str, str]:
+        """Return what the reservation says of its round: the digest of all that may leave in it."""
+        setup = self._setup
+        stated = contracts.stated(setup.experiment, setup.method, setup.layout, {task.round: task.findings})
+        return {contract.RECORDED_AS: contract.round_digest(stated, task.round)}
 
     def _keep_private(self, round: int, reservation: int, result: LocalResult) -> str:
         """Note for this client's own auditor what the steps did; return the digest that tells nobody anything.

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedlora_priv.allocation import Allocation, Part
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.communication.choices import REVEALS
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import CommunicationSection
@@ -20,34 +21,37 @@ from fedlora_priv.methods.layout import Shapes
 
 
 def stated(
-    experiment: Experiment, method: Method, layout: Layout, own: Mapping[str, Layout]
+    experiment: Experiment, method: Method, layout: Layout, found: Mapping[int, Findings]
 ) -> dict[str, Any]:
-    """Return the report's `method`: each contract with the rounds that it governs.
+    """Return the report's `method`, for some rounds of a run: each contract with the rounds that it governs.
 
     Args:
-        experiment: what says which coordinates travel, and in how many rounds.
-        method: as the server has it.
+        experiment: what says which coordinates travel, and at which ranks.
+        method: as the server has it, or a client.
         layout: the federation's.
-        own: by client, the layout of its own model.
+        found: for every one of these rounds, what its allocation follows from beside the file.
 
     Raises:
         CommunicationError: two densities leave as many coordinates.
     """
     contracts = [
-        {"rounds": alike, **_contract(phase, legs, experiment, layout, own, alike[0])}
-        for phase, legs, numbers in courses(experiment, method, layout)
-        for alike in _dealt_alike(experiment, layout, numbers)
+        {"rounds": alike, **_contract(phase, legs, experiment, layout, alike[0], found[alike[0]])}
+        for phase, legs, numbers in courses(experiment, method, layout, found)
+        for alike in _dealt_alike(experiment, layout, numbers, found)
     ]
     contracts.sort(key=lambda contract: contract["rounds"])
     return {"name": method.name, "title": method.title, "contracts": contracts}
 
 
-def _dealt_alike(experiment: Experiment, layout: Layout, numbers: list[int]) -> list[list[int]]:
-    """Return the rounds in lists of those in which everybody trains the same."""
-    lists: dict[frozenset[tuple[str, Part]] | None, list[int]] = {}
+def _dealt_alike(
+    experiment: Experiment, layout: Layout, numbers: list[int], found: Mapping[int, Findings]
+) -> list[list[int]]:
+    """Return the rounds in lists of those in which everybody trains the same, for the same findings."""
+    lists: dict[tuple[Findings, frozenset[tuple[str, Part]] | None], list[int]] = {}
     for number in numbers:
-        dealt = allocation(experiment, layout, number)
-        lists.setdefault(None if dealt is None else frozenset(dealt.parts.items()), []).append(number)
+        dealt = allocation(experiment, layout, number, found[number])
+        parts = None if dealt is None else frozenset(dealt.parts.items())
+        lists.setdefault((found[number], parts), []).append(number)
     return list(lists.values())
 
 
@@ -56,20 +60,20 @@ def _contract(
     legs: tuple[Leg, ...],
     experiment: Experiment,
     layout: Layout,
-    own: Mapping[str, Layout],
     round: int,
+    findings: Findings,
 ) -> dict[str, Any]:
     """Return one contract as the report states it, without its rounds, of which one is given."""
     contract, communication = method.contract(layout), experiment.communication
-    alone, dealt = communication.train == "support", allocation(experiment, layout, round)
+    alone, dealt = communication.train == "support", allocation(experiment, layout, round, findings)
     owed = {"error_feedback": True} if communication.error_feedback else {}
     trained = {
         client_id: _sent(legs, client_id)
         if alone
         else trained_size(method, mine, contract.trains, dealt.trains(client_id) if dealt else None)
-        for client_id, mine in own.items()
+        for client_id, mine in _own(experiment, layout, dealt).items()
     }
-    stated: dict[str, Any] = {} if dealt is None else {"allocation": _allocation(experiment, dealt)}
+    stated: dict[str, Any] = {} if dealt is None else {"allocation": _allocation(experiment, dealt, findings)}
     return stated | {
         "name": method.name,
         "title": method.title,
@@ -89,9 +93,20 @@ def _contract(
     }
 
 
-def _allocation(experiment: Experiment, dealt: Allocation) -> dict[str, Any]:
+def _own(experiment: Experiment, layout: Layout, dealt: Allocation | None) -> dict[str, Layout]:
+    """Return by client a layout with the shapes of its own model in a round."""
+    clients, ranks = experiment.client_ids, experiment.lora.ranks
+    if dealt is not None:
+        return {client_id: dealt.own(layout, client_id) or layout for client_id in clients}
+    if not ranks:
+        return dict.fromkeys(clients, layout)
+    return {client_id: layout.cut(rank) for client_id, rank in zip(clients, ranks, strict=True)}
+
+
+def _allocation(experiment: Experiment, dealt: Allocation, findings: Findings) -> dict[str, Any]:
     """Return who trains what as the report states it, by the numbers of `layers`, and how many a sum must be of."""
-    return {
+    found = findings.to_json()
+    return ({"findings": found} if found else {}) | {
         "strategy": dealt.strategy,
         "layers": [layer.name for layer in dealt.layers],
         "min_contributors": min_contributors(experiment),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fedlora_priv.communication.errors import CommunicationError
@@ -73,13 +74,13 @@ def course(experiment: Experiment, contract: Contract, round: int) -> tuple[Leg,
 
 
 def courses(
-    experiment: Experiment, method: Method, layout: Layout
+    experiment: Experiment, method: Method, layout: Layout, rounds: Collection[int]
 ) -> list[tuple[Method, tuple[Leg, ...], list[int]]]:
-    """Return what a run's rounds are, each once: the method and the exchanges, and the numbers of its rounds."""
+    """Return what these rounds of a run are, each once: the method and the exchanges, and the numbers of its rounds."""
     found: dict[tuple[int, tuple[Leg, ...]], tuple[Method, tuple[Leg, ...], list[int]]] = {}
     for phase, numbers in phases(method, experiment.federation.rounds):
         contract = phase.contract(layout)
-        for number in numbers:
+        for number in (number for number in numbers if number in rounds):
             legs = course(experiment, contract, number)
             found.setdefault((id(phase), legs), (phase, legs, []))[2].append(number)
     return list(found.values())

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.allocation.groups import Contributors, contributors
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
@@ -138,6 +139,7 @@ class Planned:
     layout: Layout
     contract: Contract
     round: int
+    findings: Findings
 
     @cached_property
     def legs(self) -> tuple[Leg, ...]:
@@ -202,7 +204,7 @@ class Planned:
 
     def contributors(self, upload: int) -> Contributors:
         """Return who contributes where to one of the method's uploads; nothing where everybody does everywhere."""
-        dealt = allocation(self.experiment, self.layout, self.round)
+        dealt = allocation(self.experiment, self.layout, self.round, self.findings)
         return () if dealt is None else contributors(dealt, self.layout, self.contract.exchange(upload))
 
     def ballots(self) -> BallotChannel:

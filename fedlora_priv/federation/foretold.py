@@ -136,7 +136,7 @@ class _Acted:
         parts, method = self.parts, self.parts.method.at(task.round)
         contract, seed = method.contract(parts.layout), parts.experiment.experiment.seed
         start = method.start(parts.layout, task.state, Shared(seed, task.round, rehearsal=True))
-        d = least_trained(parts.experiment, parts.layout, method, task.round)
+        d = least_trained(parts.experiment, parts.layout, method, task.round, task.findings)
         spread = planned_step(parts.experiment, d, self._noise)
         clients = parts.experiment.federation.clients
         count = clients if contract.changes_base else min(CROWD, clients)

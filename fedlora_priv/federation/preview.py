@@ -51,7 +51,7 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
         "method": parts.stated_method,
         "ranks": {client_id: trainer.layout.modules[0].rank for client_id, trainer in parts.trainers.items()},
         "rounds": experiment.federation.rounds,
-        "allocation": asked_of_clients(experiment, parts.layout, parts.method),
+        "allocation": asked_of_clients(experiment, parts.layout, parts.method, parts.foreseen),
         "guarantee": {
             "unit": privacy.unit,
             "adjacency": "add-remove",
@@ -67,7 +67,7 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
         "bytes": planned_bytes(parts),
         "rows": _rows(parts),
         "environment": parts.environment(),
-        "secure_aggregation": protection(experiment, spare(experiment, parts.layout)),
+        "secure_aggregation": protection(experiment, spare(experiment, parts.layout, parts.foreseen)),
     }
 
 
@@ -91,7 +91,7 @@ def planned_bytes(parts: Parts) -> dict[str, Any]:
     bits = Quantiser(1.0, experiment.communication.value_bits, experiment.federation.clients).modulus_bits
     contracts: list[dict[str, Any]] = [
         {"rounds": numbers, "exchanges": _exchanges(legs, bits, experiment.federation.clients)}
-        for _, legs, numbers in courses(experiment, parts.method, parts.layout)
+        for _, legs, numbers in courses(experiment, parts.method, parts.layout, parts.foreseen)
     ]
     run = sum(len(c["rounds"]) * sum(e["bytes"] for e in c["exchanges"]) for c in contracts)
     return {

@@ -76,6 +76,7 @@ def build(
         closing: the bytes of what was sent after the last round.
     """
     experiment = parts.experiment
+    found = {entry.round: entry.findings for entry in history.records}
     return reports.build(
         run=folder.run.hex(),
         experiment={
@@ -83,7 +84,7 @@ def build(
             "config_sha256": experiment.digest(),
             "start_weights": {"base": parts.model_reference, "from_run": None},
         },
-        method=parts.stated_method,
+        method=parts.stated(found),
         plans=parts.plans.values(),
         rows=[row for statement in statements.values() for row in statement.ledger.splitlines()],
         anchors=_anchors(history, statements),
@@ -93,7 +94,7 @@ def build(
         randomness=_randomness(experiment),
         outputs=_outputs(parts),
         versions=versions(),
-        secure_aggregation=protection(experiment, spare(experiment, parts.layout)),
+        secure_aggregation=protection(experiment, spare(experiment, parts.layout, found)),
         environment=parts.environment(),
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.communication.scales import channel_shapes
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.course import travelling
@@ -35,6 +36,7 @@ def rehearsed_spreads(
     state: State,
     *,
     round: int,
+    findings: Findings,
     exchange: int,
     noise_multiplier: float,
 ) -> dict[str, NDArray[np.float64]]:
@@ -43,12 +45,13 @@ def rehearsed_spreads(
     Args:
         method: that of the round.
         state: the global state at its start.
+        findings: up to that round.
         noise_multiplier: the largest of the clients' plans.
     """
     contract, shared = method.contract(layout), Shared(experiment.experiment.seed, round, rehearsal=True)
     start = method.start(layout, state, shared)
     # The signal of as long a gradient is spread over fewer coordinates where fewer are trained.
-    d = least_trained(experiment, layout, method, round)
+    d = least_trained(experiment, layout, method, round, findings)
     if experiment.communication.train == "support":
         d = travelling(experiment, contract, round)
     spread = planned_step(experiment, d, noise_multiplier)

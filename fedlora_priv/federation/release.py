@@ -88,9 +88,9 @@ class RoundRelease:
         self._anchor = anchor
         self._feedback = feedback
         self._accounted_as = f"row {update.reservation} of the ledger"
-        self._method = setup.method.at(task.round)
+        self._method = setup.method_in(task)
         self._contract = self._method.contract(setup.layout)
-        self._planned = Planned(setup.experiment, setup.layout, self._contract, task.round)
+        self._planned = Planned(setup.experiment, setup.layout, self._contract, task.round, task.findings)
         self._exchange = task.first
         self._began: wire.Message | None = None
         self._session: SecAggClient | None = None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from accounting.anchor import Anchor
 from accounting.errors import LedgerError
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
@@ -69,6 +70,7 @@ class RoundRecord:
         certificate: how far the result is from the mean of the clients' products, as `Certificate.to_json` says
             it, where the method can tell.
         aborted: why the round has left the global state as it was, or None.
+        findings: what its allocation followed from beside the file.
     """
 
     round: int
@@ -78,6 +80,7 @@ class RoundRecord:
     exchanges: list[ExchangeRecord] = field(default_factory=list)
     certificate: dict[str, Any] | None = None
     aborted: str | None = None
+    findings: Findings = field(default_factory=Findings)
 
     def losses(self) -> dict[str, list[dict[str, str]]]:
         """Return who was lost and who refused, as metrics and report list them."""
@@ -141,7 +144,7 @@ class RoundConductor:
         All exchanges have the same survivors but bands, of which each has its own. If one that follows from sums is
         lost, so is the round, unless it is optional; a lost band costs only its coordinates.
         """
-        running = _Running(task, RoundRecord(task.round), self._engine.client_ids)
+        running = _Running(task, RoundRecord(task.round, findings=task.findings), self._engine.client_ids)
         summed: Summed | None = None
         try:
             summed = self._exchanges(running, announce)

@@ -6,8 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accounting.contract import RECORDED_AS as METHOD_RECORDED_AS
-from accounting.contract import method_digest
 from accounting.ledger import Ledger
 from accounting.masking import RECORDED_AS as MASKS_RECORDED_AS
 from accounting.masking import masks_digest
@@ -140,7 +138,6 @@ def open_ledger(parts: Parts, seat: Seat) -> Ledger:
             **versions(),
             "noise_source": noise_source(experiment),
             "plan_sha256": parts.plans[client_id].digest(),
-            METHOD_RECORDED_AS: method_digest(parts.stated_method),
             MASKS_RECORDED_AS: masks_digest(masks(experiment)),
             **_recorded_rows(parts, client_id),
         },

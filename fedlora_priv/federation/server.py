@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.ballots import BallotChannel
 from fedlora_priv.federation.bounds import Spreads
@@ -43,6 +44,7 @@ class ServerState:
             Only where an experiment chooses coordinates by them.
         moments: what the server optimiser remembers.
         voted: the indices that the last vote chose; None before the first, and where nobody votes.
+        findings: what the next round's allocation follows from beside the file.
     """
 
     round: int
@@ -51,6 +53,7 @@ class ServerState:
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     moments: Moments = field(default_factory=dict)
     voted: NDArray[np.int64] | None = None
+    findings: Findings = field(default_factory=Findings)
 
 
 class FederationServer:
@@ -91,17 +94,18 @@ class FederationServer:
 
     def task(self, server: ServerState) -> RoundTask:
         """Return the task of the next round, which starts from as much of the state as is sent down."""
-        planned = self._planned(server.round + 1)
+        planned = self._planned(server.round + 1, server.findings)
         density = self._experiment.communication.download_density
         start = masked(server.state, self._begun, self._moves, density)
         if planned.legs[0].carries == "votes":
-            return RoundTask(planned.round, start, Exchange(0, planned.legs[0], {}, planned.ballots()))
+            ballots = Exchange(0, planned.legs[0], {}, planned.ballots())
+            return RoundTask(planned.round, planned.findings, start, ballots)
         supports = self._supports(server, planned)
         first, *others = (
             Exchange(j, planned.legs[j], {}, self._channel(server, planned, 0, support))
             for j, support in enumerate(bands(self._experiment, supports))
         )
-        return RoundTask(planned.round, start, first, tuple(others))
+        return RoundTask(planned.round, planned.findings, start, first, tuple(others))
 
     def announce(self, server: ServerState, task: RoundTask, summed: Summed) -> Exchange | None:
         """Return the round's next exchange, given the sums so far, or None if they are enough.
@@ -109,7 +113,7 @@ class FederationServer:
         Raises:
             SumError: a sum is none that honest clients can have added up to.
         """
-        planned, part = self._planned(task.round), summed.parts[-1]
+        planned, part = self._planned(task.round, task.findings), summed.parts[-1]
         if isinstance(part.exchange.channel, BallotChannel):
             return self._elected(server, planned, part.exchange.channel.winners(part.ring_sum, part.n))
         method, shared = self._method.at(task.round), self._shared(task, summed)
@@ -138,8 +142,9 @@ class FederationServer:
             state, moments = self._optimizer.step(method, self._layout, server.state, state, moments)
         means = {name: total / summed.n for name, total in summed.sums.items()}
         scores = self._scores(server, method.contract(self._layout), means)
-        spreads = self._spreads(server, self._planned(task.round), summed)
-        return ServerState(task.round, state, spreads, scores, moments, _voted(server, summed))
+        spreads = self._spreads(server, self._planned(task.round, task.findings), summed)
+        voted = _voted(server, summed)
+        return ServerState(task.round, state, spreads, scores, moments, voted, server.findings)
 
     def _spreads(self, server: ServerState, planned: Planned, summed: Summed) -> Spreads:
         """Return the spreads of everything that has ever been summed."""
@@ -164,9 +169,10 @@ class FederationServer:
         """Return the state after a round that was lost: nothing changed but its number."""
         return replace(server, round=task.round)
 
-    def _planned(self, round: int) -> Planned:
+    def _planned(self, round: int, findings: Findings) -> Planned:
         """Return what everybody knows of a round before it."""
-        return Planned(self._experiment, self._layout, self._method.at(round).contract(self._layout), round)
+        contract = self._method.at(round).contract(self._layout)
+        return Planned(self._experiment, self._layout, contract, round, findings)
 
     def _shared(self, task: RoundTask, summed: Summed) -> Shared:
         """Return what everybody knew in the last exchange that gave a sum."""
@@ -177,18 +183,19 @@ class FederationServer:
         """Return the channel of an upload, with rehearsed spreads for arrays of which nothing is known yet."""
         scales, spreads = planned.scales(upload), server.spreads
         if not scales.shapes.keys() <= spreads.keys() | scales.limits.keys():
-            spreads = {**self._rehearsed(server, planned.round, upload), **spreads}
+            spreads = {**self._rehearsed(server, planned, upload), **spreads}
         bounds, who = scales.bounds(spreads), planned.contributors(upload)
         return UploadChannel(scales.shapes, support, bounds, scales.value_bits, scales.clients, who)
 
-    def _rehearsed(self, server: ServerState, round: int, upload: int) -> Spreads:
+    def _rehearsed(self, server: ServerState, planned: Planned, upload: int) -> Spreads:
         """Return spreads of an upload's arrays, which no sum has had a part in."""
         return rehearsed_spreads(
             self._experiment,
             self._layout,
-            self._method.at(round),
+            self._method.at(planned.round),
             server.state,
-            round=round,
+            round=planned.round,
+            findings=planned.findings,
             exchange=upload,
             noise_multiplier=self._noise_multiplier,
         )

@@ -14,11 +14,12 @@ from typing import Any
 
 from accounting.planning import Plan
 from fedlora_priv.adapters import read_state, write_state
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.sources import public_name
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation import contracts
-from fedlora_priv.federation.allocating import allocation, client_method, require_allocations
+from fedlora_priv.federation.allocating import all_rounds, allocation, client_method, require_allocations
 from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.holdings import Holdings, content_digest, everybodys
 from fedlora_priv.federation.learner import Say, load_learner
@@ -82,20 +83,28 @@ class Parts:
         return home_roles(self.method, self.layout)
 
     def method_of(self, client_id: str) -> Method:
-        """Return the method as a client has it, which knows of its own rank and of what it trains.
+        """Return the method as a client has it, which knows of its own rank.
 
         Raises:
             MethodError: a client of that rank cannot take part.
         """
         own = self.trainers[client_id].layout
         self.method.accept(self.layout, own)
-        return client_method(self.experiment, self.method, self.layout, own, client_id)
+        return client_method(self.method, self.layout, own)
+
+    @property
+    def foreseen(self) -> dict[int, Findings]:
+        """The findings of every round as far as they are known before the first."""
+        return all_rounds(self.experiment, Findings())
 
     @cached_property
     def stated_method(self) -> dict[str, Any]:
-        """What the method lets leave in every round, as the report states it; every client's ledger names it."""
-        own = {client_id: trainer.layout for client_id, trainer in self.trainers.items()}
-        return contracts.stated(self.experiment, self.method, self.layout, own)
+        """What the method lets leave in every round, as far as that is known before the first."""
+        return self.stated(self.foreseen)
+
+    def stated(self, found: Mapping[int, Findings]) -> dict[str, Any]:
+        """Return what the method lets leave in the rounds of `found`, as a report states it."""
+        return contracts.stated(self.experiment, self.method, self.layout, found)
 
     def rehearse(self) -> Rehearsal:
         """Return what a rehearsal of the clients' steps saw, with the settings of the one with the least noise.
@@ -124,7 +133,7 @@ class Parts:
     def _supports(self, trainer: PrivateTrainer, contract: Contract) -> list[Marked | None]:
         """Return what clients with that model train of a contract's arrays, as far as it is to be rehearsed."""
         clients = [client_id for client_id, theirs in self.trainers.items() if theirs is trainer]
-        parts = extremes(self.experiment, self.layout, clients)
+        parts = extremes(self.experiment, self.layout, clients, Findings())
         if not parts:
             return [made_up_support(self.experiment, contract)]
         own = trainer.layout
@@ -184,7 +193,7 @@ def build(experiment: Experiment, holdings: Holdings, say: Say, model: Path | No
     method = for_experiment(experiment)
     learner = load_learner(experiment, holdings.label_names, say, model)
     trainer = make_trainer(experiment, method, learner.model)
-    require_allocations(experiment, trainer.layout)
+    require_allocations(experiment, trainer.layout, Findings())
     return Parts(
         experiment=experiment,
         method=method,
@@ -238,7 +247,7 @@ def trainers_by_client(experiment: Experiment, trainer: PrivateTrainer) -> dict[
 
 def _ranks(experiment: Experiment, layout: Layout) -> dict[str, int]:
     """Return each client's rank, which is the same in all rounds."""
-    dealt, lora = allocation(experiment, layout, 1), experiment.lora
+    dealt, lora = allocation(experiment, layout, 1, Findings()), experiment.lora
     if dealt is not None:
         return {client_id: dealt.parts[client_id].rank for client_id in experiment.client_ids}
     return dict(

@@ -115,9 +115,7 @@ class Standby:
                 client_id=client_id,
                 experiment=experiment,
                 layout=self.layout,
-                method=client_method(
-                    experiment, for_experiment(experiment), self.layout, self.own, client_id
-                ),
+                method=client_method(for_experiment(experiment), self.layout, self.own),
                 initial=self.initial,
                 plan=self.plan,
                 lifetime_epsilon=lifetime_epsilon,

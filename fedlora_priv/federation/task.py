@@ -1,7 +1,7 @@
-"""What a round is about: the global state it starts from, and how uploads travel in its first exchange.
+"""What a round is about: the global state it starts from, what was found by then, and how uploads travel first.
 
 Both sides build a `RoundTask`, the server from its own state and each client *from the bytes it loaded*; its
-`context` enters every mask. A server that gives one client another model, support, bound or announcement gets
+`context` enters every mask. A server that gives one client another model, support, bound, announcement or finding gets
 masks that do not cancel, never that client's update.
 
 What travels down is whatever differs from the state that the first round began with, which everybody has (`start`).
@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from fedlora_priv.allocation.findings import PREFIX, Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import start, wire
+from fedlora_priv.federation.allocating import told
 from fedlora_priv.federation.exchange import BOUNDS_BLOB, SUPPORT_BLOB, Exchange, Planned, support_blob
 from fedlora_priv.methods import residual
 from fedlora_priv.methods.base import Method, Shared
@@ -30,11 +32,13 @@ class RoundTask:
     """One round: its number (1-based), the state that everybody starts from, and the exchanges that are known by then.
 
     Args:
+        findings: what its allocation follows from beside the file.
         first: the first exchange.
         bands: what wider tiers send besides, each in an exchange of its own.
     """
 
     round: int
+    findings: Findings
     state: State
     first: Exchange
     bands: tuple[Exchange, ...] = ()
@@ -46,8 +50,8 @@ class RoundTask:
 
     @cached_property
     def state_digest(self) -> bytes:
-        """32 bytes over the round's number and every array it starts from, frozen ones included."""
-        label = b"fedlora-priv round state v1" + self.round.to_bytes(4, "big")
+        """32 bytes over the round's number, its findings and every array it starts from, frozen ones included."""
+        label = b"fedlora-priv round state v2" + self.round.to_bytes(4, "big") + self.findings.digest()
         return wire.arrays_digest(label, self.state)
 
     def context(self, experiment: bytes, run: bytes, exchange: Exchange) -> bytes:
@@ -70,7 +74,7 @@ class RoundTask:
         how = {support_blob(j): channel.support.to_bytes() for j, channel in channels.items()}
         if channels:
             how[BOUNDS_BLOB] = channels[0].bounds_to_bytes()  # bands have the first exchange's
-        return wire.Message(wire.TRAIN, fields, state | how)
+        return wire.Message(wire.TRAIN, fields, state | how | self.findings.to_blobs())
 
     @classmethod
     def from_message(
@@ -79,7 +83,8 @@ class RoundTask:
         """Return the task of a server's message; what did not travel comes from the client's own `begun` state.
 
         Raises:
-            FederationError: the message does not fit this experiment, or the client began from other arrays.
+            FederationError: the message does not fit this experiment, or the client began from other arrays; or what
+                the server has found cannot have been.
         """
         fields, blobs = message.fields, dict(message.blobs)
         missing = {"round", "shapes", "state_sha256"} - set(fields)
@@ -88,11 +93,13 @@ class RoundTask:
         supports = {name: blobs.pop(name) for name in message.blobs if name.startswith(SUPPORT_BLOB)}
         bounds = blobs.pop(BOUNDS_BLOB, b"")
         number = _round_number(fields["round"], experiment.federation.rounds)
-        planned = Planned(experiment, layout, method.at(number).contract(layout), number)
+        found = {name: blobs.pop(name) for name in message.blobs if name.startswith(PREFIX)}
+        findings = told(experiment, layout, number, found)
+        planned = Planned(experiment, layout, method.at(number).contract(layout), number, findings)
         first, *bands = planned.begun(bounds, supports)
         shapes = _shapes(fields["shapes"], layout, begun, base=method.changes_base)
         state = start.unpacked(blobs, shapes, begun)
-        task = cls(number, state, first, tuple(bands))
+        task = cls(number, findings, state, first, tuple(bands))
         if task.state_digest.hex() != fields["state_sha256"]:
             raise FederationError(
                 "server and client do not have the same arrays where none has travelled",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fedlora_priv.allocation import Allocation, Profile
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import allocating
 from fedlora_priv.federation.session import min_contributors
@@ -16,7 +17,9 @@ from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.layout import Layout
 
 
-def asked_of_clients(experiment: Experiment, layout: Layout, method: Method) -> dict[str, Any] | None:
+def asked_of_clients(
+    experiment: Experiment, layout: Layout, method: Method, found: Mapping[int, Findings]
+) -> dict[str, Any] | None:
     """Return as JSON values what a plan says of its allocations; None where everybody trains everything.
 
     fewest: the fewest clients that a layer or component has in any round, with the first such place; a sum needs
@@ -26,7 +29,7 @@ def asked_of_clients(experiment: Experiment, layout: Layout, method: Method) -> 
     Raises:
         AllocationError: a round has no allocation.
     """
-    rounds = allocating.allocations(experiment, layout)
+    rounds = allocating.allocations(experiment, layout, found)
     if not rounds:
         return None
     thin = min(rounds, key=lambda dealt: min(dealt.places()).clients)  # the first of several

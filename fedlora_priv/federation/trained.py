@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_priv.allocation import Allocation
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
-from fedlora_priv.federation.allocating import allocation, allocations
+from fedlora_priv.federation.allocating import all_rounds, allocation, allocations
 from fedlora_priv.federation.course import Leg, travelling
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.federation.vectors import unflatten
@@ -44,7 +45,7 @@ def support_of(experiment: Experiment, task: RoundTask, client_id: str) -> Marke
 
 
 def part_of(
-    experiment: Experiment, layout: Layout, method: Method, round: int, client_id: str
+    experiment: Experiment, layout: Layout, method: Method, task: RoundTask, client_id: str
 ) -> Marked | None:
     """Return the coordinates of its own layers, and of the head, for a client that trains some layers; else None.
 
@@ -52,19 +53,24 @@ def part_of(
         layout: of the federation.
         method: of that round, as that client has it.
     """
-    dealt = allocation(experiment, layout, round)
+    dealt = allocation(experiment, layout, task.round, task.findings)
     if dealt is None:
         return None
     return marked(method.shapes(layout), layout, method.contract(layout).trains, dealt.trains(client_id))
 
 
-def extremes(experiment: Experiment, layout: Layout, clients: Sequence[str]) -> list[frozenset[str]]:
+def extremes(
+    experiment: Experiment, layout: Layout, clients: Sequence[str], findings: Findings
+) -> list[frozenset[str]]:
     """Return the smallest and the largest part, as names of modules, that one of these clients trains in some round.
+
+    Args:
+        findings: as they are before the first round; what follows from later ones is left out.
 
     Returns:
         Both, or one where they are the same; nothing where everybody trains everything.
     """
-    found = allocations(experiment, layout)
+    found = allocations(experiment, layout, all_rounds(experiment, findings))
     parts = [dealt.trains(client_id) for dealt in found for client_id in clients]
     return list(dict.fromkeys([min(parts, key=len), max(parts, key=len)])) if parts else []
 
@@ -102,9 +108,11 @@ def trained_size(
     )
 
 
-def least_trained(experiment: Experiment, layout: Layout, method: Method, round: int) -> int:
+def least_trained(
+    experiment: Experiment, layout: Layout, method: Method, round: int, findings: Findings
+) -> int:
     """Return how many coordinates the client trains that trains the fewest in a round."""
-    dealt = allocation(experiment, layout, round)
+    dealt = allocation(experiment, layout, round, findings)
     if dealt is None:
         return trained_size(method, layout, method.contract(layout).trains)
     return min(part_size(method, layout, dealt, client_id) for client_id in dealt.parts)

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 
 from fedlora_priv.errors import FederationError
 
-VERSION = 3
+VERSION = 4
 """Raised whenever what some message has in it changes: parties of two releases then refuse each other at once."""
 MAX_HEADER_BYTES = 1 << 20
 
 # server → client
-TRAIN = "train"  # a round begins: global state, support, bounds
+TRAIN = "train"  # a round begins: global state, findings, support, bounds
 EXCHANGE = "exchange"  # a further exchange of the round begins: what was made of the sums so far, bounds
 PHASE = "phase"  # one phase of secure aggregation (both directions)
 UPLOAD = "upload"  # insecure mode only: send the quantised upload unmasked

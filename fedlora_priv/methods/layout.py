@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -65,6 +65,11 @@ class Layout:
             shapes[module.a_name] = (module.rank, module.in_features)
             shapes[module.b_name] = (module.out_features, module.rank)
         return dict(sorted(shapes.items()))
+
+    def cut(self, rank: int) -> Layout:
+        """Return the layout of the first `rank` components of every module, its scaling as it is."""
+        modules = (replace(module, rank=min(rank, module.rank)) for module in self.modules)
+        return replace(self, modules=tuple(modules))
 
     def role(self, name: str) -> Role:
         """Return what the array of that name is.

@@ -26,7 +26,7 @@ for any method, is ours (docs/decisions/0059).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -219,23 +219,6 @@ class Partial(Method):
     def _by_component(self, plain: Contract) -> bool:
         """Whether what the method sums can be divided component by component."""
         return self.moves_by_mean and plain.trains <= _FACTORS
-
-
-class PartialByRound(Partial):
-    """A client's half where what it trains changes from round to round.
-
-    Args:
-        method, own: as in `Partial`.
-        parts: (round) → names of the modules that this client trains in it.
-    """
-
-    def __init__(self, method: Method, own: Layout | None, parts: Callable[[int], frozenset[str]]) -> None:
-        super().__init__(method, own)
-        self._parts = parts
-
-    def at(self, round: int) -> Method:
-        """Return the method of that round, in its parts."""
-        return Partial(self.method.at(round), self.own, self._parts(round))
 
 
 _HOLDERS = ".holders"

@@ -20,7 +20,7 @@ from accounting.adaptive_clip import AdaptiveClip
 from accounting.anchor import Anchor, ledger_head, make_anchor, signed_bytes
 from accounting.chain import Chain
 from accounting.entries import Entry, Row
-from accounting.events import NonPrivate, PoissonGaussian
+from accounting.events import NonPrivate, PoissonGaussian, PrivateEvent
 from accounting.ledger import Ledger
 from accounting.planning import Plan, plan
 from accounting.private_audit import AttemptRecord, CountRecord, StepRecord
@@ -103,6 +103,12 @@ def make_plans(clients: int = 3, adaptive_clip: AdaptiveClip | None = None) -> d
     return {name: plan(client_id=name, adaptive_clip=adaptive_clip, **PLAN) for name in names}
 
 
+def reserve(ledger: Ledger, event: PrivateEvent, number: int, exchanges: int) -> int:
+    """A reservation of a round, which names what the method lets leave in it."""
+    digest = contracts.round_digest(make_method(exchanges), number)
+    return ledger.reserve(event, round=number, run=RUN, recorded={contracts.RECORDED_AS: digest})
+
+
 def play_round(
     ledger: Ledger,
     client_plan: Plan,
@@ -113,7 +119,7 @@ def play_round(
     clip_norm: float,
 ) -> AttemptRecord:
     """What a client's ledger sees of a round that works; returns what its private audit file does."""
-    reservation = ledger.reserve(client_plan.round_event(clip_norm), round=number, run=RUN)
+    reservation = reserve(ledger, client_plan.round_event(clip_norm), number, len(exchanges))
     record = honest_record(client_plan, number, reservation, generator, clip_norm)
     ledger.commit(reservation, private_audit=record.digest)
     for index, exchange in enumerate(exchanges):
@@ -289,14 +295,13 @@ def make_federation(
                 "noise_source": reports.OS_KEYED_AES_CTR,
                 "plan_sha256": client_plan.digest(),
                 RECORDED_AS: partition.digest(client_id),
-                contracts.RECORDED_AS: contracts.method_digest(make_method(exchanges)),
                 masking.RECORDED_AS: masking.masks_digest(MASKS),
             },
         ) as ledger:
             records, clip_norm = [], client_plan.clip_norm
             for entry in rounds:
                 if client_id not in entry["survivors"]:
-                    ledger.reserve(client_plan.round_event(clip_norm), round=entry["round"], run=RUN)
+                    reserve(ledger, client_plan.round_event(clip_norm), entry["round"], exchanges)
                     continue
                 number, several = entry["round"], entry["exchanges"]
                 records.append(

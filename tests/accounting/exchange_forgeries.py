@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from accounting.entries import Commit, Entry, Release
+from accounting import contract as contracts
+from accounting.entries import Commit, Entry, Release, Reserve
 
+from .conftest import make_method
 from .forgeries import shares
 from .forging import claim_again, entries, rewrite
 
@@ -92,6 +94,30 @@ def less_than_travels(federation: Any) -> None:
 
 def a_round_without_a_contract(federation: Any) -> None:
     _contract(federation)["rounds"] = [1, 3]
+
+
+def a_contract_of_a_round_that_was_not(federation: Any) -> None:
+    _contract(federation)["rounds"].append(4)
+
+
+def another_contract_in_the_last_round(federation: Any) -> None:
+    """Nothing of the other rounds is touched, and nothing that anybody could count."""
+    last = {**_contract(federation), "rounds": [3], "leaks": "nothing"}
+    _contract(federation)["rounds"] = [1, 2]
+    federation.report["method"]["contracts"].append(last)
+
+
+def two_rounds_that_have_changed_places(federation: Any) -> None:
+    """Each reservation names the contract of its own round: one of another round is another."""
+    for client_id in federation.rows:
+        rewrite(federation, client_id, _of_the_round_before)
+
+
+def _of_the_round_before(entry: Any) -> Any:
+    if not isinstance(entry, Reserve) or entry.round != 2:
+        return entry
+    first = contracts.round_digest(make_method(2), 1)
+    return replace(entry, versions={**entry.versions, contracts.RECORDED_AS: first})
 
 
 def a_round_of_two_contracts(federation: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from accounting import contract as contracts
 from accounting import masking, outputs
 from accounting import report as reports
 from accounting.chain import replay
@@ -87,6 +88,19 @@ def record_other(federation: Any, client_id: str, name: str, value: str) -> None
             replace(entry, versions={**entry.versions, name: value}) if isinstance(entry, Reserve) else entry
         ),
     )
+
+
+def record_method(federation: Any) -> None:
+    """Every reservation records what the report says of the method in its round as it is now."""
+
+    def recorded(entry: Any) -> Any:
+        if not isinstance(entry, Reserve):
+            return entry
+        digest = contracts.round_digest(federation.report["method"], entry.round)
+        return replace(entry, versions={**entry.versions, contracts.RECORDED_AS: digest})
+
+    for client_id in federation.rows:
+        rewrite(federation, client_id, recorded)
 
 
 def record_masks(federation: Any) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from accounting import contract as contracts
 from accounting import report as reports
 from accounting.anchor import Anchor
 from accounting.audit import audit
@@ -17,7 +16,7 @@ from accounting.planning import Plan
 
 from .exchange_forgeries import a_certificate, announced_twice, without
 from .forgeries import shares
-from .forging import declare_again, record_masks, record_other, rewrite
+from .forging import declare_again, record_masks, record_method, rewrite
 
 
 def problems(federation: Any) -> dict[int, str]:
@@ -35,8 +34,7 @@ def test_a_round_that_may_end_early_and_does(exchanged: Any) -> None:
     session = exchanged.report["rounds"][0]["exchanges"].pop()["session_id"]
     for client_id in exchanged.rows:
         without(exchanged, client_id, session)
-        digest = contracts.method_digest(exchanged.report["method"])
-        record_other(exchanged, client_id, contracts.RECORDED_AS, digest)
+    record_method(exchanged)
     assert problems(exchanged) == {}
 
 
@@ -77,9 +75,7 @@ def test_unmasked_exchanges(exchanged: Any) -> None:
     assert "another announcement" in problems(exchanged)[4]
     del exchanged.report["rounds"][0]["exchanges"][1]
     exchanged.report["method"]["contracts"][0]["may_stop_early"] = True
-    for client_id in exchanged.rows:
-        digest = contracts.method_digest(exchanged.report["method"])
-        record_other(exchanged, client_id, contracts.RECORDED_AS, digest)
+    record_method(exchanged)
     found = audit(exchanged.report, exchanged.lines, exchanged.roster)
     charged = next(verdict for verdict in found if verdict.check == 4)
     assert charged.status == "UNVERIFIABLE"

@@ -84,3 +84,22 @@ def test_a_survivor_with_nothing_to_train_fails() -> None:
 def test_nothing_is_asked_where_nothing_was_summed_under_masks() -> None:
     assert problems(case(round_of(SIX[:3], summed=False))) == []
     assert problems(case(round_of(SIX[:3]), mode="insecure")) == []
+
+
+@pytest.mark.parametrize(
+    ("findings", "problem"),
+    [
+        ({"scores": [0.5, 2.0]}, None),
+        ({"scores": [0.5]}, "its contract states 1 scores, and names 2 layers"),
+        ({"ranks": {"client-1": 2}}, None),
+        ({"ranks": {"client-1": 1}}, "has client-1 train rank 2, and states that it has pruned itself to 1"),
+        ({"ranks": {"client-7": 1}}, "has client-7 train nothing"),
+    ],
+)
+def test_an_allocation_that_does_not_follow_from_its_findings_fails(
+    findings: dict[str, Any], problem: str | None
+) -> None:
+    asked = case(round_of(SIX), **same_rank(2))
+    asked.report["method"]["contracts"][0]["allocation"]["findings"] = findings
+    found = problems(asked)
+    assert found == [] if problem is None else problem in found[0]

@@ -111,7 +111,7 @@ COUNTS = {
 
 def _edits() -> list[tuple[str, Any]]:
     return [
-        ("schema_version", 1),
+        ("schema_version", 2),
         ("claims", []),
         ("plan", {}),
         ("ledger_head", "xyz"),

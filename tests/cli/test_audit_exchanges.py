@@ -130,7 +130,7 @@ def _smaller_method(report: dict[str, Any]) -> None:
         (_announcement, "another announcement"),
         (_one_exchange, "an exchange 1 that is not listed"),
         (_never_again, "remasked is []"),
-        (_smaller_method, "method_sha256"),
+        (_smaller_method, "contract_sha256"),
     ],
 )
 def test_a_tampered_one_fails(

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from fedlora_priv.allocation import shapes
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_allocation import AllocationSection
 from fedlora_priv.errors import ConfigError
@@ -67,20 +68,20 @@ def test_every_layer_has_enough_clients_and_nobody_more_than_it_can(
     experiment = asked(**keys)
     assert min_contributors(experiment) == 3
     for number in range(1, 5):
-        found = allocation(experiment, layout(LAYERS), number)
+        found = allocation(experiment, layout(LAYERS), number, Findings())
         assert found is not None
         assert min(found.counts()) >= holders(experiment, layout(LAYERS)) == 3
         budgets = [len(found.parts[client_id].layers) for client_id in SIX]
         assert max(budgets[:2]) <= 2
         assert budgets[2] <= 3
         assert max(budgets[3:]) <= LAYERS
-        again = allocation(Experiment.from_toml(experiment.to_toml()), layout(LAYERS), number)
+        again = allocation(Experiment.from_toml(experiment.to_toml()), layout(LAYERS), number, Findings())
         assert again == found, "anybody who has the file makes the same"
 
 
 def test_drawn_layers_differ_by_round_and_seed(asked: Callable[..., Experiment]) -> None:
-    drawn = [allocation(asked(), layout(8), number) for number in (1, 2)]
-    other = allocation(asked({"experiment": {"seed": 4}}), layout(8), 1)
+    drawn = [allocation(asked(), layout(8), number, Findings()) for number in (1, 2)]
+    other = allocation(asked({"experiment": {"seed": 4}}), layout(8), 1, Findings())
     assert drawn[0] is not None
     assert drawn[1] is not None
     assert other is not None
@@ -89,7 +90,7 @@ def test_drawn_layers_differ_by_round_and_seed(asked: Callable[..., Experiment])
 
 
 def test_everybody_trains_everything_unless_a_strategy_is_chosen(asked: Callable[..., Experiment]) -> None:
-    assert allocation(asked(strategy="all", tiers=None), layout(LAYERS), 1) is None
+    assert allocation(asked(strategy="all", tiers=None), layout(LAYERS), 1, Findings()) is None
 
 
 def test_ranks_are_dealt_by_what_clients_can_hold(asked: Callable[..., Experiment]) -> None:
@@ -103,7 +104,7 @@ def test_ranks_are_dealt_by_what_clients_can_hold(asked: Callable[..., Experimen
     )
     whole = layout(2)
     # a layer has (6 + 5)·2 coordinates a rank and the head has 6: 94 at rank 2, 50 at rank 1, of 100 that fit
-    found = allocation(experiment, whole, 1)
+    found = allocation(experiment, whole, 1, Findings())
     assert found is not None
     assert [found.parts[client_id].rank for client_id in SIX] == [2, 2, 2, 2, 4, 4]
     assert cost_model(experiment, whole).memory_bytes([0, 1], 2) == 50 + 94
@@ -227,14 +228,14 @@ def test_what_the_model_cannot_give_is_refused_when_it_is_known(
 ) -> None:
     experiment = asked(**keys)
     with pytest.raises(ConfigError, match=re.escape(complaint)):
-        require_allocations(experiment, layout(layers))
+        require_allocations(experiment, layout(layers), Findings())
 
 
 def test_more_allocations_than_a_report_states_are_refused(asked: Callable[..., Experiment]) -> None:
     experiment = asked({"federation": {"rounds": 1100}})
     with pytest.raises(ConfigError, match="a report states at most 1000"):
-        require_allocations(experiment, layout(12))
-    require_allocations(asked({"federation": {"rounds": 1100}}, **STRATEGIES[0]), layout(LAYERS))
+        require_allocations(experiment, layout(12), Findings())
+    require_allocations(asked({"federation": {"rounds": 1100}}, **STRATEGIES[0]), layout(LAYERS), Findings())
 
 
 def test_the_file_knows_the_shapes_that_there_are() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.errors import RunFolderError
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.checkpoint import History
@@ -14,6 +15,7 @@ from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.server import ServerState
 from fedlora_priv.methods.certificate import Certificate
 
+FOUND = Findings((0.1, 2e-300), (("client-2", 3), ("client-4", 1)))
 RECORDS = [
     RoundRecord(
         1,
@@ -23,7 +25,7 @@ RECORDS = [
         [ExchangeRecord("01" * 32, "02" * 32), ExchangeRecord("03" * 32, "04" * 32, "05" * 32)],
         Certificate({"q": 3.0, "v": 4.0}, {"q": 0.3, "v": 0.4}, 48).to_json(),
     ),
-    RoundRecord(2, exchanges=[ExchangeRecord("06" * 32)], aborted="too few"),
+    RoundRecord(2, exchanges=[ExchangeRecord("06" * 32)], aborted="too few", findings=FOUND),
 ]
 
 
@@ -33,7 +35,12 @@ def saved(folder: Path) -> tuple[ServerState, History]:
         {"head/first": np.ones((2, 3)), "head/steps": np.ones(())},
     )
     state = ServerState(
-        2, {"head": np.ones((2, 3), np.float32)}, {"head": np.full((2, 1), 0.5)}, scores, moments
+        2,
+        {"head": np.ones((2, 3), np.float32)},
+        {"head": np.full((2, 1), 0.5)},
+        scores,
+        moments,
+        findings=FOUND,
     )
     history = History([{"round": 1}], RECORDS, {"client-1": "ab"}, 0.5)
     checkpoint.save(folder, state, history)
@@ -52,7 +59,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
         assert before.keys() == after.keys()
         for name in before:
             np.testing.assert_array_equal(before[name], after[name], strict=True)
-    assert loaded[0].round == 2
+    assert (loaded[0].round, loaded[0].findings) == (2, FOUND)
 
 
 def test_a_certificate_says_the_error_of_all_modules_together() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +9,10 @@ from jsonschema import Draft202012Validator
 
 from accounting import contract as accounted
 from accounting import report as reports
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import contracts
+from fedlora_priv.federation.allocating import all_rounds
 from fedlora_priv.methods import METHODS
 from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.layout import Layout, LoraModule
@@ -21,13 +22,15 @@ LAYOUT = Layout(
     {"head.weight": (2, 8), "head.bias": (2,)},
 )
 TOML = '[experiment]\nname = "stated"\n[data]\npublic = true\n[privacy]\nepsilon = 8.0\n'
+BOTH = ("client-1", "client-2")
 M, N, R, HEAD = 20, 20, 4, 18  # the modules' rows together, their columns, the rank, the head's coordinates
 
 
-def stated(method: Method, layout: Layout, rounds: int, **own: Layout) -> dict[str, Any]:
-    """As `contracts.stated`, with one client that has the federation's model unless others are given."""
-    experiment = Experiment.from_toml(TOML, [f"federation.rounds={rounds}"])
-    return contracts.stated(experiment, method, layout, own or {"client-1": layout})
+def stated(method: Method, layout: Layout, rounds: int, *more: str) -> dict[str, Any]:
+    """As `contracts.stated`, of all rounds, with two clients that have the federation's model unless `more` says."""
+    settings = [f"federation.rounds={rounds}", "federation.clients=2", "secure_aggregation.mode='insecure'"]
+    experiment = Experiment.from_toml(TOML, [*settings, *more])
+    return contracts.stated(experiment, method, layout, all_rounds(experiment, Findings()))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -70,17 +73,22 @@ def test_what_fedsa_keeps_at_home_is_said_and_does_not_travel() -> None:
     (contract,) = stated(METHODS["fedsa"], LAYOUT, 2)["contracts"]
     assert (contract["trains"], contract["stays_home"]) == (["A", "B", "head"], ["B", "head"])
     assert contract["exchanges"] == [{"announced": {}, "travels": {"lora_A": R * N}}]
-    assert contract["noised"] == {"client-1": R * (M + N) + HEAD}, "what stays at home is noised all the same"
+    assert contract["noised"] == dict.fromkeys(BOTH, R * (M + N) + HEAD), (
+        "what stays at home is noised all the same"
+    )
 
 
 def test_what_is_noised_follows_rounds_and_ranks() -> None:
     odd, even = stated(METHODS["rolora"], LAYOUT, 2)["contracts"]
-    assert (odd["noised"], even["noised"]) == ({"client-1": R * M + HEAD}, {"client-1": R * N + HEAD})
+    assert (odd["noised"], even["noised"]) == (
+        dict.fromkeys(BOTH, R * M + HEAD),
+        dict.fromkeys(BOTH, R * N + HEAD),
+    )
     (square,) = stated(METHODS["fed-sb"], LAYOUT, 1)["contracts"]
-    assert square["noised"] == {"client-1": 2 * R * R + HEAD}
-    small = Layout(tuple(replace(m, rank=1, scaling=8.0) for m in LAYOUT.modules), LAYOUT.heads)
-    (unequal,) = stated(METHODS["flexlora"], LAYOUT, 1, a=LAYOUT, b=small)["contracts"]
-    assert unequal["noised"] == {"a": R * (M + N) + HEAD, "b": M + N + HEAD}
+    assert square["noised"] == dict.fromkeys(BOTH, 2 * R * R + HEAD)
+    unequal = ("federation.method='flexlora'", "lora.rank=4", "lora.ranks=[4, 1]")
+    (contract,) = stated(METHODS["flexlora"], LAYOUT, 1, *unequal)["contracts"]
+    assert contract["noised"] == {"client-1": R * (M + N) + HEAD, "client-2": M + N + HEAD}
 
 
 def test_fedask_announces_what_it_measured_with() -> None:
@@ -89,8 +97,18 @@ def test_fedask_announces_what_it_measured_with() -> None:
     assert (second["announced"], second["travels"]) == ({"basis": (R + 2) * M}, {"projected": (R + 2) * N})
 
 
-def test_the_digest_is_of_all_that_is_stated() -> None:
-    digests = {accounted.method_digest(stated(method, LAYOUT, 3)) for method in METHODS.values()}
-    assert len(digests) == len(METHODS)
-    one = stated(METHODS["ffa"], LAYOUT, 3)
-    assert accounted.method_digest(one) != accounted.method_digest(stated(METHODS["ffa"], LAYOUT, 4))
+def test_the_digest_of_a_round_is_of_all_that_is_stated_of_it() -> None:
+    every = {name: stated(method, LAYOUT, 3) for name, method in METHODS.items()}
+    digests = {accounted.round_digest(block, number) for block in every.values() for number in (1, 2, 3)}
+    assert len(digests) == 3 * len(METHODS), "of another method or another round it is another"
+    for number in (1, 2, 3):
+        more = stated(METHODS["rolora"], LAYOUT, 7)
+        assert accounted.round_digest(more, number) == accounted.round_digest(every["rolora"], number), (
+            "what the other rounds are makes no difference"
+        )
+    for name in every["ffa"]["contracts"][0].keys() - {"rounds"}:
+        (contract,) = every["ffa"]["contracts"]
+        less = {**every["ffa"], "contracts": [{k: v for k, v in contract.items() if k != name}]}
+        assert accounted.round_digest(less, 2) not in digests, name
+    twice = {**every["ffa"], "contracts": every["ffa"]["contracts"] * 2}
+    assert accounted.round_digest(twice, 2) not in digests

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.allocating import allocation
 from fedlora_priv.federation.preview import preview
@@ -44,7 +45,7 @@ def printed(show: Callable[[Console], None]) -> str:
 
 def counted(experiment: Experiment, layout: Layout, client_id: str, layer: int) -> float:
     """In which part of the rounds a client trains a layer."""
-    dealt = [allocation(experiment, layout, number) for number in (1, 2)]
+    dealt = [allocation(experiment, layout, number, Findings()) for number in (1, 2)]
     return sum(layer in one.parts[client_id].layers for one in dealt if one is not None) / 2
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from fedlora_priv.allocation import AllocationError
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import Dropout
 from fedlora_priv.engines.base import Step
@@ -54,13 +55,10 @@ def unequal(
         **more,
     }
     experiment = Experiment.from_toml(tomli_w.dumps(values))
-    server, first = for_experiment(experiment), allocation(experiment, LAYOUT, 1)
+    server, first = for_experiment(experiment), allocation(experiment, LAYOUT, 1, Findings())
     assert first is not None
     own = {
-        client_id: client_method(
-            experiment, server, LAYOUT, first.own(LAYOUT, client_id) or LAYOUT, client_id
-        )
-        for client_id in SIX
+        client_id: client_method(server, LAYOUT, first.own(LAYOUT, client_id) or LAYOUT) for client_id in SIX
     }
     return Paper(experiment, server, folder / f"paper-{next(OPENED)}", own=own, dropouts=losses)
 
@@ -80,7 +78,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., Paper]]:
 
 def held(paper: Paper, number: int, client_id: str, module: str) -> int:
     """How many components of a module a client trains in a round."""
-    dealt = allocation(paper.experiment, LAYOUT, number)
+    dealt = allocation(paper.experiment, LAYOUT, number, Findings())
     assert dealt is not None
     place = next(i for i, names in enumerate(LAYERS) if module in names)
     (rank,) = (m.rank for m in LAYOUT.modules if m.name == module)
@@ -171,7 +169,7 @@ def test_sums_and_denominators_are_those_of_whoever_is_left(
     more = {"lora": {"rank": 3}, "secure_aggregation": {"mode": mode}}
     try:
         paper = unequal(tmp_path_factory.mktemp("parts"), dealt, method, dropouts if masked else (), **more)
-        assert all(allocation(paper.experiment, LAYOUT, number) for number in (1, 2))
+        assert all(allocation(paper.experiment, LAYOUT, number, Findings()) for number in (1, 2))
     except AllocationError:
         reject()  # with so little room there is none
     try:
@@ -324,7 +322,9 @@ def test_an_allocation_of_another_seed_is_refused(opened: Callable[..., Paper]) 
     paper = opened(dealt)
     other = unequal(paper.folder, dealt, experiment={"name": "parts", "seed": 4, "output": "nowhere"})
     other.close()
-    assert allocation(other.experiment, LAYOUT, 1) != allocation(paper.experiment, LAYOUT, 1)
+    assert allocation(other.experiment, LAYOUT, 1, Findings()) != allocation(
+        paper.experiment, LAYOUT, 1, Findings()
+    )
     paper.server, paper.conductor = other.server, paper.conductor
     paper.conductor._experiment = other.experiment
     result = paper.round()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation.allocating import allocation
 from fedlora_priv.federation.preview import preview
@@ -63,7 +64,7 @@ def watched(experiment_file: Callable[..., Path]) -> Callable[..., Watched]:
 
 def holders(w: Watched, record: dict[str, Any], module: str) -> list[str]:
     """The survivors that train a module."""
-    dealt = allocation(w.experiment, w.parts.layout, record["round"])
+    dealt = allocation(w.experiment, w.parts.layout, record["round"], Findings())
     assert dealt is not None
     return [client_id for client_id in record["survivors"] if module in dealt.trains(client_id)]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.communication.scales import headroom
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError
@@ -117,8 +118,10 @@ def test_a_task_arrives_as_it_was_sent_and_its_context_binds_everything(
         replace(task, first=make_server("ffa", density=0.4, whole_rounds=0).task(begun).first),
         replace(task, first=replace(task.first, number=1)),
         replace(task, first=replace(task.first, announced=told)),
+        replace(task, findings=Findings((1.0, 2.0))),
+        replace(task, findings=Findings(ranks=(("client-1", 2),))),
     ]
-    assert len({context(other) for other in (task, *different)}) == 7
+    assert len({context(other) for other in (task, *different)}) == 9
     assert context(task) not in (context(task, experiment=b"f" * 32), context(task, run=b"s" * 16))
 
 
@@ -141,6 +144,8 @@ def test_a_task_arrives_as_it_was_sent_and_its_context_binds_everything(
         ),
         (lambda m: replace(m, blobs={**m.blobs, "support": b"\x07"}), "support of a round is garbled"),
         (lambda m: replace(m, blobs={**m.blobs, "state/extra": b"\0" * 4}), "not one support"),
+        (lambda m: replace(m, blobs={**m.blobs, "findings/scores": bytes(16)}), "has found 'scores'"),
+        (lambda m: replace(m, blobs={**m.blobs, "findings/ranks": b'{"client-1":1}'}), "has found 'ranks'"),
     ],
 )
 def test_a_garbled_task_is_refused(

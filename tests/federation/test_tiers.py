@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
-from fedlora_priv.federation.allocating import allocation, cost_model, profiles
+from fedlora_priv.federation.allocating import all_rounds, allocation, cost_model, profiles
 from fedlora_priv.federation.tiers import asked_of_clients
 from fedlora_priv.methods.registry import for_experiment
 from tests.allocation.lab import layout
@@ -43,9 +44,11 @@ def asked(experiment_file: Callable[..., Path]) -> Callable[..., Experiment]:
 
 def test_the_thinnest_place_and_the_tiers_are_those_of_all_rounds(asked: Callable[..., Experiment]) -> None:
     experiment, model = asked(), layout(LAYERS)
-    found = asked_of_clients(experiment, model, for_experiment(experiment))
+    found = asked_of_clients(
+        experiment, model, for_experiment(experiment), all_rounds(experiment, Findings())
+    )
     assert found is not None
-    dealt = [allocation(experiment, model, number) for number in range(1, 6)]
+    dealt = [allocation(experiment, model, number, Findings()) for number in range(1, 6)]
     places = {
         (number, layer): sum(layer in part.layers for part in one.parts.values())
         for number, one in enumerate(dealt, 1)
@@ -78,7 +81,9 @@ def test_the_coordinates_are_those_that_the_method_trains(asked: Callable[..., E
     for name in ("fedit", "ffa", "rolora"):  # A and B of query and value, B alone, A and B by turns
         section = experiment.federation.model_copy(update={"method": name})
         changed = experiment.model_copy(update={"federation": section})
-        found = asked_of_clients(changed, layout(LAYERS), for_experiment(changed))
+        found = asked_of_clients(
+            changed, layout(LAYERS), for_experiment(changed), all_rounds(changed, Findings())
+        )
         assert found is not None
         trained.append([tier["coordinates"] for tier in found["tiers"]])
     a, b, head = 2 * 4 * 5, 2 * 4 * 6, 6
@@ -88,7 +93,9 @@ def test_the_coordinates_are_those_that_the_method_trains(asked: Callable[..., E
 def test_of_unequal_ranks_the_last_component_is_the_thinnest(asked: Callable[..., Experiment]) -> None:
     tiers = [{"clients": SEVEN[:3], "max_rank": 2}]
     experiment = asked(strategy="ranks", ranks=[2, 4], tiers=tiers, cost=None)
-    found = asked_of_clients(experiment, layout(LAYERS), for_experiment(experiment))
+    found = asked_of_clients(
+        experiment, layout(LAYERS), for_experiment(experiment), all_rounds(experiment, Findings())
+    )
     assert found is not None
     assert found["fewest"] == {"clients": 4, "round": 1, "layer": 0, "component": 3}
     assert [(tier["rank"], tier["layers"]) for tier in found["tiers"]] == [(2, [6, 6]), (4, [6, 6])]
@@ -101,4 +108,9 @@ def test_of_unequal_ranks_the_last_component_is_the_thinnest(asked: Callable[...
 
 def test_without_parts_there_is_nothing_to_say(experiment_file: Callable[..., Path]) -> None:
     experiment = Experiment.load(experiment_file())
-    assert asked_of_clients(experiment, layout(LAYERS), for_experiment(experiment)) is None
+    assert (
+        asked_of_clients(
+            experiment, layout(LAYERS), for_experiment(experiment), all_rounds(experiment, Findings())
+        )
+        is None
+    )
