@@ -157,9 +157,7 @@ def require_allocations(experiment: Experiment, layout: Layout, findings: Findin
 
 def client_method(method: Method, layout: Layout, own: Layout) -> Method:
     """Return a method as a client has it whose own model has the layout `own`."""
-    if not isinstance(method, Partial):
-        return method.at_client(own)
-    return Partial(method.method, None if own == layout else own)
+    return method if own == layout else method.at_client(own)
 
 
 def method_in_round(

@@ -74,6 +74,10 @@ class Partial(Method):
             return self
         return self._phases.setdefault(method, Partial(method, self.own, self.trains))  # one for each phase
 
+    def at_client(self, own: Layout) -> Method:
+        """Return the method, in the same parts, of a client with that model of its own."""
+        return Partial(self.method, own, self.trains)
+
     def contract(self, layout: Layout) -> Contract:
         """Return the method's contract, with counts."""
         plain = self.method.contract(layout)
@@ -101,7 +105,7 @@ class Partial(Method):
 
     def shapes(self, layout: Layout) -> Shapes:
         """Return the shapes of this client's own arrays."""
-        return self.method.shapes(layout) if self.own is None else self.own.shapes()
+        return self.method.shapes(self.own or layout)
 
     def certify(
         self, layout: Layout, state: State, sums: Sums, n: int, shared: Shared, combined: State

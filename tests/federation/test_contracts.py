@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import tomli_w
 from jsonschema import Draft202012Validator
 
 from accounting import contract as accounted
@@ -12,8 +14,8 @@ from accounting import report as reports
 from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.federation import contracts
-from fedlora_priv.federation.allocating import all_rounds
-from fedlora_priv.methods import METHODS
+from fedlora_priv.federation.allocating import all_rounds, client_method
+from fedlora_priv.methods import METHODS, for_experiment
 from fedlora_priv.methods.base import Method
 from fedlora_priv.methods.layout import Layout, LoraModule
 
@@ -112,3 +114,32 @@ def test_the_digest_of_a_round_is_of_all_that_is_stated_of_it() -> None:
         assert accounted.round_digest(less, 2) not in digests, name
     twice = {**every["ffa"], "contracts": every["ffa"]["contracts"] * 2}
     assert accounted.round_digest(twice, 2) not in digests
+
+
+@pytest.mark.parametrize("name", ["fedit", "hetlora", "flexlora"])
+def test_clients_of_unequal_ranks_state_what_the_server_does(name: str) -> None:
+    """Each by the method as it has it itself, which knows of its own rank."""
+    tiers = [{"clients": ["client-2", "client-3"], "max_rank": 1}]
+    layout = Layout(
+        tuple(replace(m, name=f"layer.{i}.q") for i, m in enumerate(LAYOUT.modules)), LAYOUT.heads
+    )
+    values: dict[str, Any] = {
+        "experiment": {"name": "unequal"},
+        "data": {"public": True},
+        "privacy": {"epsilon": 8.0},
+        "federation": {"clients": 6, "rounds": 3, "method": name},
+        "lora": {"rank": R},
+        "communication": {"support": "dense", "density": 1.0},
+        "allocation": {"strategy": "ranks", "ranks": [1, R], "tiers": tiers},
+    }
+    experiment = Experiment.from_toml(tomli_w.dumps(values))
+    method, found = for_experiment(experiment), all_rounds(experiment, Findings())
+    servers = contracts.stated(experiment, method, layout, found)
+    (contract,) = servers["contracts"]
+    assert contract["noised"] == {
+        f"client-{k}": (1 if k in (2, 3) else R) * (M + N) + HEAD for k in range(1, 7)
+    }
+    own = {1: layout, 2: layout.cut(1)}
+    for k in own:
+        mine = client_method(method, layout, own[k])
+        assert contracts.stated(experiment, mine, layout, found) == servers, k
