@@ -185,11 +185,6 @@ def payloads(folder: Path, megabytes: list[int], times: int) -> Iterator[str]:
             flower_echo.TIMES: str(times),
         }
         link, node = start.superlink(run.server), start.supernode(run.node(1))
-        for place in (run.server.parent / "flower", run.home(1) / "flower"):
-            for command in (place / "bin").iterdir():
-                command.write_text(
-                    f'#!/bin/sh\nexec "{sys.executable}" -m {flower_echo.NAME} {command.name} "$@"\n'
-                )
         run._launch(SUPERLINK, link.arguments, link.environment)
         run.wait(lambda: run.call("node", "check", run.node(1)).returncode == 0, "the SuperLink answers")
         run.call("server", "admit", run.server)
@@ -199,6 +194,12 @@ def payloads(folder: Path, megabytes: list[int], times: int) -> Iterator[str]:
         submit = start._at_server(
             run.server, "flwr", "run", str(project.parent), start.CONNECTION, "--stream"
         )
+        # Last, for every command of this package writes its own.
+        for place in (run.server.parent / "flower", run.home(1) / "flower"):
+            for command in (place / "bin").iterdir():
+                command.write_text(
+                    f'#!/bin/sh\nexec "{sys.executable}" -m {flower_echo.NAME} {command.name} "$@"\n'
+                )
         run._launch(RUN, submit.arguments, submit.environment)
         run._launch("client-1", node.arguments, node.environment)
         run.finished()
@@ -235,12 +236,14 @@ def main() -> None:
     parser.add_argument(
         "--megabytes", type=int, nargs="*", default=[1, 10, 100], help="none: leave that table out"
     )
+    parser.add_argument("--only-payloads", action="store_true", help="leave the federation out")
     parser.add_argument("--times", type=int, default=2, help="messages of a size")
     parser.add_argument("--folder", type=Path, help="for what is temporary; default: the system's")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for line in federation(Path(folder) / "federation", options.clients, options.rounds):
-            print(line, flush=True)
+        if not options.only_payloads:
+            for line in federation(Path(folder) / "federation", options.clients, options.rounds):
+                print(line, flush=True)
         if options.megabytes:
             for line in payloads(Path(folder) / "echo", options.megabytes, options.times):
                 print(line, flush=True)
