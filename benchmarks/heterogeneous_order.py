@@ -39,6 +39,8 @@ def wanted(
     datasets: Sequence[str],
     cells: Sequence[str] | None = None,
     changes: Mapping[str, str] | None = None,
+    epsilons: Sequence[float | None] = (None, 8.0),
+    rates_of: Sequence[Line] | None = None,
 ) -> list[tuple[Study, Setting]]:
     """Return what can be run now and is not there yet, most urgent first.
 
@@ -47,18 +49,23 @@ def wanted(
         datasets: of these only.
         cells: of these only; None for all.
         changes: texts for fields of every setting.
+        epsilons: of these only.
+        rates_of: another study's lines, whose rates are taken; None to choose them anew.
     """
-    budgets = [budget for budget in BUDGETS if budget[0] in datasets]
-    order = _Order(lines, changes or {}, [c for c in (*MAIN, *MORE) if cells is None or c in cells])
+    budgets = [budget for budget in BUDGETS if budget[0] in datasets and budget[1] in epsilons]
+    named = [c for c in (*MAIN, *MORE) if cells is None or c in cells]
+    order = _Order(lines if rates_of is None else rates_of, changes or {}, named, chosen=rates_of is not None)
     return missing(order.all(budgets), lines)
 
 
 class _Order:
     """All runs that the lines so far allow, in order."""
 
-    def __init__(self, lines: Sequence[Line], changes: Mapping[str, str], cells: Sequence[str]) -> None:
+    def __init__(
+        self, lines: Sequence[Line], changes: Mapping[str, str], cells: Sequence[str], *, chosen: bool
+    ) -> None:
         self._grids = [line for line in lines if line["study"] == "grid"]
-        self._changes = changes
+        self._changes, self._chosen = changes, chosen
         self._main = [cell for cell in MAIN if cell in cells]
         self._seeded = [cell for cell in SEEDED if cell in cells]
         self._more = [cell for cell in MORE if cell in cells]
@@ -79,7 +86,9 @@ class _Order:
             yield from self._finals(budget, PARTITIONS, self._more, SEEDS[0])
 
     def _rates(self, budget: Budget, cells: Sequence[str]) -> Iterator[tuple[Study, Setting]]:
-        """Yield the rates that are missing before the best ones are known."""
+        """Yield the rates that are missing before the best ones are known; none where they are another study's."""
+        if self._chosen:
+            return
         searched = dict.fromkeys(_searched(budget, partition) for partition in PARTITIONS)
         for partition, cell in product(searched, cells):
             for rate in self._state(budget, partition, cell)[1]:
@@ -98,16 +107,26 @@ class _Order:
         self, budget: Budget, partition: Partition, cell: str
     ) -> tuple[float | None, tuple[float, ...]]:
         """Return the best rate, or None and the rates to run first."""
-        template = self._setting(budget, partition, cell, 0.0, GRID_SEED)
+        template = self._setting(
+            budget, partition, cell, 0.0, GRID_SEED, changes={} if self._chosen else None
+        )
         return choose(found(self._grids, asdict(template)), FIRST_RATES[budget[1]])
 
-    def _setting(self, budget: Budget, partition: Partition, cell: str, rate: float, seed: int) -> Setting:
-        """Return one setting with the changes that were asked for."""
+    def _setting(
+        self,
+        budget: Budget,
+        partition: Partition,
+        cell: str,
+        rate: float,
+        seed: int,
+        changes: Mapping[str, str] | None = None,
+    ) -> Setting:
+        """Return one setting with these changes, or those that were asked for."""
         dataset, epsilon = budget
         optimizer = "adam" if epsilon is None else "sgd"
         setting = Setting(dataset, cell, rate, epsilon, partition, seed, optimizer=optimizer)
         setting = setting if epsilon is None else replace(setting, **NOISED)
-        return changed(setting, self._changes)
+        return changed(setting, self._changes if changes is None else changes)
 
 
 def _searched(budget: Budget, partition: Partition) -> Partition:

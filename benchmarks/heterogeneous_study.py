@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 FOLDERS = {"banking77": "banking77", "sst2": "sst2_glue"}
 """Where each data set is under --data."""
 
+EPSILONS = {"none": None, "8": 8.0}
+"""As --epsilon names them."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is not there yet, or write the page."""
@@ -35,7 +38,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     parser = command_line(__doc__, FOLDERS)
     parser.add_argument("--cells", nargs="*", help="these rows only, such as whole and fedra")
-    Command("heterogeneous", FOLDERS, _wanted, _run, _files).main(parser.parse_args(arguments))
+    parser.add_argument("--epsilon", nargs="*", choices=EPSILONS, default=list(EPSILONS), help="these only")
+    parser.add_argument(
+        "--rates", type=Path, help="take the rates of these lines, for runs that differ by --set"
+    )
+    options = parser.parse_args(arguments)
+    if options.rates is not None and not options.rates.exists():
+        parser.error(f"--rates: there is no {options.rates}")
+    Command("heterogeneous", FOLDERS, _wanted, _run, _files).main(options)
 
 
 def _wanted(
@@ -43,8 +53,11 @@ def _wanted(
 ) -> Sequence[tuple[str, Setting]]:
     """Return what the options ask for and is not there yet."""
     from benchmarks.heterogeneous_order import wanted
+    from benchmarks.sst2_study import Lines
 
-    return wanted(lines, options.datasets, options.cells, changes)
+    rates = None if options.rates is None else list(Lines(options.rates))
+    epsilons = [EPSILONS[text] for text in options.epsilon]
+    return wanted(lines, options.datasets, options.cells, changes, epsilons, rates)
 
 
 def _run(study: str, setting: Setting, task: StudyTask) -> tuple[Mapping[str, Any], str]:

@@ -208,6 +208,17 @@ def test_rates_come_before_what_they_are_for_and_each_partition_has_its_own() ->
     assert not [s for _, s in wanted([], ["banking77"], ["fedra"]) if s.method != "fedra"]
 
 
+def test_longer_runs_take_the_rates_of_the_shorter() -> None:
+    longer = {"rounds": "40"}
+    every = wanted([], ["banking77"], ["fedra", "whole"], longer, [None], _finished())
+    settings = [setting for study, setting in every if study == "final"]
+    assert len(settings) == len(every) > len(SEEDS) * len(PARTITIONS)
+    assert {(setting.epsilon, setting.rounds, setting.learning_rate) for setting in settings} == {
+        (None, 40, 1e-2)
+    }
+    assert not wanted([], ["banking77"], ["fedra"], longer, [None], [])
+
+
 # page
 
 

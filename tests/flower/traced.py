@@ -32,6 +32,9 @@ TRACE, PARTY, WATCH, KNOWN = "FLEET_TRACE", "FLEET_PARTY", "FLEET_WATCH", "FLEET
 """Environment: the folder of events and sums; what the process is part of; what folder's files are noted when opened;
 whether noise, batches and rounding are those of the experiment's seed, whatever the experiment says."""
 
+MEDDLE = "FLEET_MEDDLE"
+"""Environment: whether the server meddles with what it passes on, as `tests.flower.meddling` says."""
+
 HELD_POLL_S = 0.05
 
 
@@ -48,6 +51,10 @@ def install(command: str) -> None:
     if command == "flwr-clientapp":
         _trace_node(folder, os.environ[PARTY])
     elif command == "flwr-serverapp":
+        if os.environ.get(MEDDLE):
+            from tests.flower.meddling import meddle
+
+            meddle(folder)
         _trace_server(folder)
         _keep_sums(folder)
 

@@ -1,0 +1,60 @@
+"""A server that swaps, alters, repeats, replays and drops messages, between real processes.
+
+Everything that it can do to a message of any step is tried in one process (test_hostile.py). Here one of each kind goes
+through a SuperLink and SuperNodes: nothing wrong is summed, nobody's shares leave twice, charges are right.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accounting.transfer import read as read_ledger
+from fedlora_priv.config_federation import Dropout
+from fedlora_priv.federation import wire
+
+from .deployment import tiny
+from .fleet import fleet
+from .judging import failed, require_the_local_engines_sums
+from .meddling import SECOND_ANSWER
+from .traced import MEDDLE
+
+pytestmark = pytest.mark.long
+
+
+def test_what_a_server_meddles_with_is_refused_and_costs_at_most_that_client_its_round(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, silent: Any
+) -> None:
+    experiment = tiny(
+        tiny_model,
+        tiny_data,
+        federation={"rounds": 3},
+        secure_aggregation={"max_colluders": 0},  # else four of the five would have to be there
+    )
+    with fleet(experiment, tmp_path / "fleet", known_randomness=True) as one:
+        shutil.copytree(one.out, tmp_path / "twin")
+        one.extra[MEDDLE] = "1"
+        one.start()
+        assert one.finished() == 0, one.tails()
+
+        first, second, third = one.report()["rounds"]
+        assert first["survivors"] == ["client-1", "client-4", "client-5"]
+        assert second["survivors"] == ["client-1", "client-3", "client-4", "client-5"]
+        assert third["survivors"] == ["client-1", "client-3", "client-4", "client-5"]
+        assert wire.decode((one.trace / SECOND_ANSWER).read_bytes()).kind == wire.REFUSED
+        lost = [
+            Dropout(round=1, client_id="client-2", phase="share"),
+            Dropout(round=1, client_id="client-3", phase="share"),
+            Dropout(round=2, client_id="client-2", phase="mask"),
+            Dropout(round=3, client_id="client-2", phase="advertise"),
+            Dropout(round=3, client_id="client-5", phase="confirm"),
+        ]
+        require_the_local_engines_sums(one, tmp_path, silent, lost)
+        for number, client_id in enumerate(experiment.client_ids, start=1):
+            chain = read_ledger(one.home(number) / "ledger.sqlite").chains[(client_id, "wards-2026")]
+            trained = [1, 2] if client_id == "client-2" else [1, 2, 3]
+            assert [charge.round for charge in chain.charges.values()] == trained
+        assert not failed(one)
