@@ -1,21 +1,23 @@
 """What a server of somebody's own does to messages between real processes, at the place where Flower takes them.
 
 round  step     what                                                            to whom
-1      share    gets what is meant for the other (down)                         client-2 and client-3
-2      mask     one bit of its answer is another (up)                           client-2
+1      mask     gets what is meant for the other (down)                         client-2 and client-3
+2      train    gets what began round 1 (down)                                  client-2
+2      mask     one bit of its answer is another (up)                           client-5
 2      reveal   gets the message a second time, once it has answered (down)     client-3
-3      train    gets what began round 2 (down)                                  client-2
-3      confirm  its answer is dropped (up)                                      client-5
+
+What drops messages is killed in test_kill_processes.py: to whoever waits that is the same.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SECOND_ANSWER = "second-answer"
-"""File in the trace: what the client says that is asked a second time."""
+ANSWERS = "answers.json"
+"""File in the trace: what the client says that is asked twice, in hex."""
 
 
 def meddle(folder: Path) -> None:
@@ -26,20 +28,18 @@ def meddle(folder: Path) -> None:
 
     def exchange(self: FlowerEngine, messages: Mapping[str, bytes], step: Any) -> Mapping[str, bytes]:
         sent, name = dict(messages), f"{step.round}.{step.name}"
-        if step.phase == "train":
-            began[step.round] = sent["client-2"]
-        if name == "1.share":
+        if name == "1.train":
+            began["client-2"] = sent["client-2"]
+        if name == "2.train":
+            sent |= began
+        if name == "1.mask":
             sent["client-2"], sent["client-3"] = sent["client-3"], sent["client-2"]
-        if name == "3.train":
-            sent["client-2"] = began[2]
         answers = dict(real(self, sent, step))
         if name == "2.mask":
-            answers["client-2"] = flipped(answers["client-2"])
+            answers["client-5"] = flipped(answers["client-5"])
         if name == "2.reveal":
             again = real(self, {"client-3": sent["client-3"]}, step)
-            (folder / SECOND_ANSWER).write_bytes(again["client-3"])
-        if name == "3.confirm":
-            del answers["client-5"]
+            (folder / ANSWERS).write_text(json.dumps([answers["client-3"].hex(), again["client-3"].hex()]))
         return answers
 
     FlowerEngine.exchange = exchange  # type: ignore[method-assign] # as a hostile server would
