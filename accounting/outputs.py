@@ -30,7 +30,8 @@ def following(report: Report) -> list[dict[str, str]]:
     lines = [*_of_updates(report), *_of_rounds(report)]
     if adaptive:
         lines.append("the clip norms in ledger rows, which follow from noised counts")
-    return [*({"what": what, "covered_by": charged} for what in lines), *ALWAYS]
+    public = [{"what": what, "covered_by": PUBLIC} for what in _of_findings(report)]
+    return [*({"what": what, "covered_by": charged} for what in lines), *public, *ALWAYS]
 
 
 def measured(report: Report) -> list[str]:
@@ -63,6 +64,15 @@ def _of_updates(report: Report) -> Iterator[str]:
         yield f"of what stays at each client ({', '.join(kept)}), saved in its own home: {told}"
     if most > 1:
         yield "what the server announces between exchanges, which follows from the sums"
+
+
+def _of_findings(report: Report) -> Iterator[str]:
+    """What the server has found on the way of data that are declared public, and told everybody."""
+    dealt = (contract.get("allocation", {}) for contract in report["method"]["contracts"])
+    for data in sorted(
+        {one["findings"]["scores_of"] for one in dealt if "scores" in one.get("findings", {})}
+    ):
+        yield f"scores of the layers, measured during the run on data declared public: {data}"
 
 
 def _of_rounds(report: Report) -> Iterator[str]:

@@ -84,7 +84,14 @@ class AllocationSection(Section):
         description="For 'fisher' and 'fedpilot': what each layer is worth, the lowest first, measured on PUBLIC data.",
     )
     scores_of: str | None = Field(
-        default=None, min_length=1, description="The public data that `scores` were measured on."
+        default=None, min_length=1, description="The public data that scores are measured on."
+    )
+    rescore_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="For 'fisher' and 'fedpilot': after every so many rounds the server scores the layers again, at "
+        "the global state, on 100 of the PUBLIC held-out rows, which `scores_of` names; before round 1 too where there "
+        "are no `scores`. Needs data.evaluation_public or data.public.",
     )
     min_contributors: int | None = Field(
         default=None,
@@ -125,8 +132,20 @@ class AllocationSection(Section):
 
     @property
     def finds(self) -> frozenset[str]:
-        """What allocations follow from beside the file, and is found on the way: nothing."""
-        return frozenset()
+        """What allocations follow from beside the file, and is found on the way."""
+        return frozenset() if self.rescore_every is None else frozenset({"scores"})
+
+    def scored(self, round: int) -> bool:
+        """Whether a round is dealt by scores that the server has measured."""
+        return self.rescore_every is not None and (not self.scores or round > self.rescore_every)
+
+    def scores_before(self, round: int) -> bool:
+        """Whether the server measures between the round before and this one."""
+        return self.rescore_every is not None and self.scored(round) and (round - 1) % self.rescore_every == 0
+
+    def known_rounds(self, rounds: int) -> int:
+        """Return of how many rounds, from the first on, the allocation follows from what is known before the run."""
+        return rounds if self.rescore_every is None else min(rounds, self.rescore_every)
 
     def least_contributors(self, secure: SecureAggregationSection) -> int:
         """Return `min_contributors` with the default filled in.

@@ -21,11 +21,11 @@ _READS: dict[str, frozenset[str]] = {
     "geometric": frozenset({"shape"}),
     "random-geometric": frozenset({"shape"}),
     "fedra": frozenset(),
-    "fisher": frozenset({"scores", "scores_of"}),
-    "fedpilot": frozenset({"scores", "scores_of"}),
+    "fisher": frozenset({"scores", "scores_of", "rescore_every"}),
+    "fedpilot": frozenset({"scores", "scores_of", "rescore_every"}),
     "ranks": frozenset({"ranks"}),
 }
-"""The keys that a strategy needs beside those that all read; a set one that it does not read is refused."""
+"""The keys that a strategy reads beside those that all read; a set one that it does not read is refused."""
 
 _COUNTED = frozenset({"flexlora", "flora"})
 """Methods that count components themselves."""
@@ -47,6 +47,7 @@ def check(experiment: Experiment) -> None:
     if not experiment.allocation.in_parts:
         return
     _needed(experiment)
+    _rescoring(experiment)
     _tiers(experiment)
     _holders(experiment)
     _method(experiment)
@@ -90,13 +91,15 @@ def _needed(experiment: Experiment) -> None:
     """Refuse a strategy without what it deals by, and scores that nobody calls public."""
     asked = experiment.allocation
     examples = {"shape": "'inverted'", "ranks": "[4, 8]", "scores": "one number a layer"}
+    if asked.rescore_every is not None:
+        del examples["scores"]  # the server measures them
     for key, example in examples.items():
         if key in _READS[asked.strategy] and not getattr(asked, key):
             raise ConfigError(
                 f"allocation.{key} is missing: allocation.strategy = {asked.strategy!r} deals by it",
                 f"set it, for example to {example}",
             )
-    if asked.scores and asked.scores_of is None:
+    if (asked.scores or asked.rescore_every) and asked.scores_of is None:
         raise ConfigError(
             "allocation.scores_of is missing: scores of clients' own data would be a release that nothing covers",
             "name the public data that the scores were measured on, or choose a strategy without scores",
@@ -105,6 +108,29 @@ def _needed(experiment: Experiment) -> None:
         raise ConfigError(
             f"the largest of allocation.ranks is {max(asked.ranks)}, but lora.rank = {experiment.lora.rank}",
             "set lora.rank to the largest",
+        )
+
+
+def _rescoring(experiment: Experiment) -> None:
+    """Refuse scores that the server would measure on rows nobody calls public, or that have no label, or never."""
+    asked, rounds = experiment.allocation, experiment.federation.rounds
+    if asked.rescore_every is None:
+        return
+    if not experiment.data.evaluation_may_be_reported:
+        raise ConfigError(
+            "allocation.rescore_every scores layers on the held-out rows, which are not declared public: scores of "
+            "private rows would be a release that nothing covers",
+            "set data.evaluation_public = true if they are, or leave it out",
+        )
+    if experiment.model.task != "classification":
+        raise ConfigError(
+            "allocation.rescore_every scores layers by the label's logit, and a language model has none",
+            "leave it out, or give scores that were measured elsewhere",
+        )
+    if asked.scores and asked.rescore_every >= rounds:
+        raise ConfigError(
+            f"allocation.rescore_every = {asked.rescore_every} has no effect in {rounds} rounds that begin with scores",
+            "lower it, or leave one of the two out",
         )
 
 

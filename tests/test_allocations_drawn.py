@@ -88,6 +88,8 @@ def test_a_plan_draws_the_map_and_says_what_is_thin_and_what_tiers_need() -> Non
     asked = {
         "fewest": {"clients": 3, "layer": 1, "component": 3, "round": 2},
         "min_contributors": 3,
+        "holders": 3,
+        "known_rounds": 2,
         "tiers": [tier],
     }
     text = printed({"method": {"contracts": [contract([1, 2], dealt_by_chance(5))]}, "allocation": asked})

@@ -89,6 +89,17 @@ def all_rounds(experiment: Experiment, findings: Findings) -> dict[int, Findings
     return dict.fromkeys(range(1, experiment.federation.rounds + 1), findings)
 
 
+def presumed(experiment: Experiment, layout: Layout) -> Findings:
+    """Return findings to deal by before anything is found: where layers are yet to be scored, all are worth the same.
+
+    Which budgets fit, how many layers each client trains and whether all can be given out does not depend on scores
+    where layers are drawn; where layers of the largest score are taken, it may.
+    """
+    if not experiment.allocation.scored(1):
+        return Findings()
+    return Findings((1.0,) * len(layers_of(layout)))
+
+
 def told(experiment: Experiment, layout: Layout, round: int, blobs: Mapping[str, bytes]) -> Findings:
     """Return what a server says was found before a round, by which the round has an allocation.
 
@@ -104,6 +115,9 @@ def told(experiment: Experiment, layout: Layout, round: int, blobs: Mapping[str,
             f"the server has found {min(odd)!r}, and allocation.strategy = {experiment.allocation.strategy!r} does "
             "not follow from any here"
         )
+    if ("scores" in kinds) != experiment.allocation.scored(round):
+        has = "has measured scores" if "scores" in kinds else "has not measured scores"
+        raise FederationError(f"the server {has} before round {round}, and here it is the other way about")
     if not blobs:
         return Findings()
     findings = Findings.from_blobs(blobs, len(layers_of(layout)))
@@ -134,23 +148,26 @@ def _allocated(
     """Return a round's allocation."""
     costs = _cost_model(asked, steps, Layout(modules, dict(heads)))
     values = findings.scores or asked.scores
-    scores = LayerScores.of_public_data(values, asked.scores_of) if asked.scores_of else None
+    scores = LayerScores.of_public_data(values, asked.scores_of) if values and asked.scores_of else None
     allocator = _allocator(asked, _holders(asked, least, len(costs.layers)))
     public = Public(seed, costs, scores, ranks=dict(findings.ranks))
     return allocator.allocate(round, _profiles(asked, clients), public)
 
 
-def require_allocations(experiment: Experiment, layout: Layout, findings: Findings) -> None:
+def require_allocations(experiment: Experiment, layout: Layout) -> None:
     """Return if every round of an experiment has an allocation, and a report can state them all.
+
+    Rounds that follow from what is yet to be found are dealt by what is presumed, and each counted as one of its own.
 
     Raises:
         AllocationError: a round has none: says what is missing.
     """
-    found = all_rounds(experiment, findings)
-    different = {frozenset(dealt.parts.items()) for dealt in allocations(experiment, layout, found)}
-    if len(different) > MOST_ALLOCATIONS:
+    dealt = allocations(experiment, layout, all_rounds(experiment, presumed(experiment, layout)))
+    known = experiment.allocation.known_rounds(len(dealt))
+    different = len({frozenset(one.parts.items()) for one in dealt[:known]}) + len(dealt) - known
+    if different > MOST_ALLOCATIONS:
         raise AllocationError(
-            f"{len(different)} rounds have allocations of their own, and a report states at most {MOST_ALLOCATIONS}",
+            f"{different} rounds have allocations of their own, and a report states at most {MOST_ALLOCATIONS}",
             "lower federation.rounds, or choose a strategy that deals once, such as 'geometric'",
         )
 
@@ -198,15 +215,23 @@ def profiles(experiment: Experiment) -> dict[str, Profile]:
     return _profiles(experiment.allocation, experiment.client_ids)
 
 
-def spare(experiment: Experiment, layout: Layout, found: Mapping[int, Findings]) -> int | None:
+def spare(
+    experiment: Experiment, layout: Layout, found: Mapping[int, Findings], *, foreseen: bool = False
+) -> int | None:
     """Return how many more clients than it needs the part has that the fewest train, over the rounds of `found`.
 
     None where everybody trains everything, and without masks.
+
+    Args:
+        foreseen: these are no findings of rounds that were: what is found in a run may be other than these.
     """
     if not experiment.allocation.in_parts or experiment.secure_aggregation.mode == "insecure":
         return None
-    thinnest = min(place for dealt in allocations(experiment, layout, found) for place in dealt.places())
-    return thinnest.clients - min_contributors(experiment)
+    dealt = allocations(experiment, layout, found)
+    fewest = min(place.clients for one in dealt for place in one.places())
+    if foreseen and experiment.allocation.known_rounds(len(found)) < len(found):
+        fewest = min(fewest, holders(experiment, layout))  # no allocation has fewer
+    return fewest - min_contributors(experiment)
 
 
 def _holders(asked: AllocationSection, least: int, layers: int) -> int:

@@ -106,6 +106,8 @@ def _own(experiment: Experiment, layout: Layout, dealt: Allocation | None) -> di
 def _allocation(experiment: Experiment, dealt: Allocation, findings: Findings) -> dict[str, Any]:
     """Return who trains what as the report states it, by the numbers of `layers`, and how many a sum must be of."""
     found = findings.to_json()
+    if findings.scores:
+        found["scores_of"] = experiment.allocation.scores_of
     return ({"findings": found} if found else {}) | {
         "strategy": dealt.strategy,
         "layers": [layer.name for layer in dealt.layers],

@@ -2,10 +2,11 @@
 
 Nothing is trained, masked or spent. Made-up clients move what is trained by steps of the planned size, and each round's
 messages and sessions are those that the server would make of their sums; `communication.meter` says what they take.
-Nobody is lost, so a real round of everybody takes as much: to the byte, but for three things that depend on the data:
+Nobody is lost, so a real round of everybody takes as much: to the byte, but for four things that depend on the data:
 which coordinates have moved already (what travels down of a sparse update), whether a method asks for an exchange that
-it can do without, and the digits of what is measured of clients' own models. On a ring, who is beside whom moves some
-bytes from client to client: a table is of one draw, and beside it stands what no draw exceeds for any client.
+it can do without, the digits of what is measured of clients' own models, and which layers are whose once they have been
+scored again (lists of clients by layer are in proposals). On a ring, who is beside whom moves some bytes from client to
+client: a table is of one draw, and beside it stands what no draw exceeds for any client.
 """
 
 from __future__ import annotations
@@ -111,7 +112,11 @@ class _Acted:
         self._server = FederationServer(
             parts.experiment, parts.layout, parts.method, parts.initial, self._noise, optimizer
         )
-        self._begun = self._state = self._server.begin()
+        self._rescoring = parts.rescoring()
+        if self._rescoring is not None:  # later scores are as long as the first, whatever they are
+            scores = parts.first_findings.scores or parts.experiment.allocation.scores
+            self._rescoring = replace(self._rescoring, measure=lambda state: scores)
+        self._begun = self._state = self._found(self._server.begin())
         self._insecure = parts.experiment.secure_aggregation.mode == "insecure"
         self.ledgers.update(dict.fromkeys(parts.experiment.client_ids, 1))
 
@@ -126,10 +131,14 @@ class _Acted:
             summed = self._sum(summed, task, exchange, crowd, told)
         while (answer := self._server.announce(self._state, task, summed)) is not None:
             summed = self._sum(summed, task, answer, crowd, told)
-        self._state = self._server.advance(self._state, task, summed)
+        self._state = self._found(self._server.advance(self._state, task, summed))
         for question in self._measured(self._state):
             told.add(question)
         return told
+
+    def _found(self, state: ServerState) -> ServerState:
+        """Return the state with what is found of it, as if nothing else were found than before the first round."""
+        return state if self._rescoring is None else self._rescoring.before(state)
 
     def _crowd(self, task: RoundTask) -> list[Mapping[str, NDArray[np.float32]]]:
         """Return what made-up clients have trained in a round; as many as there are where ranks of sums matter."""

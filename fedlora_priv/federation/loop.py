@@ -23,6 +23,7 @@ from fedlora_priv.errors import BudgetError, FederationError, FedloraError, Stat
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.files import write_metrics
+from fedlora_priv.federation.rescoring import Rescoring
 from fedlora_priv.federation.rounds import BUDGET_CODE, RoundConductor, RoundRecord, RoundResult
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.task import RoundTask
@@ -62,6 +63,7 @@ class Loop:
         evaluate: accuracy or perplexity of a state on public data, or None where none may be reported.
         progress: told of every round.
         personal: the same by client, where each has a model of its own; the mean is then what rounds are measured by.
+        rescoring: scores layers on the way, where allocations follow from that.
     """
 
     experiment: Experiment
@@ -73,6 +75,7 @@ class Loop:
     evaluate: Callable[[State], float] | None
     progress: Progress
     personal: Callable[[ServerState], dict[str, float]] | None = None
+    rescoring: Rescoring | None = None
 
     def run(self) -> tuple[ServerState, History]:
         """Return the final state and what happened, from wherever an earlier process had got to."""
@@ -102,7 +105,7 @@ class Loop:
 
     def _begin(self) -> tuple[ServerState, History]:
         """Return the state before the first round, evaluated and checkpointed."""
-        state = self.server.begin()
+        state = self._found(self.server.begin())
         history = History(quality_before=self.evaluate(state.state) if self.evaluate else None)
         checkpoint.save(self._checkpoints, state, history)
         return state, history
@@ -113,7 +116,7 @@ class Loop:
         self.progress.round_started(state.round + 1, rounds)
         task = self.server.task(state)
         result = self.conductor.conduct(task, partial(self.server.announce, state, task))
-        state = self._advance(state, task, result)
+        state = self._found(self._advance(state, task, result))
         history.records.append(result.record)
         history.anchors |= {
             client_id: anchor.to_bytes().hex() for client_id, anchor in result.anchors.items()
@@ -125,6 +128,10 @@ class Loop:
         history.metrics.append(row)
         self.progress.round_finished(row)
         return state
+
+    def _found(self, state: ServerState) -> ServerState:
+        """Return the state with what the next round's allocation follows from: stored with it, so found once."""
+        return state if self.rescoring is None else self.rescoring.before(state)
 
     def _advance(self, state: ServerState, task: RoundTask, result: RoundResult) -> ServerState:
         """Return the state after a round and certify it in its record; a spoilt sum loses the round."""

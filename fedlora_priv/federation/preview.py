@@ -67,7 +67,9 @@ def preview(experiment: Experiment, say: Say = lambda line: None) -> dict[str, A
         "bytes": planned_bytes(parts),
         "rows": _rows(parts),
         "environment": parts.environment(),
-        "secure_aggregation": protection(experiment, spare(experiment, parts.layout, parts.foreseen)),
+        "secure_aggregation": protection(
+            experiment, spare(experiment, parts.layout, parts.foreseen, foreseen=True)
+        ),
     }
 
 

@@ -146,6 +146,7 @@ def conduct(
         evaluate=parts.evaluator(),
         progress=progress,
         personal=_personal(parts, metered),
+        rescoring=parts.rescoring(),
     )
     state, history = loop.run()
     if parts.home_roles:

@@ -15,16 +15,26 @@ from typing import Any
 from accounting.planning import Plan
 from fedlora_priv.adapters import read_state, write_state
 from fedlora_priv.allocation.findings import Findings
+from fedlora_priv.allocation.fisher_scores import fisher_scores
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.sources import public_name
 from fedlora_priv.errors import ConfigError
 from fedlora_priv.federation import contracts
-from fedlora_priv.federation.allocating import all_rounds, allocation, client_method, require_allocations
+from fedlora_priv.federation.allocating import (
+    all_rounds,
+    allocation,
+    client_method,
+    presumed,
+    require_allocations,
+)
 from fedlora_priv.federation.environment import environment, step_settings
 from fedlora_priv.federation.holdings import Holdings, content_digest, everybodys
 from fedlora_priv.federation.learner import Say, load_learner
 from fedlora_priv.federation.personal import home_roles
 from fedlora_priv.federation.plans import plan_clients
+from fedlora_priv.federation.rescoring import Rescoring, scored_rows
+from fedlora_priv.federation.server import ServerState
+from fedlora_priv.federation.task import begin
 from fedlora_priv.federation.trained import Marked, extremes, made_up_support, marked
 from fedlora_priv.methods import Contract, Layout, Method, Role, State, for_experiment, phases
 from fedlora_priv.methods.errors import AssumptionError
@@ -94,8 +104,45 @@ class Parts:
 
     @property
     def foreseen(self) -> dict[int, Findings]:
-        """The findings of every round as far as they are known before the first."""
-        return all_rounds(self.experiment, Findings())
+        """The findings of every round as they would be if nothing more were found after those before the first."""
+        return all_rounds(self.experiment, self.first_findings)
+
+    @cached_property
+    def first_findings(self) -> Findings:
+        """What is found before the first round.
+
+        Raises:
+            ConfigError: there are no public rows to find it on.
+            AllocationError: no allocation follows from it.
+        """
+        rescoring = self.rescoring()
+        if rescoring is None:
+            return Findings()
+        begun = begin(self.method, self.layout, self.initial, self.experiment)
+        return rescoring.before(ServerState(0, begun)).findings
+
+    def rescoring(self) -> Rescoring | None:
+        """Return what scores layers at a global state, where a server does; None where it does not.
+
+        Raises:
+            ConfigError: there are no public rows to score on.
+        """
+        asked, model = self.experiment.allocation, self.trainer.model
+        if asked.rescore_every is None:
+            return None
+        if self.evaluation is None:
+            raise ConfigError(
+                "the server is to score layers on public held-out rows (allocation.rescore_every), and has none",
+                "name some: data.evaluation_file, or evaluation in server.toml where parties bring their own rows",
+            )
+        numbers = scored_rows(len(self.evaluation), self.experiment.experiment.seed)
+        rows, of = self.evaluation.subset(numbers), asked.scores_of or ""
+
+        def measure(state: State) -> tuple[float, ...]:
+            write_state(model, state)
+            return fisher_scores(model, rows, of).values
+
+        return Rescoring(self.experiment, self.layout, measure)
 
     @cached_property
     def stated_method(self) -> dict[str, Any]:
@@ -133,7 +180,7 @@ class Parts:
     def _supports(self, trainer: PrivateTrainer, contract: Contract) -> list[Marked | None]:
         """Return what clients with that model train of a contract's arrays, as far as it is to be rehearsed."""
         clients = [client_id for client_id, theirs in self.trainers.items() if theirs is trainer]
-        parts = extremes(self.experiment, self.layout, clients, Findings())
+        parts = extremes(self.experiment, self.layout, clients)
         if not parts:
             return [made_up_support(self.experiment, contract)]
         own = trainer.layout
@@ -193,7 +240,7 @@ def build(experiment: Experiment, holdings: Holdings, say: Say, model: Path | No
     method = for_experiment(experiment)
     learner = load_learner(experiment, holdings.label_names, say, model)
     trainer = make_trainer(experiment, method, learner.model)
-    require_allocations(experiment, trainer.layout, Findings())
+    require_allocations(experiment, trainer.layout)
     return Parts(
         experiment=experiment,
         method=method,
@@ -247,7 +294,7 @@ def trainers_by_client(experiment: Experiment, trainer: PrivateTrainer) -> dict[
 
 def _ranks(experiment: Experiment, layout: Layout) -> dict[str, int]:
     """Return each client's rank, which is the same in all rounds."""
-    dealt, lora = allocation(experiment, layout, 1, Findings()), experiment.lora
+    dealt, lora = allocation(experiment, layout, 1, presumed(experiment, layout)), experiment.lora
     if dealt is not None:
         return {client_id: dealt.parts[client_id].rank for client_id in experiment.client_ids}
     return dict(

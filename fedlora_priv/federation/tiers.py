@@ -23,8 +23,10 @@ def asked_of_clients(
     """Return as JSON values what a plan says of its allocations; None where everybody trains everything.
 
     fewest: the fewest clients that a layer or component has in any round, with the first such place; a sum needs
-    `min_contributors` survivors of them. tiers: what clients that declare the same have, and the most that any round
-    asks of one of them, coordinates being those that the method trains; None where nothing was declared.
+    `min_contributors` survivors of them, and no allocation of this experiment has fewer than `holders`. tiers: what
+    clients that declare the same have, and the most that any round asks of one of them, coordinates being those that
+    the method trains; None where nothing was declared. known_rounds: of how many rounds all this is certain; after
+    them layers are scored again.
 
     Raises:
         AllocationError: a round has no allocation.
@@ -35,6 +37,8 @@ def asked_of_clients(
     thin = min(rounds, key=lambda dealt: min(dealt.places()).clients)  # the first of several
     return {
         "min_contributors": min_contributors(experiment),
+        "holders": allocating.holders(experiment, layout),
+        "known_rounds": experiment.allocation.known_rounds(len(rounds)),
         "fewest": {"round": thin.round, **asdict(min(thin.places()))},
         "tiers": list(_tiers(experiment, layout, method, rounds)),
     }

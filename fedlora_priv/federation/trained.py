@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fedlora_priv.allocation import Allocation
 from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
-from fedlora_priv.federation.allocating import all_rounds, allocation, allocations
+from fedlora_priv.federation.allocating import all_rounds, allocation, allocations, presumed
 from fedlora_priv.federation.course import Leg, travelling
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.federation.vectors import unflatten
@@ -59,18 +59,15 @@ def part_of(
     return marked(method.shapes(layout), layout, method.contract(layout).trains, dealt.trains(client_id))
 
 
-def extremes(
-    experiment: Experiment, layout: Layout, clients: Sequence[str], findings: Findings
-) -> list[frozenset[str]]:
+def extremes(experiment: Experiment, layout: Layout, clients: Sequence[str]) -> list[frozenset[str]]:
     """Return the smallest and the largest part, as names of modules, that one of these clients trains in some round.
 
-    Args:
-        findings: as they are before the first round; what follows from later ones is left out.
+    Where layers are scored during the run these are parts that it would train if all were worth the same.
 
     Returns:
         Both, or one where they are the same; nothing where everybody trains everything.
     """
-    found = allocations(experiment, layout, all_rounds(experiment, findings))
+    found = allocations(experiment, layout, all_rounds(experiment, presumed(experiment, layout)))
     parts = [dealt.trains(client_id) for dealt in found for client_id in clients]
     return list(dict.fromkeys([min(parts, key=len), max(parts, key=len)])) if parts else []
 

@@ -64,6 +64,23 @@ class Heat:
         ]
         return min(counts), max(counts)
 
+    def scores(self) -> list[tuple[int, Sequence[float]]]:
+        """Return what the layers were found to be worth, with the first round that was dealt by it, in order."""
+        found: dict[tuple[float, ...], int] = {}
+        for contract in sorted(self._scored, key=lambda contract: list(contract["rounds"])):
+            found.setdefault(tuple(contract["allocation"]["findings"]["scores"]), contract["rounds"][0])
+        return [(first, scores) for scores, first in found.items()]
+
+    @property
+    def scores_of(self) -> str:
+        """The public data on which layers were scored; nothing where they were not."""
+        return ", ".join(sorted({one["allocation"]["findings"]["scores_of"] for one in self._scored}))
+
+    @property
+    def _scored(self) -> list[Contract]:
+        """The contracts that follow from measured scores."""
+        return [one for one in self._stated if "scores" in one["allocation"].get("findings", {})]
+
     def often(self) -> str:
         """Return how often it is dealt anew, in words."""
         if len(self._stated) == 1:
@@ -123,6 +140,8 @@ def print_allocation(console: Console, planned: Mapping[str, Any]) -> None:
         return
     print_map(console, heat)
     console.print(fewest_text(asked), highlight=False)
+    if asked["known_rounds"] < heat.rounds:
+        console.print(rescored_text(asked), highlight=False)
     for tier in asked["tiers"]:
         console.print(tier_text(tier, len(heat.layers)), highlight=False, markup=False)
 
@@ -131,7 +150,16 @@ def summary_text(heat: Heat) -> str:
     """Return an allocation in a few words, for a closing table."""
     counts = [heat.holders(layer) for layer in range(len(heat.layers))]
     held = _held(min(low for low, _ in counts), max(high for _, high in counts))
-    return f"{heat.often()}; a layer is given to {held} of {len(heat.clients)}"
+    return f"{heat.often()}; a layer is given to {held} of {len(heat.clients)}{_scored_text(heat)}"
+
+
+def _scored_text(heat: Heat) -> str:
+    """Return how often layers were scored during a run, and on what; nothing where they were not."""
+    scores = heat.scores()
+    if not scores:
+        return ""
+    times = "once" if len(scores) == 1 else f"{len(scores)} times"
+    return f"; layers were scored {times} on the way, on {heat.scores_of}"
 
 
 def print_map(console: Console, heat: Heat) -> None:
@@ -166,6 +194,19 @@ def fewest_text(planned: Mapping[str, Any]) -> str:
         else "no loss before masking is survived there"
     )
     return f"fewest clients of a layer: {found['clients']} ({where}), and a sum needs {least}: {lost}"
+
+
+def rescored_text(planned: Mapping[str, Any]) -> str:
+    """Return what is not known before a run that scores layers again.
+
+    >>> print(rescored_text({"known_rounds": 50, "holders": 3}))  # doctest: +NORMALIZE_WHITESPACE
+    from round 51 on layers are scored again, and who trains what is drawn as if all stayed worth the same; in any
+    case a layer is given to at least 3 clients
+    """
+    return (
+        f"from round {planned['known_rounds'] + 1} on layers are scored again, and who trains what is drawn as if all "
+        f"stayed worth the same; in any case a layer is given to at least {planned['holders']} clients"
+    )
 
 
 def tier_text(tier: Mapping[str, Any], layers: int) -> str:
@@ -209,8 +250,24 @@ def section(report: Mapping[str, Any]) -> Markup:
         element("h2", "Who trains what"),
         element("p", caption, class_="caption"),
         table(heads, rows),
+        _scores_table(heat),
         element("details", element("summary", "by round"), by_round),
     )
+
+
+def _scores_table(heat: Heat) -> Markup:
+    """Return what each layer was found to be worth, from which round on; nothing where none was scored."""
+    scored = heat.scores()
+    if not scored:
+        return Markup("")
+    width = max(len(scores) for _, scores in scored)  # a report may say anything; check 4 counts them
+    heads = ("from round", *(f"#layer {number}" for number in range(width)))
+    rows = [
+        (str(first), *(f"{score:.3g}" for score in scores), *[""] * (width - len(scores)))
+        for first, scores in scored
+    ]
+    caption = f"What the server found each layer to be worth, on data declared public: {heat.scores_of}"
+    return join(element("p", caption, class_="caption"), table(heads, rows))
 
 
 def _of_rounds(contract: Contract) -> tuple[str, str]:

@@ -93,6 +93,21 @@ def test_a_line_that_follows_is_due(finished: Any, edit: Edit, words: str) -> No
     assert words in called_public.evidence
 
 
+def test_scores_that_a_server_has_measured_are_due_with_the_data_that_they_are_of(finished: Any) -> None:
+    findings = {"scores": [0.5, 2.0], "scores_of": "a hundred public rows"}
+    clients = {f"client-{k}": {"layers": [0, 1], "rank": 2} for k in (1, 2, 3)}
+    dealt = {"strategy": "s", "layers": ["low", "high"], "min_contributors": 3, "clients": clients}
+    contract(finished.report)["allocation"] = dealt | {"findings": findings}
+    left_out = covered(finished)
+    assert left_out.status == "FAIL"
+    assert (
+        "scores of the layers, measured during the run on data declared public: a hundred"
+        in left_out.evidence
+    )
+    declare_again(finished)
+    assert covered(finished).status == "PASS"
+
+
 def test_clip_norms_that_follow_counts_are_due(finished: Any) -> None:
     for plan in finished.report["plan"].values():
         plan["adaptive_clip"] = dict(ADAPTIVE)

@@ -32,6 +32,8 @@ SIX = [f"client-{k}" for k in range(1, 7)]
 TIERS = [{"clients": SIX[:2], "max_layers": 2}, {"clients": SIX[2:3], "max_layers": 3}]
 DENSE = {"support": "dense", "density": 1.0}
 LAYERS = 4
+RESCORED = {"strategy": "fisher", "scores_of": "held-out rows", "rescore_every": 2}
+PRIVATE = {"public": False, "labels": ["no", "yes"], "declared_examples_per_client": 400, "dataset_id": "d"}
 
 
 @pytest.fixture
@@ -153,6 +155,24 @@ def refused() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ({}, {"strategy": "all"}, "allocation.tiers has no effect with allocation.strategy = 'all'"),
         ({}, {"strategy": "fisher"}, "allocation.scores is missing"),
         ({}, {"strategy": "fedpilot", "scores": [1.0]}, "scores of clients' own data would be a release"),
+        (
+            {},
+            {"rescore_every": 2},
+            "allocation.rescore_every has no effect with allocation.strategy = 'fedra'",
+        ),
+        ({}, {"strategy": "fisher", "rescore_every": 2}, "allocation.scores_of is missing"),
+        ({}, {**RESCORED, "rescore_every": 0}, "should be greater than or equal to 1"),
+        (
+            {},
+            {**RESCORED, "rescore_every": 4, "scores": [1.0]},
+            "no effect in 4 rounds that begin with scores",
+        ),
+        ({"data": PRIVATE}, RESCORED, "on the held-out rows, which are not declared public"),
+        (
+            {"model": {"task": "language-modelling"}},
+            RESCORED,
+            "by the label's logit, and a language model has none",
+        ),
         ({}, {"strategy": "ranks", "tiers": None}, "allocation.ranks is missing"),
         ({}, {"strategy": "ranks", "tiers": None, "ranks": [1]}, "largest of allocation.ranks is 1"),
         ({}, {"strategy": "ranks", "tiers": None, "ranks": [0, 2]}, "should be greater than or equal to 1"),
@@ -228,14 +248,17 @@ def test_what_the_model_cannot_give_is_refused_when_it_is_known(
 ) -> None:
     experiment = asked(**keys)
     with pytest.raises(ConfigError, match=re.escape(complaint)):
-        require_allocations(experiment, layout(layers), Findings())
+        require_allocations(experiment, layout(layers))
 
 
 def test_more_allocations_than_a_report_states_are_refused(asked: Callable[..., Experiment]) -> None:
     experiment = asked({"federation": {"rounds": 1100}})
     with pytest.raises(ConfigError, match="a report states at most 1000"):
-        require_allocations(experiment, layout(12), Findings())
-    require_allocations(asked({"federation": {"rounds": 1100}}, **STRATEGIES[0]), layout(LAYERS), Findings())
+        require_allocations(experiment, layout(12))
+    require_allocations(asked({"federation": {"rounds": 1100}}, **STRATEGIES[0]), layout(LAYERS))
+    again = {"strategy": "fedpilot", "scores": None, "scores_of": "x", "rescore_every": 60}
+    with pytest.raises(ConfigError, match="a report states at most 1000"):  # 1040 of which nothing is known
+        require_allocations(asked({"federation": {"rounds": 1100}}, **again), layout(LAYERS))
 
 
 def test_the_file_knows_the_shapes_that_there_are() -> None:

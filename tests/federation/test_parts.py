@@ -20,7 +20,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import Dropout
 from fedlora_priv.engines.base import Step
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.allocating import allocation, client_method
+from fedlora_priv.federation.allocating import allocation, client_method, presumed
 from fedlora_priv.federation.release import open_session
 from fedlora_priv.methods import State, for_experiment
 from protocols.secagg.codec import decode, encode
@@ -55,7 +55,8 @@ def unequal(
         **more,
     }
     experiment = Experiment.from_toml(tomli_w.dumps(values))
-    server, first = for_experiment(experiment), allocation(experiment, LAYOUT, 1, Findings())
+    server = for_experiment(experiment)
+    first = allocation(experiment, LAYOUT, 1, presumed(experiment, LAYOUT))
     assert first is not None
     own = {
         client_id: client_method(server, LAYOUT, first.own(LAYOUT, client_id) or LAYOUT) for client_id in SIX
@@ -78,7 +79,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., Paper]]:
 
 def held(paper: Paper, number: int, client_id: str, module: str) -> int:
     """How many components of a module a client trains in a round."""
-    dealt = allocation(paper.experiment, LAYOUT, number, Findings())
+    dealt = allocation(paper.experiment, LAYOUT, number, paper.state.findings)
     assert dealt is not None
     place = next(i for i, names in enumerate(LAYERS) if module in names)
     (rank,) = (m.rank for m in LAYOUT.modules if m.name == module)

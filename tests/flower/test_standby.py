@@ -36,6 +36,16 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "lora": {"rank": 4, "alpha": 4.0, "ranks": [4, 2, 4]},
         "communication": WHOLE,
     },
+    "layers that are scored again": {
+        "allocation": {
+            "strategy": "fisher",
+            "rescore_every": 1,
+            "scores_of": "held-out rows",
+            "tiers": [{"clients": ["client-2"], "max_layers": 1}],
+        },
+        "secure_aggregation": {"max_colluders": 0},
+        "communication": WHOLE,
+    },
     "a support of half, adaptive clipping": {
         "communication": {"support": "server-topk", "density": 0.5, "value_bits": 16},
         "training": {"clipping": "adaptive"},
