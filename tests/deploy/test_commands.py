@@ -75,7 +75,7 @@ def test_keys_that_were_made_are_shown_and_pinned(tmp_path: Path) -> None:
     assert [result.exit_code for result in (*made, shown, pinned)] == [0] * 4
     lines = shown.stdout.splitlines()
     assert [result.stdout.splitlines()[0] for result in made] == lines == pinned.stdout.splitlines()[:2]
-    assert "never send it" in made[0].stdout
+    assert "never send it" in " ".join(made[0].stdout.split())  # a long path moves where lines are broken
     assert set(json.loads((tmp_path / "roster.json").read_text())) == {"client-1", "client-2"}
 
 
