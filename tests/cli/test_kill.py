@@ -11,12 +11,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from accounting.chain import replay
+
+from .forking import Forks
 
 pytestmark = pytest.mark.long
 
@@ -43,25 +45,24 @@ POINTS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with Forks(tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_run_resumes_and_charges_exactly_what_was_released(
-    point: str, experiment_file: Callable[..., Path], tmp_path: Path
+    point: str, experiment_file: Callable[..., Path], forks: Forks, tmp_path: Path
 ) -> None:
     module, function, when, count, charged_again, masked_again = POINTS[point]
     file = experiment_file()
-    killed = subprocess.run(
-        [sys.executable, KILLER, module, function, when, str(count), "run", str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    killed = forks.run(KILLER, module, function, when, count, "run", file)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout
     assert not (tmp_path / "run" / "report.json").exists()
 
-    resumed = subprocess.run(
-        [sys.executable, "-m", "fedlora_priv", "run", str(file)], capture_output=True, text=True, check=False
-    )
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    resumed = forks.run("-m", "fedlora_priv", "run", file)
+    assert resumed.returncode == 0, resumed.stdout
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [len(entry["survivors"]) for entry in report["rounds"]] == [5, 5, 5]
     assert all(claim["epsilon"] <= 8.0 for claim in report["claims"])
@@ -77,18 +78,17 @@ def test_a_killed_run_resumes_and_charges_exactly_what_was_released(
         assert all(charge.committed is not None for charge in charges if charge.releases)
         assert sum(charge.committed is None for charge in charges) == (client_id in charged_again)
 
-    audited = subprocess.run(
-        [sys.executable, "-m", "fedlora_priv", "audit", str(tmp_path / "run")],
-        capture_output=True,
-        check=False,
-    )
-    assert audited.returncode == 0
+    audited = forks.run("-m", "fedlora_priv", "audit", tmp_path / "run")
+    assert audited.returncode == 0, audited.stdout
 
 
 def test_a_resumed_step_never_repeats_noise_or_batch(
     experiment_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Killed in the third of four steps of a client's second round, then resumed: all that was drawn is distinct."""
+    """Killed in the third of four steps of a client's second round, then resumed: all that was drawn is distinct.
+
+    Both lives are interpreters of their own, not forks: what these are given to draw from is in question here.
+    """
     file, drawn = experiment_file(federation={"rounds": 2, "local_steps": 4}), tmp_path / "drawn"
     lives = []
     for reservation, step in ((6, 3), (0, 0)):
