@@ -39,6 +39,8 @@ from tests.flower.fleet import RUN, SUPERLINK, Fleet, fleet_of
 from tests.flower.processes import MARK
 from tests.flower.traced import randomness_known, sums, sums_kept
 
+pytestmark = pytest.mark.waits
+
 CLIENTS = tuple(f"client-{k}" for k in range(1, 6))
 HELD = ("client-1", "called", "1.mask")
 

@@ -18,7 +18,7 @@ from .deployment import tiny
 from .fleet import RUN, SUPERLINK, Fleet, fleet
 from .judging import failed, require_charged_once_a_round, require_the_local_engines_sums
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.waits]
 
 AGAIN, LAST = "run-again", "run-for-the-last-time"
 

@@ -19,7 +19,7 @@ from tests.flower.deployment import tiny
 from tests.flower.fleet import RUN, Fleet, fleet
 from tests.flower.judging import failed, require_the_local_engines_sums
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.waits]
 
 EVIL = {
     "pyproject.toml": """\

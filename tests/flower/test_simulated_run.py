@@ -23,7 +23,7 @@ from .fleet import DEADLINE_S, Fleet
 from .processes import guarded
 from .traced import sums, sums_kept
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.waits]
 
 CLIENTS = ["client-1", "client-2", "client-3"]
 LOOK_EVERY_S = 0.5
