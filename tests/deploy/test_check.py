@@ -32,17 +32,17 @@ def _versions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def node(trial: Path) -> Path:
-    return trial / "nodes" / "client-2" / "node.toml"
+    """A node's file, with ports on which nobody listens: not even a federation with the default ones."""
+    file = trial / "nodes" / "client-2" / "node.toml"
+    return change(file, "flower", port=free_port(), local_port=free_port())
 
 
 @pytest.fixture
 def server(trial: Path) -> Path:
-    return trial / "server" / "server.toml"
+    return change(trial / "server" / "server.toml", "flower", port=free_port())
 
 
 def test_a_good_node_and_a_good_server_pass_every_check(node: Path, server: Path) -> None:
-    change(server, "flower", port=free_port())
-    change(node, "flower", local_port=free_port())
     assert failures(check.check_server(server)) == {}
     with answering(server.parent) as port:
         change(node, "flower", port=port)
@@ -56,7 +56,6 @@ def test_a_good_node_and_a_good_server_pass_every_check(node: Path, server: Path
 @pytest.mark.parametrize("plain", [True, False])
 def test_who_answers_is_told(node: Path, server: Path, trial: Path, plain: bool) -> None:
     """Nobody; somebody without TLS; another host's certificate; one that has expired; another federation's."""
-    change(node, "flower", port=free_port())
     assert "nothing answers" in failures(check.check_node(node))["server"]
     if plain:
         with answering(None) as port:

@@ -41,7 +41,9 @@ def file(tiny_data: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def node(trial: Path) -> Path:
-    return change(trial / "nodes" / "client-2" / "node.toml", "flower", local_port=free_port())
+    """A node's file, with ports on which nobody listens: not even a federation with the default ones."""
+    file = trial / "nodes" / "client-2" / "node.toml"
+    return change(file, "flower", port=free_port(), local_port=free_port())
 
 
 @pytest.fixture
