@@ -56,6 +56,8 @@ def _of_updates(report: Report) -> Iterator[str]:
         yield "of what only some clients send, its sum over those alone"
     if secure and any("allocation" in contract for contract in contracts):
         yield "of each layer, or component of one, its sum over those alone that train it"
+    if any("pruning" in contract.get("allocation", {}) for contract in contracts):
+        yield "of each client's update one bit: whether its last components have faded"
     if any(contract.get("error_feedback") for contract in contracts):
         yield "with each update what earlier rounds left out of the same client's updates"
     if kept := sorted({role for contract in contracts for role in contract["stays_home"]}):

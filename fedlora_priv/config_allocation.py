@@ -61,6 +61,25 @@ class CostSection(Section):
         return bool(self.step_fixed_s or self.step_layer_s or self.step_coordinate_s)
 
 
+class PruningSection(Section):
+    """With this table, HetLoRA's clients give up their last components where these fade, and announce it."""
+
+    keep: float = Field(
+        default=0.9,
+        gt=0,
+        lt=1,
+        description="γ, the share of its components that a client keeps, rounded down. The others are its tail: where "
+        "it is smaller after training than before, it is given up.",
+    )
+    penalty: float = Field(
+        default=1e-3,
+        ge=0,
+        description="λ, what the tail ‖B‖·‖A‖ costs in training, by module; beside the noised gradient, of the weights "
+        "alone.",
+    )
+    least: int = Field(default=1, ge=1, description="The rank below which nobody prunes.")
+
+
 class AllocationSection(Section):
     """Which layers, at which rank, each client trains. Public, as what clients have is."""
 
@@ -124,6 +143,9 @@ class AllocationSection(Section):
     cost: CostSection = Field(
         default_factory=CostSection, description="What training takes, for tiers by memory or time."
     )
+    pruning: PruningSection | None = Field(
+        default=None, description="How clients prune their ranks; without it they keep them."
+    )
 
     @property
     def in_parts(self) -> bool:
@@ -133,7 +155,8 @@ class AllocationSection(Section):
     @property
     def finds(self) -> frozenset[str]:
         """What allocations follow from beside the file, and is found on the way."""
-        return frozenset() if self.rescore_every is None else frozenset({"scores"})
+        kinds = {"scores": self.rescore_every, "ranks": self.pruning}
+        return frozenset(kind for kind, asked in kinds.items() if asked is not None)
 
     def scored(self, round: int) -> bool:
         """Whether a round is dealt by scores that the server has measured."""
@@ -145,6 +168,8 @@ class AllocationSection(Section):
 
     def known_rounds(self, rounds: int) -> int:
         """Return of how many rounds, from the first on, the allocation follows from what is known before the run."""
+        if self.pruning is not None:
+            return 1
         return rounds if self.rescore_every is None else min(rounds, self.rescore_every)
 
     def least_contributors(self, secure: SecureAggregationSection) -> int:

@@ -85,6 +85,14 @@ class LoraSection(Section):
     )
     use_dora: bool = Field(default=False, description="Must be false: DoRA is refused under DP-SGD.")
 
+    def scaling(self, rank: int) -> float:
+        """Return by what an adapter of a rank is scaled.
+
+        >>> LoraSection(alpha=16.0).scaling(4)
+        4.0
+        """
+        return self.alpha / (rank**0.5 if self.use_rslora else rank)
+
     @field_validator("target_modules", mode="before")
     @classmethod
     def _all_linear(cls, targets: Any) -> Any:

@@ -23,7 +23,7 @@ _READS: dict[str, frozenset[str]] = {
     "fedra": frozenset(),
     "fisher": frozenset({"scores", "scores_of", "rescore_every"}),
     "fedpilot": frozenset({"scores", "scores_of", "rescore_every"}),
-    "ranks": frozenset({"ranks"}),
+    "ranks": frozenset({"ranks", "pruning"}),
 }
 """The keys that a strategy reads beside those that all read; a set one that it does not read is refused."""
 
@@ -51,6 +51,7 @@ def check(experiment: Experiment) -> None:
     _tiers(experiment)
     _holders(experiment)
     _method(experiment)
+    _pruning(experiment)
     _communication(experiment)
 
 
@@ -222,6 +223,29 @@ def _method(experiment: Experiment) -> None:
         raise ConfigError(
             f"federation.method = {name!r} does not average by component, so its clients need one rank",
             f"choose {', '.join(sorted(takes_ranks))}",
+        )
+
+
+def _pruning(experiment: Experiment) -> None:
+    """Refuse ranks that clients prune where none can be, and where what they announce would be of raw values."""
+    rule, name, asked = experiment.allocation.pruning, experiment.federation.method, experiment.allocation
+    if rule is None:
+        return
+    if name not in _PADDED:
+        raise ConfigError(
+            f"federation.method = {name!r} is not for ranks that clients prune by themselves",
+            "choose 'hetlora', or leave [allocation.pruning] out",
+        )
+    if experiment.privacy.mode != "local":
+        raise ConfigError(
+            f"privacy.mode = {experiment.privacy.mode!r}: whether a client prunes its rank would tell of values that "
+            "have no noise yet",
+            "use 'local', or leave [allocation.pruning] out",
+        )
+    if max(asked.ranks) <= rule.least:
+        raise ConfigError(
+            f"allocation.pruning.least = {rule.least}: no rank on offer is above it, so none is pruned",
+            "lower it, or leave [allocation.pruning] out",
         )
 
 

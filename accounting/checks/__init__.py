@@ -7,7 +7,8 @@ auditor is told to do about the answer stands here.
     anchored.py    1                whole and signed
     derived.py     2                epsilon
     stated.py      3, 5, 11, 13, 16 what the report states
-    charged.py     4                every release reserved (exchanged.py: the exchanges of a round)
+    charged.py     4                every release reserved (exchanged.py: the exchanges of a round, parts.py: who trains
+                                    what, pruned.py: ranks that clients prune)
     observed.py    6, 7             what steps really did, by private audit files (plausible.py: the tests,
                                     counted.py: the counts of adaptive clipping)
     effective.py   8, 9             whose noise counts, and against how much

@@ -8,11 +8,17 @@ Source: Cho et al. 2024 (HetLoRA). With γ the share of components to keep, and 
 
 The penalty is a function of the weights alone, so under DP-SGD its gradient is taken beside the noised one, neither
 clipped nor noised, and costs no privacy. The decision is one bit a round that a client announces. Of a *noised*
-state (mode `local`) it is post-processing; of a raw one it would be a release, so give `next_rank` nothing else.
+state (mode `local`) it is post-processing; of a raw one it would be a release, so give `fades` nothing else.
+
+*Held up.* A component is never trained by fewer clients than it needs. So a client gives its tail up only while enough
+others have all of it, taken in the order of names. A client that is held up goes on at its rank, and may announce
+again. This is ours: in the paper the largest rank falls when all clients' do, and a client uploads what it has kept in
+the very round. Here it gives up from the next round on, for who has a part in which sum is agreed before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +53,43 @@ class RankPruning:
             )
 
     def kept(self, rank: int) -> int:
-        """Return the rank that is left of a rank."""
-        return max(self.least, int(self.keep * rank))
+        """Return the rank that is left of a rank; never more than that.
+
+        >>> [RankPruning(keep=0.7, least=3).kept(rank) for rank in (8, 4, 2)]
+        [5, 3, 2]
+        """
+        return min(rank, max(self.least, int(self.keep * rank)))
+
+    def ranks(self, rank: int) -> tuple[int, ...]:
+        """Return the ranks that a client of that rank can come to have, its own first, falling.
+
+        >>> RankPruning(keep=0.7).ranks(8)
+        (8, 5, 3, 2, 1)
+        """
+        found = [rank]
+        while (left := self.kept(found[-1])) < found[-1]:
+            found.append(left)
+        return tuple(found)
+
+    def after(self, ranks: Mapping[str, int], faded: Collection[str], needed: int) -> dict[str, int]:
+        """Return everybody's next rank where the tails of some have faded.
+
+        Args:
+            ranks: of all clients now.
+            faded: whose tail has.
+            needed: clients that every component must have.
+
+        >>> RankPruning(keep=0.5).after({"a": 4, "b": 4, "c": 4, "d": 2}, {"a", "b", "d"}, needed=2)
+        {'a': 2, 'b': 4, 'c': 4, 'd': 1}
+        """
+        left = dict(ranks)
+        for client_id, mine in sorted(ranks.items()):
+            holders = sum(
+                rank >= mine for rank in left.values()
+            )  # of its last component; of those before no fewer
+            if client_id in faded and holders > needed:
+                left[client_id] = self.kept(mine)
+        return left
 
     def tail(self, own: Layout, state: State) -> float:
         """Return the size of what is beyond the kept components, over all modules."""
@@ -75,7 +116,10 @@ class RankPruning:
             result[module.a_name][:first] = 0.0
         return result
 
+    def fades(self, own: Layout, start: State, trained: State) -> bool:
+        """Return what a client announces: whether its tail is smaller after training than before, both noised."""
+        return self.tail(own, trained) < self.tail(own, start)
+
     def next_rank(self, own: Layout, start: State, trained: State) -> int:
-        """Return a client's rank for the next round, from its noised state before and after training."""
-        rank = max(module.rank for module in own.modules)
-        return self.kept(rank) if self.tail(own, trained) < self.tail(own, start) else rank
+        """Return a client's rank for the next round, where nothing holds it up, from noised states."""
+        return self.kept(own.rank) if self.fades(own, start, trained) else own.rank

@@ -100,6 +100,11 @@ class _Watch:
 
     def amend(self, parts: Parts, folder: RunFolder) -> Parts:
         """Return the parts with the canaries that are in for the client's rows, and this object watching."""
+        if parts.experiment.allocation.pruning is not None:
+            raise ConfigError(
+                "clients that prune their ranks have other models later on, which the attack on updates cannot follow",
+                "leave [allocation.pruning] out to audit the training itself",
+            )
         self._parts = parts
         self._plan = parts.plans[self._client_id]
         trains, trainer = self._trains(parts), parts.trainers[self._client_id]

@@ -29,6 +29,7 @@ from fedlora_priv.allocation import (
     Public,
     RandomGeometric,
     RankByCapability,
+    RankPruning,
     holders_needed,
 )
 from fedlora_priv.allocation.findings import PREFIX, Findings
@@ -163,13 +164,21 @@ def require_allocations(experiment: Experiment, layout: Layout) -> None:
         AllocationError: a round has none: says what is missing.
     """
     dealt = allocations(experiment, layout, all_rounds(experiment, presumed(experiment, layout)))
-    known = experiment.allocation.known_rounds(len(dealt))
+    known, rule = experiment.allocation.known_rounds(len(dealt)), pruning(experiment)
     different = len({frozenset(one.parts.items()) for one in dealt[:known]}) + len(dealt) - known
+    if rule is not None:  # it is another one each time that a client gives components up
+        times = sum(len(rule.ranks(part.rank)) - 1 for part in dealt[0].parts.values())
+        different = min(different, 1 + times)
     if different > MOST_ALLOCATIONS:
         raise AllocationError(
             f"{different} rounds have allocations of their own, and a report states at most {MOST_ALLOCATIONS}",
             "lower federation.rounds, or choose a strategy that deals once, such as 'geometric'",
         )
+
+
+def pruning(experiment: Experiment) -> RankPruning | None:
+    """Return how clients prune their ranks; None where they do not."""
+    return _rule(experiment.allocation)
 
 
 def client_method(method: Method, layout: Layout, own: Layout) -> Method:
@@ -180,15 +189,24 @@ def client_method(method: Method, layout: Layout, own: Layout) -> Method:
 def method_in_round(
     experiment: Experiment, method: Method, layout: Layout, client_id: str, round: int, findings: Findings
 ) -> Method:
-    """Return the method of a round as a client has it: over what that client trains in it.
+    """Return the method of a round as a client has it: over what that client trains in it, at its rank.
 
     Args:
         method: as `client_method` gives it.
     """
     phase, dealt = method.at(round), allocation(experiment, layout, round, findings)
-    if dealt is None or not isinstance(phase, Partial):
+    if dealt is None:
         return phase
-    return Partial(phase.method, phase.own, dealt.trains(client_id))
+    if isinstance(phase, Partial):
+        return Partial(phase.method, phase.own, dealt.trains(client_id))
+    return phase.at_client(of_rank(experiment, layout, dealt.parts[client_id].rank))
+
+
+def of_rank(experiment: Experiment, layout: Layout, rank: int) -> Layout:
+    """Return the layout of a model of a rank: what `modeling.with_rank` makes of the federation's."""
+    scaling = experiment.lora.scaling(rank)
+    modules = (replace(module, scaling=scaling) for module in layout.cut(rank).modules)
+    return replace(layout, modules=tuple(modules))
 
 
 def holders(experiment: Experiment, layout: Layout) -> int:
@@ -238,8 +256,17 @@ def _holders(asked: AllocationSection, least: int, layers: int) -> int:
     """Return how many clients a layer is given to, of which `least` must be left."""
     if asked.holders is not None:
         return asked.holders
-    groups = len(asked.ranks) if asked.strategy == "ranks" else layers  # what is lost together counts once
+    rule, ranks = _rule(asked), set(asked.ranks)
+    if rule is not None:
+        ranks.update(*map(rule.ranks, asked.ranks))
+    groups = len(ranks) if asked.strategy == "ranks" else layers  # what is lost together counts once
     return holders_needed(least, asked.dropout_rate, asked.failure_probability, groups)
+
+
+def _rule(asked: AllocationSection) -> RankPruning | None:
+    """Return how clients prune their ranks; None where they do not."""
+    rule = asked.pruning
+    return None if rule is None else RankPruning(rule.keep, rule.penalty, rule.least)
 
 
 def _allocator(asked: AllocationSection, needed: int) -> Allocator:

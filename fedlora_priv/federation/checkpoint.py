@@ -119,5 +119,6 @@ def _record(value: dict[str, Any]) -> RoundRecord:
         "survivors": tuple(value["survivors"]),
         "exchanges": exchanges,
         "findings": _findings(value["findings"]),
+        "faded": tuple(value["faded"]),
     }
     return RoundRecord(**{**value, **restored})

@@ -28,6 +28,7 @@ from fedlora_priv.federation import contracts, wire
 from fedlora_priv.federation.allocating import method_in_round
 from fedlora_priv.federation.feedback import Feedback
 from fedlora_priv.federation.home import ClientHome, FinishedUpdate, UpdateStore
+from fedlora_priv.federation.own_rank import Announcements
 from fedlora_priv.federation.personal import OwnModel, Personal
 from fedlora_priv.federation.release import RoundRelease, open_session
 from fedlora_priv.federation.start import moving
@@ -137,6 +138,9 @@ class FederationClient:
         self._personal = Personal(setup, self._begun, self._updates, self._require_charged)
         self._suspension = Suspension(setup.home.path, setup.client_id, setup.run.hex())
         self._feedback = _feedback(setup)
+        self._announcements = Announcements(
+            setup.home.path, setup.run.hex(), setup.client_id, setup.experiment, setup.layout
+        )
         self._round: RoundRelease | None = None
         self._task: wire.Message | None = None
         self._unusable: FederationError | None = None
@@ -214,16 +218,19 @@ class FederationClient:
     def _train(self, message: wire.Message) -> wire.Message:
         """Have a finished update for this round: the stored one, or a new one that is charged."""
         message, proposal = message.without_blob(wire.PROPOSAL)
-        setup, task, answer, session = self._setup, self._task_of(message), wire.Message(wire.TRAINED), None
-        if proposal is not None:  # what the policy refuses is refused before anything is charged
+        setup, task, session, advertised = self._setup, self._task_of(message), None, {}
+        # What is refused is refused before anything is charged.
+        self._announcements.require(task.round, task.findings)
+        if proposal is not None:
             session = open_session(setup, task, task.first)
-            answer = answer.with_blob(wire.ADVERTISEMENT, session.advertise(proposal))
+            advertised = {wire.ADVERTISEMENT: session.advertise(proposal)}
         update = self._stored(task) or self._trained(task)
         setup.ledger.commit(update.reservation, private_audit=update.private_audit)
+        announced = self._announced(task, update)
         begun = RoundRelease(setup, task, update, self._anchor, self._feedback)
         begun.begin(session)
         self._round, self._task = begun, message
-        return answer
+        return wire.Message(wire.TRAINED, announced, advertised)
 
     def _task_of(self, message: wire.Message) -> RoundTask:
         """Return the task that a server's message begins."""
@@ -304,6 +311,12 @@ class FederationClient:
         setup = self._setup
         stated = contracts.stated(setup.experiment, setup.method, setup.layout, {task.round: task.findings})
         return {contract.RECORDED_AS: contract.round_digest(stated, task.round)}
+
+    def _announced(self, task: RoundTask, update: FinishedUpdate) -> dict[str, int]:
+        """Return what this client announces with its answer, durably noted; nothing where nobody prunes its rank."""
+        if not self._announcements.made:
+            return {}
+        return self._announcements.of(task.round, task.findings, self._start(task), update.state)
 
     def _keep_private(self, round: int, reservation: int, result: LocalResult) -> str:
         """Note for this client's own auditor what the steps did; return the digest that tells nobody anything.

@@ -12,7 +12,7 @@ from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.communication.choices import REVEALS
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import CommunicationSection
-from fedlora_priv.federation.allocating import allocation
+from fedlora_priv.federation.allocating import allocation, holders, pruning
 from fedlora_priv.federation.course import Leg, courses
 from fedlora_priv.federation.session import min_contributors
 from fedlora_priv.federation.trained import sends, trained_size
@@ -73,7 +73,9 @@ def _contract(
         else trained_size(method, mine, contract.trains, dealt.trains(client_id) if dealt else None)
         for client_id, mine in _own(experiment, layout, dealt).items()
     }
-    stated: dict[str, Any] = {} if dealt is None else {"allocation": _allocation(experiment, dealt, findings)}
+    stated: dict[str, Any] = {}
+    if dealt is not None:
+        stated["allocation"] = _allocation(experiment, dealt, findings) | _pruning(experiment, layout)
     return stated | {
         "name": method.name,
         "title": method.title,
@@ -88,7 +90,7 @@ def _contract(
         "round_dimension": sum(leg.coordinates for leg in legs),
         "noised": trained,
         "noise": contract.noise,
-        "leaks": "; ".join([contract.leaks, *_also_leaks(legs, communication)]),
+        "leaks": "; ".join([contract.leaks, *_also_leaks(legs, experiment)]),
         "notes": [*contract.notes, *_of_training(communication)],
     }
 
@@ -116,12 +118,23 @@ def _allocation(experiment: Experiment, dealt: Allocation, findings: Findings) -
     }
 
 
-def _also_leaks(legs: tuple[Leg, ...], communication: CommunicationSection) -> Iterator[str]:
-    """Yield what the server learns of how uploads travel, beyond their sum."""
+def _pruning(experiment: Experiment, layout: Layout) -> dict[str, Any]:
+    """Return by which rule ranks fall, and how many clients every component keeps; nothing where nobody prunes."""
+    rule = pruning(experiment)
+    if rule is None:
+        return {}
+    needed = holders(experiment, layout)
+    return {"pruning": {"keep": rule.keep, "least": rule.least, "holders": needed}}
+
+
+def _also_leaks(legs: tuple[Leg, ...], experiment: Experiment) -> Iterator[str]:
+    """Yield what the server learns of how uploads travel, and of who trains what, beyond their sum."""
     if any(leg.carries == "votes" for leg in legs):
-        yield REVEALS[communication.support]
+        yield REVEALS[experiment.communication.support]
     if any(leg.is_band for leg in legs):
         yield "of what only some clients send, the sum over those alone"
+    if experiment.allocation.pruning is not None:
+        yield "of each client whether its last components have faded in the round, one bit of its noised state"
 
 
 def _of_training(communication: CommunicationSection) -> Iterator[str]:

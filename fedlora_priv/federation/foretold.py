@@ -4,9 +4,10 @@ Nothing is trained, masked or spent. Made-up clients move what is trained by ste
 messages and sessions are those that the server would make of their sums; `communication.meter` says what they take.
 Nobody is lost, so a real round of everybody takes as much: to the byte, but for four things that depend on the data:
 which coordinates have moved already (what travels down of a sparse update), whether a method asks for an exchange that
-it can do without, the digits of what is measured of clients' own models, and which layers are whose once they have been
-scored again (lists of clients by layer are in proposals). On a ring, who is beside whom moves some bytes from client to
-client: a table is of one draw, and beside it stands what no draw exceeds for any client.
+it can do without, the digits of what is measured of clients' own models, and what is found on the way: which layers are
+whose once they have been scored again (lists of clients by layer are in proposals), which ranks clients have pruned. On
+a ring, who is beside whom moves some bytes from client to client: a table is of one draw, and beside it stands what no
+draw exceeds for any client.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from accounting.anchor import Anchor
 from fedlora_priv.communication import meter
 from fedlora_priv.communication.meter import Table, Told, wire_bytes
 from fedlora_priv.federation import personal, wire
+from fedlora_priv.federation.allocating import pruning
 from fedlora_priv.federation.ballots import BallotChannel
 from fedlora_priv.federation.exchange import Exchange, Summed
+from fedlora_priv.federation.own_rank import FADED
 from fedlora_priv.federation.rehearsal import CROWD, made_up, planned_step
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.session import session_parameters
@@ -173,7 +176,7 @@ class _Acted:
     ) -> list[Told | meter.Summed]:
         """Return how an exchange begins and its uploads travel: in a session, or without masks."""
         request = exchange.to_message() if exchange.number else task.to_message(self._begun.state)
-        ready = wire.Message(wire.READY if exchange.number else wire.TRAINED)
+        ready = wire.Message(wire.READY) if exchange.number else wire.Message(wire.TRAINED, self._announced())
         form, rows = exchange.channel.form, 1 if self._insecure else 2
         self.ledgers.update(dict.fromkeys(senders, rows))
         if self._insecure:
@@ -185,6 +188,10 @@ class _Acted:
         attached = {c: anchor_bytes(c, self.parts.dataset_id, self.ledgers[c]) for c in senders}
         carries, begun_by = exchange.leg.carries, (request, ready)
         return [meter.Summed(parameters, carries, attachment_bytes=attached, begun_by=begun_by)]
+
+    def _announced(self) -> dict[str, int]:
+        """Return what every client announces when it has trained: that its tail has not faded, where it says."""
+        return {} if pruning(self.parts.experiment) is None else {FADED: 0}
 
     def _sent(
         self, task: RoundTask, exchange: Exchange, trained: Mapping[str, NDArray[np.float32]], client: int

@@ -116,7 +116,8 @@ class Loop:
         self.progress.round_started(state.round + 1, rounds)
         task = self.server.task(state)
         result = self.conductor.conduct(task, partial(self.server.announce, state, task))
-        state = self._found(self._advance(state, task, result))
+        state = self.server.heard(self._advance(state, task, result), task, result.record.faded)
+        state = self._found(state)
         history.records.append(result.record)
         history.anchors |= {
             client_id: anchor.to_bytes().hex() for client_id, anchor in result.anchors.items()

@@ -69,9 +69,8 @@ def open_node(
     require_identity(seat_home, client_id, roster)
     _require_rows(data)
     from fedlora_priv.federation.holdings import one_clients
-    from fedlora_priv.federation.seats import Seat, make_client
+    from fedlora_priv.federation.seats import Seat, StateChecks, make_client
     from fedlora_priv.federation.setup import build
-    from fedlora_priv.federation.state_check import StateCheck
 
     parts = build(experiment, one_clients(experiment, client_id, data, evaluation, say), say, model)
     if rehearse:
@@ -79,9 +78,7 @@ def open_node(
             say(line)
     limit = min(experiment.privacy.ledger_limit, lifetime_epsilon or math.inf)
     seat = Seat(client_id, run, seat_home, seat_home.ledger_path, limit)
-    trainer = parts.trainers[client_id]
-    accept = StateCheck(trainer.model, device=trainer.device)
-    client = make_client(parts, seat, roster, accept, begun=False)
+    client = make_client(parts, seat, roster, StateChecks(parts), begun=False)
     if fingerprint is not None:
         _standby(parts, client_id, fingerprint).save(seat_home)
     return client

@@ -24,7 +24,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Step, Traffic
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
-from fedlora_priv.federation.allocating import spare
+from fedlora_priv.federation.allocating import pruning, spare
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.provenance import noise_source, versions
@@ -88,7 +88,7 @@ def build(
         plans=parts.plans.values(),
         rows=[row for statement in statements.values() for row in statement.ledger.splitlines()],
         anchors=_anchors(history, statements),
-        rounds=[_round(entry) for entry in history.records],
+        rounds=[_round(entry, pruned=pruning(experiment) is not None) for entry in history.records],
         metrics=_metrics(parts, history),
         bytes=_bytes(parts, history, closing),
         randomness=_randomness(experiment),
@@ -120,9 +120,9 @@ def _exchange(one: ExchangeRecord) -> dict[str, Any]:
     return listed
 
 
-def _round(entry: RoundRecord) -> dict[str, Any]:
-    """Return a round as the report lists it."""
-    return {
+def _round(entry: RoundRecord, *, pruned: bool) -> dict[str, Any]:
+    """Return a round as the report lists it, with what clients have announced where they prune their ranks."""
+    return ({"faded": list(entry.faded)} if pruned else {}) | {
         "round": entry.round,
         "survivors": list(entry.survivors),
         **entry.losses(),

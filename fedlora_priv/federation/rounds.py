@@ -19,7 +19,9 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import wire
+from fedlora_priv.federation.allocating import pruning
 from fedlora_priv.federation.exchange import Exchange, ExchangeSum, Summed
+from fedlora_priv.federation.own_rank import FADED
 from fedlora_priv.federation.session import min_contributors, session_parameters, thresholds
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.errors import SumError
@@ -71,6 +73,7 @@ class RoundRecord:
             it, where the method can tell.
         aborted: why the round has left the global state as it was, or None.
         findings: what its allocation followed from beside the file.
+        faded: where clients prune their ranks, who has announced that its tail has faded, in roster order.
     """
 
     round: int
@@ -81,6 +84,7 @@ class RoundRecord:
     certificate: dict[str, Any] | None = None
     aborted: str | None = None
     findings: Findings = field(default_factory=Findings)
+    faded: tuple[str, ...] = ()
 
     def losses(self) -> dict[str, list[dict[str, str]]]:
         """Return who was lost and who refused, as metrics and report list them."""
@@ -236,12 +240,25 @@ class RoundConductor:
             same = {p: wire.encode(message.with_blob(wire.PROPOSAL, p)) for p in set(proposals.values())}
             told = {client_id: same[proposals[client_id]] for client_id in asked}
         ready = self._ask(running, told, kind, step)
+        if not exchange.number:
+            self._hear(running.record, ready, step)
         if exchange.answers and len(ready) < len(asked):
             raise _NoSumError(
                 f"exchange {exchange.number} needs all {len(asked)} clients of the first one, and "
                 f"{len(ready)} were ready"
             )
         return step, ready
+
+    def _hear(self, record: RoundRecord, ready: dict[str, wire.Message], step: Step) -> None:
+        """Note whose tail has faded, where clients announce it; whoever announces nothing, or nonsense, is lost."""
+        if pruning(self._experiment) is None:
+            return
+        announced = {client_id: answer.fields.get(FADED) for client_id, answer in ready.items()}
+        for client_id, bit in announced.items():
+            if type(bit) is not int or bit not in (0, 1):
+                del ready[client_id]
+                record.lost.append((client_id, step.name))
+        record.faded = tuple(client_id for client_id, bit in announced.items() if client_id in ready and bit)
 
     def _secure_sum(
         self, running: _Running, exchange: Exchange, asked: tuple[str, ...]

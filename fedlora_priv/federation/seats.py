@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from accounting.ledger import Ledger
@@ -11,6 +13,7 @@ from accounting.masking import RECORDED_AS as MASKS_RECORDED_AS
 from accounting.masking import masks_digest
 from accounting.planning import Plan
 from accounting.rows import RECORDED_AS, rows_digest
+from fedlora_priv.federation.allocating import pruning
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import step_settings
 from fedlora_priv.federation.home import ClientHome
@@ -24,6 +27,7 @@ from fedlora_priv.federation.setup import Parts
 from fedlora_priv.federation.state_check import StateCheck
 from fedlora_priv.federation.trained import Marked
 from fedlora_priv.methods import Role, State
+from fedlora_priv.training import PrivateTrainer
 from protocols.prg import SecretStream
 from protocols.secagg.identity import Roster
 
@@ -58,21 +62,41 @@ def make_clients(parts: Parts, folder: RunFolder) -> tuple[list[FederationClient
         for client_id in parts.plans
     ]
     roster = Roster({seat.client_id: seat.home.identity().public_bytes for seat in seats})
-    checks = {
-        trainer: StateCheck(trainer.model, device=trainer.device) for trainer in parts.trainers.values()
-    }
+    checks = StateChecks(parts)
     with ExitStack() as made:  # closes those that were made if a later one cannot be
         clients = []
         for seat in seats:
-            accept = checks[parts.trainers[seat.client_id]]
-            clients.append(make_client(parts, seat, roster, accept, begun=not folder.fresh))
+            clients.append(make_client(parts, seat, roster, checks, begun=not folder.fresh))
             made.callback(clients[-1].close)
         made.pop_all()
     return clients, roster
 
 
+class StateChecks:
+    """What refuses states from which this process's models cannot be trained privately; clients of a rank share one.
+
+    Args:
+        parts: whose models.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._made: dict[PrivateTrainer, StateCheck] = {}
+
+    def of(self, client_id: str) -> Callable[[State, Marked | None], None]:
+        """Return the check of a client's start states, by its model of the rank that the state has."""
+
+        def accept(start: State, support: Marked | None) -> None:
+            trainer = _trainer(self._parts, client_id, start)
+            if trainer not in self._made:
+                self._made[trainer] = StateCheck(trainer.model, device=trainer.device)
+            self._made[trainer](start, support)
+
+        return accept
+
+
 def make_client(
-    parts: Parts, seat: Seat, roster: Roster, accept: StateCheck, *, begun: bool
+    parts: Parts, seat: Seat, roster: Roster, checks: StateChecks, *, begun: bool
 ) -> FederationClient:
     """Return one client with its own lock, ledger, guard and randomness.
 
@@ -80,7 +104,7 @@ def make_client(
         parts: with the rows of that client.
         seat: where it keeps its own things.
         roster: everybody's pinned keys.
-        accept: refuses states from which its model cannot be trained privately.
+        checks: refuse states from which its model cannot be trained privately.
         begun: whether its run is known to have begun; one that has not needs room in the ledger for all its rounds.
 
     Raises:
@@ -108,7 +132,7 @@ def make_client(
             ledger=ledger,
             home=home,
             lock=lock,
-            accept=accept,
+            accept=checks.of(client_id),
             stream=stream_factory(experiment, client_id),
             train=_training(parts, client_id),
             own_model=_own_model(parts, client_id, personal_folder(home, seat.run)),
@@ -160,8 +184,8 @@ def _own_model(parts: Parts, client_id: str, folder: Path) -> TrainedModel | Non
 
 
 def _training(parts: Parts, client_id: str) -> LocalTraining:
-    """Return private training on that client's rows."""
-    examples, trainer = parts.examples[client_id], parts.trainers[client_id]
+    """Return private training on that client's rows, by its model of the rank that the start has."""
+    examples, rule = parts.examples[client_id], pruning(parts.experiment)
 
     def train(
         start: State,
@@ -172,7 +196,11 @@ def _training(parts: Parts, client_id: str) -> LocalTraining:
         support: Marked | None,
     ) -> LocalResult:
         settings = replace(step_settings(parts.experiment, plan), clip_norm=clip_norm)
-        result = trainer.train(examples, start, settings, stream=stream, trainable=trains, support=support)
+        trainer = _trainer(parts, client_id, start)
+        penalty = None if rule is None else partial(rule.gradient, trainer.layout)
+        result = trainer.train(
+            examples, start, settings, stream=stream, trainable=trains, support=support, penalty=penalty
+        )
         if parts.observe is not None:
             parts.observe(client_id, start, result.state)
         return LocalResult(
@@ -180,3 +208,9 @@ def _training(parts: Parts, client_id: str) -> LocalTraining:
         )
 
     return train
+
+
+def _trainer(parts: Parts, client_id: str, start: State) -> PrivateTrainer:
+    """Return a client's trainer of the rank that a start state has."""
+    rank, _ = start[parts.layout.modules[0].a_name].shape
+    return parts.trainer_of(client_id, rank)

@@ -7,7 +7,7 @@ Nothing here sees one client's upload.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from fedlora_priv.federation.ballots import BallotChannel
 from fedlora_priv.federation.bounds import Spreads
 from fedlora_priv.federation.channel import UploadChannel
 from fedlora_priv.federation.exchange import Exchange, Planned, Summed
+from fedlora_priv.federation.own_rank import after
 from fedlora_priv.federation.rehearsal import rehearsed_spreads
 from fedlora_priv.federation.start import masked, moving
 from fedlora_priv.federation.supports import bands, largest_supports, random_supports
@@ -164,6 +165,15 @@ class FederationServer:
         """Return how far the state after the round is from the mean of the clients' products, where sums tell."""
         method, shared = self._method.at(task.round), self._shared(task, summed)
         return method.certify(self._layout, server.state, summed.sums, summed.n, shared, advanced.state)
+
+    def heard(self, server: ServerState, task: RoundTask, faded: Collection[str]) -> ServerState:
+        """Return the state after a round, lost or not, with the ranks that clients have by what they announced in it.
+
+        Args:
+            faded: who has announced that its tail has faded.
+        """
+        findings = after(self._experiment, self._layout, task.round, task.findings, faded)
+        return replace(server, findings=findings)
 
     def skip(self, server: ServerState, task: RoundTask) -> ServerState:
         """Return the state after a round that was lost: nothing changed but its number."""

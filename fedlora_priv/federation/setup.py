@@ -25,6 +25,7 @@ from fedlora_priv.federation.allocating import (
     allocation,
     client_method,
     presumed,
+    pruning,
     require_allocations,
 )
 from fedlora_priv.federation.environment import environment, step_settings
@@ -53,7 +54,8 @@ class Parts:
 
     Args:
         method, trainer, layout, initial: the federation's, as the server has them; `initial` is as loaded.
-        trainers: each client's own, of its own rank; clients of one rank share one, and all share the base weights.
+        trainers: each client's own, of its rank in the first round; clients of one rank share one, and all share the
+            base weights.
         model_reference: what the adapter's card tells a reader to load the adapter onto.
         credit: licences and authors of data and model, as far as they are known.
         plans: every client's, from public numbers.
@@ -63,6 +65,7 @@ class Parts:
         partition_id: the public name of the split.
         evaluation: public held-out rows, or None where nothing may be evaluated.
         observe: told of every training, after it was noised; an empirical audit attacks what it is told.
+        pruned: by rank, the trainers of clients that have pruned theirs, as far as one was needed.
     """
 
     experiment: Experiment
@@ -81,6 +84,18 @@ class Parts:
     model_reference: str
     credit: str
     observe: Observe | None = None
+    pruned: dict[int, PrivateTrainer] = field(default_factory=dict)
+
+    def trainer_of(self, client_id: str, rank: int) -> PrivateTrainer:
+        """Return a client's trainer at a rank: its own, or a smaller one on the same base weights, made at need."""
+        own = self.trainers[client_id]
+        if rank == own.layout.rank:
+            return own
+        if rank not in self.pruned:
+            self.pruned[rank] = PrivateTrainer(
+                with_rank(self.trainer.model, rank), device=self.trainer.device
+            )
+        return self.pruned[rank]
 
     @property
     def dataset_id(self) -> str:
@@ -157,7 +172,8 @@ class Parts:
         """Return what a rehearsal of the clients' steps saw, with the settings of the one with the least noise.
 
         Every model and every part of it that some round trains is rehearsed (of clients that train some layers, the
-        least and the most that one trains); returned is what was seen of the first.
+        least and the most that one trains; of those that may prune their rank, the first and the last they may have);
+        returned is what was seen of the first.
 
         Raises:
             FedloraError: training would not be private, or not be training; nothing has been spent.
@@ -168,7 +184,7 @@ class Parts:
         trained = {
             contract.trains: contract for contract in (phase.contract(self.layout) for phase in phases)
         }
-        models = dict.fromkeys(self.trainers.values())
+        models = dict.fromkeys([*self.trainers.values(), *self._most_pruned()])
         seen, *_ = [
             self._rehearsed(model, settings, contract.trains, support)
             for model in models
@@ -176,6 +192,16 @@ class Parts:
             for support in self._supports(model, contract)
         ]
         return seen
+
+    def _most_pruned(self) -> list[PrivateTrainer]:
+        """Return each client's trainer at the last rank that it may prune itself to; none where nobody prunes."""
+        rule = pruning(self.experiment)
+        if rule is None:
+            return []
+        return [
+            self.trainer_of(client_id, rule.ranks(own.layout.rank)[-1])
+            for client_id, own in self.trainers.items()
+        ]
 
     def _supports(self, trainer: PrivateTrainer, contract: Contract) -> list[Marked | None]:
         """Return what clients with that model train of a contract's arrays, as far as it is to be rehearsed."""

@@ -26,7 +26,7 @@ def asked_of_clients(
     `min_contributors` survivors of them, and no allocation of this experiment has fewer than `holders`. tiers: what
     clients that declare the same have, and the most that any round asks of one of them, coordinates being those that
     the method trains; None where nothing was declared. known_rounds: of how many rounds all this is certain; after
-    them layers are scored again.
+    them layers are scored again or, if `pruned`, clients give up components.
 
     Raises:
         AllocationError: a round has no allocation.
@@ -39,6 +39,7 @@ def asked_of_clients(
         "min_contributors": min_contributors(experiment),
         "holders": allocating.holders(experiment, layout),
         "known_rounds": experiment.allocation.known_rounds(len(rounds)),
+        "pruned": experiment.allocation.pruning is not None,
         "fewest": {"round": thin.round, **asdict(min(thin.places()))},
         "tiers": list(_tiers(experiment, layout, method, rounds)),
     }

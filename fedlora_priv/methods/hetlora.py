@@ -15,8 +15,8 @@ change would be wₖ·(0 − A₀): no zeros, and yet nothing that could hide an
 is public.
 
 As published, a component that few clients have is pulled towards zero by the padding of the others (FediLoRA does
-not do that). Ours: one weight a module, its bounds, and that the head's mean is unweighted. Ranks that clients
-prune by themselves are in `fedlora_priv.allocation.pruning`.
+not do that). Ours: one weight a module, its bounds, and that the head's mean is unweighted. Ranks that clients prune by
+themselves are in `fedlora_priv.allocation.pruning`; everybody then has as many components as the rule's least rank.
 """
 
 from __future__ import annotations

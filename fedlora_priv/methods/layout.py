@@ -71,6 +71,11 @@ class Layout:
         modules = (replace(module, rank=min(rank, module.rank)) for module in self.modules)
         return replace(self, modules=tuple(modules))
 
+    @property
+    def rank(self) -> int:
+        """The largest rank of a module."""
+        return max(module.rank for module in self.modules)
+
     def role(self, name: str) -> Role:
         """Return what the array of that name is.
 

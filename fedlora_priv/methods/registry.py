@@ -154,12 +154,19 @@ def for_experiment(experiment: Asked) -> Method:
         switch_round=asked.first_ffa_round(experiment.federation.rounds),
         block_rounds=asked.block_rounds,
         largest_norm=asked.largest_norm,
-        common=min(allocation.ranks, default=experiment.lora.rank),
+        common=_common(experiment),
     )
     method = make(experiment.federation.method, options)
     if not allocation.in_parts or (allocation.strategy == "ranks" and isinstance(method, OfOwnRank)):
         return method
     return Partial(method)
+
+
+def _common(experiment: Asked) -> int:
+    """Return how many components every client has in every round, whatever it prunes."""
+    asked = experiment.allocation
+    smallest = min(asked.ranks, default=experiment.lora.rank)
+    return smallest if asked.pruning is None else min(asked.pruning.least, smallest)
 
 
 def server_optimizer_for(experiment: Asked) -> ServerOptimizer | None:

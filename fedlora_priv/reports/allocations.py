@@ -141,7 +141,7 @@ def print_allocation(console: Console, planned: Mapping[str, Any]) -> None:
     print_map(console, heat)
     console.print(fewest_text(asked), highlight=False)
     if asked["known_rounds"] < heat.rounds:
-        console.print(rescored_text(asked), highlight=False)
+        console.print(pruned_text(asked) if asked["pruned"] else rescored_text(asked), highlight=False)
     for tier in asked["tiers"]:
         console.print(tier_text(tier, len(heat.layers)), highlight=False, markup=False)
 
@@ -206,6 +206,19 @@ def rescored_text(planned: Mapping[str, Any]) -> str:
     return (
         f"from round {planned['known_rounds'] + 1} on layers are scored again, and who trains what is drawn as if all "
         f"stayed worth the same; in any case a layer is given to at least {planned['holders']} clients"
+    )
+
+
+def pruned_text(planned: Mapping[str, Any]) -> str:
+    """Return what is not known before a run whose clients prune their ranks.
+
+    >>> print(pruned_text({"holders": 3}))  # doctest: +NORMALIZE_WHITESPACE
+    clients may give up their last components, and who trains what is drawn as if nobody did; in any case a component
+    is given to at least 3 clients
+    """
+    return (
+        "clients may give up their last components, and who trains what is drawn as if nobody did; in any case a "
+        f"component is given to at least {planned['holders']} clients"
     )
 
 

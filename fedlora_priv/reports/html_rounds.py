@@ -58,7 +58,7 @@ def rounds_section(report: Report, summary: Summary, metrics: Sequence[Row]) -> 
         f"#{summary.metric.key}",
         "#largest ε",
         "in the sum",
-        "lost, refused, masked again",
+        "lost, refused, masked again, announced",
         "#error of the result",
         "transcript of each exchange",
     )
@@ -76,6 +76,7 @@ def _round_cells(row: Row, record: Row, metric: Metric) -> tuple[str, ...]:
         f"{again['client_id']} masked again ({again['times']}×)" for again in record.get("remasked") or ()
     ]
     events += [f"{again['client_id']} told another basis" for again in record.get("announced_again") or ()]
+    events += [f"{client_id}: last components faded" for client_id in record.get("faded") or ()]
     value = row.get(metric.key)
     summed = [", ".join(row["survivors"]), row.get("aborted") or ""]
     return (

@@ -160,6 +160,7 @@ class Paper:
             self.state = self.server.skip(self.state, task)
         else:
             self.state = self.server.advance(self.state, task, result.summed)
+        self.state = self.server.heard(self.state, task, result.record.faded)
         return result
 
     def plainly(self, result: RoundResult, state: State) -> State:

@@ -50,6 +50,14 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "communication": {"support": "server-topk", "density": 0.5, "value_bits": 16},
         "training": {"clipping": "adaptive"},
     },
+    "ranks that clients prune": {
+        "federation": {"method": "hetlora", "clients": 5, "rounds": 3, "local_steps": 4},
+        "lora": {"rank": 4, "alpha": 8.0},
+        "training": {"learning_rate": 0.3},
+        "privacy": {"epsilon": 50.0},
+        "communication": WHOLE,
+        "allocation": {"strategy": "ranks", "ranks": [4], "pruning": {"keep": 0.5, "penalty": 1.0}},
+    },
 }
 
 
@@ -123,6 +131,9 @@ def test_nodes_on_standby_give_the_sums_of_nodes_that_are_not(
     ours = [{key: value for key, value in row.items() if "bytes" not in key} for row in outcome.metrics]
     theirs = [{key: value for key, value in row.items() if "bytes" not in key} for row in alive.metrics]
     assert ours == theirs  # quality of each client's own model too
+    ranks = [entry.findings.ranks for entry in one[1].records]
+    assert ranks == [entry.findings.ranks for entry in other[1].records]
+    assert bool(ranks[-1]) is ("pruning" in sections.get("allocation", {}))
     for node in nodes:
         kinds = dict(list(node.opened))
         assert len(kinds) == len(node.opened)  # a kind of message always does, or never

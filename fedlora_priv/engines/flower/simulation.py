@@ -30,10 +30,8 @@ from fedlora_priv.errors import EnvironmentProblem, FederationError
 from fedlora_priv.federation.client import FederationClient
 from fedlora_priv.federation.run import Outcome, RunProgress, conduct
 from fedlora_priv.federation.runfolder import RunFolder, client_home, ledger_path
-from fedlora_priv.federation.seats import Seat, make_client, make_clients
+from fedlora_priv.federation.seats import Seat, StateChecks, make_client, make_clients
 from fedlora_priv.federation.setup import Parts, assemble
-from fedlora_priv.federation.state_check import StateCheck
-from fedlora_priv.training import PrivateTrainer
 from protocols.secagg.identity import Roster
 
 POLL_S = 0.02
@@ -69,7 +67,7 @@ class SimulatedNodes:
         public, limit = parts.experiment.data.public, parts.experiment.privacy.ledger_limit
         home = client_home(self.folder, client_id, public=public)
         seat = Seat(client_id, self.run, home, ledger_path(self.folder, client_id, public=public), limit)
-        return make_client(parts, seat, Roster(self.roster), checks[parts.trainers[client_id]], begun=True)
+        return make_client(parts, seat, Roster(self.roster), checks, begun=True)
 
     def greeting(self, context: Context) -> tuple[str, bytes]:
         """Return the client's name and its signature over this node."""
@@ -84,11 +82,10 @@ class SimulatedNodes:
 
 
 @lru_cache(maxsize=1)
-def _prepared(experiment: str) -> tuple[Parts, dict[PrivateTrainer, StateCheck]]:
+def _prepared(experiment: str) -> tuple[Parts, StateChecks]:
     """Return the parts of an experiment and what checks states, made once in each process."""
     parts = assemble(Experiment.from_toml(experiment), lambda line: None)
-    trainers = set(parts.trainers.values())
-    return parts, {trainer: StateCheck(trainer.model, device=trainer.device) for trainer in trainers}
+    return parts, StateChecks(parts)
 
 
 def run_simulated(parts: Parts, folder: RunFolder, progress: RunProgress) -> Outcome:
