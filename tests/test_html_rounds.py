@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
+from fedlora_priv.federation.allocating import all_rounds
 from fedlora_priv.federation.contracts import stated
 from fedlora_priv.methods import METHODS, Layout, LoraModule
 from fedlora_priv.methods.crossterm import CrossTerm
@@ -18,11 +20,11 @@ from fedlora_priv.reports.terminal import print_summary
 from tests.test_html import Page, metrics_of, report_of
 
 LAYOUT = Layout((LoraModule("layer.0.query", 12, 10, 2, 2.0),), {"head.weight": (2, 12)})
-OWN = {f"client-{i}": LAYOUT for i in range(1, 6)}
 EXPERIMENT = Experiment.from_toml(
     '[experiment]\nname = "shown"\n[data]\npublic = true\n[privacy]\nepsilon = 8.0\n',
     ["federation.rounds=12"],
 )
+FOUND = all_rounds(EXPERIMENT, Findings())
 
 
 def hybrid_report() -> dict[str, Any]:
@@ -39,7 +41,7 @@ def hybrid_report() -> dict[str, Any]:
             else []
         )
         rounds.append({"round": number, "survivors": ids, "exchanges": sums, "certificate": certificate})
-    method = stated(EXPERIMENT, hybrid(5, CrossTerm(fallback="exact")), LAYOUT, OWN)
+    method = stated(EXPERIMENT, hybrid(5, CrossTerm(fallback="exact")), LAYOUT, FOUND)
     return {**report, "method": method, "rounds": rounds}
 
 
@@ -56,6 +58,13 @@ def test_the_page_states_what_each_round_lets_leave_and_how_near_it_came() -> No
     assert len(dots) == 12 + 4  # accuracies, and certificates of the rounds that have one
 
 
+def test_the_page_says_whose_last_components_have_faded() -> None:
+    report = hybrid_report()
+    assert "faded" not in Page(render(report, metrics_of())).text
+    report["rounds"][2]["faded"] = ["client-2"]
+    assert "client-2: last components faded" in Page(render(report, metrics_of())).text
+
+
 def test_the_closing_table_states_method_exchanges_and_certificate() -> None:
     console = Console(file=io.StringIO(), width=220)
     print_summary(console, hybrid_report(), metrics_of())
@@ -68,7 +77,9 @@ def test_the_closing_table_states_method_exchanges_and_certificate() -> None:
 
 def test_every_method_can_be_shown() -> None:
     for method in METHODS.values():
-        page = Page(render({**report_of(), "method": stated(EXPERIMENT, method, LAYOUT, OWN)}, metrics_of()))
+        page = Page(
+            render({**report_of(), "method": stated(EXPERIMENT, method, LAYOUT, FOUND)}, metrics_of())
+        )
         assert method.title in page.text
 
 

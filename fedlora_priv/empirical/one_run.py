@@ -64,7 +64,7 @@ def audit(
         confidence: of the bound.
 
     Raises:
-        ConfigError: no such client, or fewer than two canaries.
+        ConfigError: no such client, fewer than two canaries, or an experiment whose clients prune their ranks.
         BudgetError: a client's ledger has no room for another whole run.
         FedloraError: as `federation.run.run`.
     """
@@ -72,6 +72,11 @@ def audit(
     if client_id not in experiment.client_ids:
         raise ConfigError(
             f"there is no client {client_id!r}", f"there are {', '.join(experiment.client_ids)}"
+        )
+    if experiment.allocation.pruning is not None:
+        raise ConfigError(
+            "clients that prune their ranks have other models later on, which the attack on updates cannot follow",
+            "leave [allocation.pruning] out to audit the training itself",
         )
     own = experiment.experiment.model_copy(
         update={"output": experiment.experiment.output.rstrip("/") + SUFFIX}
@@ -100,11 +105,6 @@ class _Watch:
 
     def amend(self, parts: Parts, folder: RunFolder) -> Parts:
         """Return the parts with the canaries that are in for the client's rows, and this object watching."""
-        if parts.experiment.allocation.pruning is not None:
-            raise ConfigError(
-                "clients that prune their ranks have other models later on, which the attack on updates cannot follow",
-                "leave [allocation.pruning] out to audit the training itself",
-            )
         self._parts = parts
         self._plan = parts.plans[self._client_id]
         trains, trainer = self._trains(parts), parts.trainers[self._client_id]

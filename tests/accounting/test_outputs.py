@@ -60,6 +60,16 @@ def a_certificate(report: dict[str, Any]) -> None:
     report["rounds"][0]["certificate"] = {"error": 0.0, "columns": None, "modules": {}}
 
 
+def pruned_ranks(report: dict[str, Any]) -> None:
+    contract(report)["allocation"] = {
+        "strategy": "ranks",
+        "layers": ["low"],
+        "min_contributors": 3,
+        "pruning": {"keep": 0.5, "least": 1, "holders": 3},
+        "clients": {f"client-{k}": {"layers": [0], "rank": 2} for k in (1, 2, 3)},
+    }
+
+
 def no_masks(report: dict[str, Any]) -> None:
     report["secure_aggregation"] = {"mode": "insecure"}
 
@@ -72,6 +82,7 @@ FOLLOWS: list[tuple[Edit, str]] = [
     (what_stays_at_home, "of what stays at each client (B), saved in its own home: its accuracy"),
     (a_residual, "with what the method has added to the base weights"),
     (a_certificate, "each round's certificate"),
+    (pruned_ranks, "of each client's update one bit: whether its last components have faded"),
     (no_masks, "the clients' updates one by one, unmasked"),
 ]
 

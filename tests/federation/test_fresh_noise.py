@@ -158,7 +158,7 @@ def require_only_what_resuming_needs(folder: Path) -> None:
     assert (len(checkpoints), len(updates)) == (2, 5)
     for path in checkpoints:
         header, arrays = read_arrays(path)
-        assert set(header) == {"version", "round", "history"}
+        assert set(header) == {"version", "round", "findings", "history"}
         assert set(header["history"]) == {field.name for field in fields(History)}
         assert all(name.startswith(("state/", "spreads/", "scores/")) for name in arrays)
     for path in updates:

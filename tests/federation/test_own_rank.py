@@ -19,6 +19,7 @@ from fedlora_priv.allocation import AllocationError, RankPruning
 from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import Dropout
+from fedlora_priv.empirical import one_run
 from fedlora_priv.engines.base import Step
 from fedlora_priv.errors import ConfigError, RunFolderError
 from fedlora_priv.federation import allocating, own_rank, wire
@@ -218,7 +219,7 @@ def test_a_process_for_every_message_finds_the_rank_of_the_round(fading: Any) ->
 # --- crashes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [0, 3, CLIENTS, CLIENTS + 2, 3 * CLIENTS])
+@pytest.mark.parametrize("after", [3, CLIENTS, CLIENTS + 2])
 def test_processes_that_end_in_a_round_announce_the_same_again(fading: Any, after: int) -> None:
     """The server begins the round anew from its checkpoint; clients mask what they had trained, and say the same."""
     whole, broken = fading(), fading()
@@ -440,6 +441,13 @@ def test_pruning_is_refused_where_it_does_nothing(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         an_experiment(experiment_file, **sections)
+
+
+def test_an_attack_with_canaries_is_refused_where_models_shrink(
+    experiment_file: Callable[..., Path], silent: Any
+) -> None:
+    with pytest.raises(ConfigError, match="prune their ranks have other models later on"):
+        one_run.audit(an_experiment(experiment_file), progress=silent)
 
 
 def test_more_allocations_than_a_report_states_are_refused_beforehand(
