@@ -9,6 +9,7 @@ from fedlora_priv.adapters import layout, trainable_parameters
 from fedlora_priv.allocation.errors import AllocationError
 from fedlora_priv.allocation.layers import layers_of
 from fedlora_priv.allocation.scores import LayerScores
+from fedlora_priv.methods.layout import LoraModule
 from fedlora_priv.training.examples import Examples
 from fedlora_priv.training.hooks import per_example_gradients, take_gradients
 
@@ -30,7 +31,8 @@ def fisher_scores(
     if len(examples) == 0:
         raise AllocationError("layers cannot be scored on no examples", "give some public ones")
     device = next(model.parameters()).device
-    trained = {n: p for n, p in trainable_parameters(model).items() if n.endswith((".lora_A", ".lora_B"))}
+    adapted = layout(model)
+    trained = {n: p for n, p in trainable_parameters(model).items() if adapted.role(n) != "head"}
     squares = dict.fromkeys(trained, 0.0)
     with per_example_gradients(model, trained) as hooked:
         for start in range(0, len(examples), batch_size):
@@ -43,10 +45,15 @@ def fisher_scores(
             for name, gradients in zip(trained, take_gradients(trained), strict=True):
                 squares[name] += float(gradients.squares().sum())
     values = [
-        sum(squares[name] for module in layer.modules for name in (module.a_name, module.b_name))
-        for layer in layers_of(layout(model))
+        sum(squares.get(name, 0.0) for module in layer.modules for name in _arrays(module))
+        for layer in layers_of(adapted)
     ]
     return LayerScores.of_public_data(tuple(value / len(examples) for value in values), data)
+
+
+def _arrays(module: LoraModule) -> tuple[str, str, str]:
+    """Return the names of a module's arrays; R is Fed-SB's alone."""
+    return module.a_name, module.b_name, module.r_name
 
 
 def _label_logits(logits: Tensor, labels: Tensor) -> Tensor:

@@ -132,7 +132,19 @@ class Loop:
 
     def _found(self, state: ServerState) -> ServerState:
         """Return the state with what the next round's allocation follows from: stored with it, so found once."""
-        return state if self.rescoring is None else self.rescoring.before(state)
+        if self.rescoring is None:
+            return state
+        found = self.rescoring.before(state)
+        if found is not state:
+            self.progress.say(self._scored(state, found))
+        return found
+
+    def _scored(self, before: ServerState, found: ServerState) -> str:
+        """Return what the layers were found to be worth, or that nothing of use was found."""
+        scores = " ".join(f"{score:.3g}" for score in found.findings.scores)
+        if found.findings.scores == (before.findings.scores or self.experiment.allocation.scores):
+            return f"scores of the layers before round {before.round + 1} were of no use; those before stay: {scores}"
+        return f"layers scored before round {before.round + 1}, the lowest first: {scores}"
 
     def _advance(self, state: ServerState, task: RoundTask, result: RoundResult) -> ServerState:
         """Return the state after a round and certify it in its record; a spoilt sum loses the round."""

@@ -153,17 +153,20 @@ def test_scores_name_their_origin() -> None:
 # A model's scores.
 
 
-def test_fisher_scores_are_squared_gradients_of_the_labels_logit(tiny_model) -> None:
+@pytest.mark.parametrize("squares", [False, True], ids=["A and B", "with Fed-SB's R"])
+def test_fisher_scores_are_squared_gradients_of_the_labels_logit(tiny_model, squares: bool) -> None:
     from fedlora_priv.allocation.fisher_scores import fisher_scores
-    from fedlora_priv.modeling import LoraSettings, load_model
+    from fedlora_priv.modeling import LoraSettings, add_squares, load_model
     from fedlora_priv.training import TokenisedExamples
 
     lora = LoraSettings(("query", "value"), rank=2)
     model = load_model(tiny_model, pooling="mean", num_labels=2, lora=lora, seed=0)
+    if squares:
+        add_squares(model)
     rng = np.random.default_rng(0)
     with torch.no_grad():  # away from B = 0, where A has no gradient
         for name, parameter in trainable_parameters(model).items():
-            if name.endswith(".lora_B"):
+            if name.endswith((".lora_B", ".lora_R")):
                 parameter.copy_(torch.from_numpy(rng.normal(0, 0.2, parameter.shape)).float())
     ids = tuple(rng.integers(1, 15, int(n)) for n in rng.integers(3, 9, 10))
     examples = TokenisedExamples(ids, rng.integers(0, 2, 10), 0)

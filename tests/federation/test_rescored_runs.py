@@ -51,9 +51,12 @@ class Crashing:
     def __init__(self, experiment: Experiment) -> None:
         self.checkpoints = Path(experiment.experiment.output) / "checkpoints"
         self.before: dict[int, ServerState] = {}
+        self.said: list[str] = []
         self.crashed = False
 
-    def say(self, line: str) -> None: ...
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
     def round_finished(self, row: dict[str, object]) -> None: ...
     def answered(self, client_id: str, step: object) -> None: ...
     def round_started(self, number: int, rounds: int) -> None:
@@ -98,6 +101,10 @@ def test_a_run_that_scores_layers_twice(
     for number, scores in zip((1, 3), measured, strict=True):
         write_state(parts.trainer.model, progress.before[number].state)
         assert fisher_scores(parts.trainer.model, rows, OF).values == scores
+    assert [line for line in progress.said if "scored" in line] == [
+        f"layers scored before round {number}, the lowest first: {scores[0]:.3g} {scores[1]:.3g}"
+        for number, scores in zip((1, 3), measured, strict=True)
+    ]
     found = {number: measured[0 if number < 3 else 1] for number in range(1, 5)}
     assert {number: state.findings for number, state in progress.before.items()} == {
         number: Findings(scores) for number, scores in found.items()
