@@ -124,13 +124,16 @@ def told(experiment: Experiment, layout: Layout, round: int, blobs: Mapping[str,
     findings = Findings.from_blobs(blobs, len(layers_of(layout)))
     try:
         plain = allocation(experiment, layout, round, replace(findings, ranks=()))
+        # Before anything is dealt by them, and so remembered: there may be any number of clients in a message.
+        for client_id, rank in findings.ranks:
+            most = 0 if plain is None or client_id not in plain.parts else plain.parts[client_id].rank
+            if rank > most:
+                raise FederationError(
+                    f"the server has found rank {rank} at {client_id}, whose rank is {most}"
+                )
         allocation(experiment, layout, round, findings)
     except AllocationError as error:
         raise FederationError(f"what the server has found makes no allocation: {error}") from None
-    for client_id, rank in findings.ranks:
-        most = 0 if plain is None or client_id not in plain.parts else plain.parts[client_id].rank
-        if rank > most:
-            raise FederationError(f"the server has found rank {rank} at {client_id}, whose rank is {most}")
     return findings
 
 

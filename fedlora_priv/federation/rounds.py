@@ -322,12 +322,15 @@ class RoundConductor:
     def _receive(
         self, running: _Running, server: SecAggServer, bodies: Mapping[str, bytes], step: Step
     ) -> None:
-        """Hand answers to the protocol; whoever's is bad is lost."""
+        """Hand answers to the protocol; whoever's is bad is lost, and what else it has said with it."""
+        record = running.record
         for client_id, body in bodies.items():
             try:
                 server.receive(client_id, body)
             except RemoteProtocolError as error:
-                running.record.lost.append((error.client_id, step.name))
+                record.lost.append((error.client_id, step.name))
+                if step.phase == "train":
+                    record.faded = tuple(c for c in record.faded if c != error.client_id)
 
     def _require_enough(self, exchange: Exchange, asked: tuple[str, ...]) -> None:
         """Raise SessionAborted if there are fewer clients than a sum may have, or a part of it."""

@@ -21,6 +21,7 @@ from fedlora_priv.config import Experiment
 from fedlora_priv.config_federation import Dropout
 from fedlora_priv.empirical import one_run
 from fedlora_priv.engines.base import Step
+from fedlora_priv.engines.local import LocalEngine
 from fedlora_priv.errors import ConfigError, RunFolderError
 from fedlora_priv.federation import allocating, own_rank, wire
 from fedlora_priv.federation.allocating import of_rank, require_allocations
@@ -334,6 +335,18 @@ def test_everybody_refuses_ranks_that_leave_a_component_too_few(fading: Any) -> 
     assert charged(small, 3) == [0] * CLIENTS
 
 
+def test_nothing_is_remembered_of_ranks_of_clients_that_there_are_none_of(fading: Any) -> None:
+    """A server could fill a client's memory with them, one message after the other."""
+    small = fading()
+    small.round()
+    strangers = Findings(ranks=tuple((f"stranger-{i:04}", 1) for i in range(1000)))
+    message = small.server.task(small.state).to_message(small.begun.state)
+    changed = wire.encode(replace(message, blobs={**message.blobs, **strangers.to_blobs()}))
+    remembered = allocating._allocated.cache_info().currsize
+    assert wire.decode(small.clients[0].handle(changed)).kind == wire.REFUSED
+    assert allocating._allocated.cache_info().currsize == remembered
+
+
 def test_a_round_does_not_come_again_with_other_ranks(fading: Any) -> None:
     small = fading()
     for _ in range(2):
@@ -394,6 +407,30 @@ def test_whoever_announces_nothing_or_nonsense_is_lost(fading: Any, bit: Any) ->
     assert result.record.lost == [("client-4", "train")]
     assert "client-4" not in result.record.survivors
     assert result.summed is not None
+
+
+def test_what_is_announced_beside_a_garbled_advertisement_was_not_heard(fading: Any) -> None:
+    """Else the report would list an announcement of a client that was not there, and its audit fail."""
+    small = fading()
+    small.round()
+
+    class Edited(Meddling):
+        def exchange(self, messages: Any, step: Step) -> Any:
+            answers = dict(super().exchange(messages, step))
+            if step.phase == "train" and "client-3" in answers:
+                answer = wire.decode(answers["client-3"])
+                assert answer.fields == {FADED: 1}
+                garbled = {**answer.blobs, wire.ADVERTISEMENT: b"nonsense"}
+                answers["client-3"] = wire.encode(replace(answer, blobs=garbled))
+            return answers
+
+    small.use(Edited(small.clients, lambda step, client_id, data: data))
+    record = small.round().record
+    assert record.lost == [("client-3", "train")]
+    assert record.faded == ("client-1", "client-6")
+    small.use(LocalEngine(small.clients))
+    assert "client-3" in small.round().record.survivors
+    assert small.ranks(3) == FULL | {"client-1": 2, "client-6": 1}
 
 
 def test_a_damaged_note_is_said_and_not_guessed(
