@@ -14,7 +14,7 @@ from ..events import AdaptiveClipPoissonGaussian, Gaussian, PoissonGaussian, Pri
 from ..planning import plan_digest
 from .derived import EPSILON_TOLERANCE, planned_cost
 from .exchanged import check_exchanges, check_method, check_released
-from .parts import check_parts
+from .parts import check_parts, check_scored
 from .pruned import check_pruned
 
 
@@ -30,6 +30,7 @@ def everything_charged(case: Case, found: Findings) -> None:
     if case.report.get("secure_aggregation", {}).get("mode") == "secure":
         _check_masked(case, found)
     check_method(case, found)
+    check_scored(case, found)
     check_pruned(case, found)
     for client_id, chain in case.chains.items():
         _check_what_releases_cost(found, client_id, chain)

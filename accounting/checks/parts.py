@@ -53,6 +53,29 @@ def check_parts(case: Case, found: Findings, entry: Mapping[str, Any]) -> None:
                 )
 
 
+def check_scored(case: Case, found: Findings) -> None:
+    """Scores change after as many rounds as the contracts say, and in no other round."""
+    known: dict[tuple[int, int], tuple[int, Sequence[float]]] = {}
+    periods = set()
+    for number, governing in sorted(contracts.by_round(case.report["method"]).items()):
+        for contract in governing:
+            stated = contract.get("allocation", {}).get("findings", {})
+            if "scores" not in stated:
+                continue
+            every, scores = stated["rescored_every"], stated["scores"]
+            periods.add(every)
+            first, before = known.setdefault((every, (number - 1) // every), (number, scores))
+            if scores != before:
+                found.problems.append(
+                    f"round {number} has other scores than round {first}, and layers are scored again after every "
+                    f"{every} rounds"
+                )
+    if len(periods) > 1:
+        found.problems.append(
+            f"contracts say that layers are scored again after every {sorted(periods)} rounds"
+        )
+
+
 def _beside_findings(dealt: Mapping[str, Any]) -> Iterator[str]:
     """What an allocation cannot be that follows from the findings stated beside it."""
     stated, layers = dealt.get("findings", {}), len(dealt["layers"])

@@ -110,6 +110,7 @@ def _allocation(experiment: Experiment, dealt: Allocation, findings: Findings) -
     found = findings.to_json()
     if findings.scores:
         found["scores_of"] = experiment.allocation.scores_of
+        found["rescored_every"] = experiment.allocation.rescore_every
     return ({"findings": found} if found else {}) | {
         "strategy": dealt.strategy,
         "layers": [layer.name for layer in dealt.layers],

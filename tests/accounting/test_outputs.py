@@ -105,7 +105,7 @@ def test_a_line_that_follows_is_due(finished: Any, edit: Edit, words: str) -> No
 
 
 def test_scores_that_a_server_has_measured_are_due_with_the_data_that_they_are_of(finished: Any) -> None:
-    findings = {"scores": [0.5, 2.0], "scores_of": "a hundred public rows"}
+    findings = {"scores": [0.5, 2.0], "scores_of": "a hundred public rows", "rescored_every": 9}
     clients = {f"client-{k}": {"layers": [0, 1], "rank": 2} for k in (1, 2, 3)}
     dealt = {"strategy": "s", "layers": ["low", "high"], "min_contributors": 3, "clients": clients}
     contract(finished.report)["allocation"] = dealt | {"findings": findings}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from accounting.case import Case, Findings
-from accounting.checks.parts import check_parts
+from accounting.checks.parts import check_parts, check_scored
 
 SIX = [f"client-{k}" for k in range(1, 7)]
 
@@ -103,3 +103,52 @@ def test_an_allocation_that_does_not_follow_from_its_findings_fails(
     asked.report["method"]["contracts"][0]["allocation"]["findings"] = findings
     found = problems(asked)
     assert found == [] if problem is None else problem in found[0]
+
+
+def scored(*rounds: tuple[list[float], int] | None) -> list[str]:
+    """What is wrong with the scores of these rounds, each with the period that its contract states."""
+    asked = case(round_of(SIX))
+    dealt = asked.report["method"]["contracts"][0]["allocation"]
+    asked.report["method"]["contracts"][:] = [
+        {"rounds": [number], "allocation": dealt if told is None else dealt | {"findings": found_of(*told)}}
+        for number, told in enumerate(rounds, 1)
+    ]
+    found = Findings()
+    check_scored(asked, found)
+    return found.problems
+
+
+def found_of(scores: list[float], every: int) -> dict[str, Any]:
+    return {"scores": scores, "scores_of": "rows", "rescored_every": every}
+
+
+A, B = [0.5, 2.0], [2.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        [(A, 2), (A, 2), (B, 2), (B, 2), (A, 2)],
+        [None, None, (B, 2), (B, 2)],  # the file's hold at first
+        [(A, 1), (B, 1), (A, 1)],
+        [None, None],
+    ],
+)
+def test_scores_may_change_when_layers_are_scored_again(rounds: list[Any]) -> None:
+    assert scored(*rounds) == []
+
+
+@pytest.mark.parametrize(
+    ("rounds", "problem"),
+    [
+        (
+            [(A, 2), (B, 2)],
+            "round 2 has other scores than round 1, and layers are scored again after every 2",
+        ),
+        ([(A, 2), (A, 2), (A, 2), (B, 2)], "round 4 has other scores than round 3"),
+        ([(A, 2), (A, 2), (B, 1)], "contracts say that layers are scored again after every [1, 2] rounds"),
+    ],
+)
+def test_scores_that_change_in_between_fail(rounds: list[Any], problem: str) -> None:
+    (found,) = scored(*rounds)
+    assert found.startswith(problem)

@@ -117,7 +117,11 @@ def test_a_run_that_scores_layers_twice(
         assert entry["aborted"] is None
         assert len(entry["survivors"]) == 6
         (contract,) = [c for c in outcome.report["method"]["contracts"] if number in c["rounds"]]
-        assert contract["allocation"]["findings"] == {"scores": list(found[number]), "scores_of": OF}
+        assert contract["allocation"]["findings"] == {
+            "scores": list(found[number]),
+            "scores_of": OF,
+            "rescored_every": 2,
+        }
         public = Public(experiment.experiment.seed, cost, LayerScores.of_public_data(found[number], OF))
         dealt = FisherLayers(first=1, holders=3).allocate(number, who, public)
         assert contract["allocation"]["clients"] == dealt.record()["parts"]

@@ -15,6 +15,9 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from accounting import contract as accounted
+from accounting.case import Case
+from accounting.case import Findings as Answer
+from accounting.checks.parts import check_scored
 from fedlora_priv.allocation import AllocationError
 from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config_federation import Dropout
@@ -187,7 +190,7 @@ def test_a_reservation_names_the_findings_of_its_round(scored: Callable[..., Sco
     paper = run.paper
     stated = contracts.stated(paper.experiment, paper.method, LAYOUT, dict(enumerate(run.found, 1)))
     assert [c["allocation"]["findings"] for c in stated["contracts"]] == [
-        {"scores": list(found.scores), "scores_of": "public rows"} for found in run.found
+        {"scores": list(found.scores), "scores_of": "public rows", "rescored_every": 1} for found in run.found
     ]
     for client in paper.clients:
         ledger = client._setup.ledger
@@ -259,6 +262,48 @@ def test_one_client_that_is_told_otherwise_is_not_in_the_sum(scored: Callable[..
     result = told(run, (2 * low, 2 * high), SIX[:1])
     assert result.record.survivors == SIX[1:]
     assert [client_id for client_id, _ in result.record.refused] == [SIX[0]]
+
+
+def test_scores_that_change_before_their_time_are_found_by_an_audit(scored: Callable[..., Scored]) -> None:
+    """No client remembers the ones before; but each has recorded those of its round."""
+    run = scored(SCORED | {"rescore_every": 2})
+    run.round()
+    chosen = Findings((1.0, 7.0))
+    run.paper.state = replace(run.paper.state, findings=chosen)
+    assert run.paper.round().record.survivors == SIX
+    for second, problems in ((run.found[0], 0), (chosen, 1)):
+        stated = contracts.stated(
+            run.paper.experiment, run.paper.method, LAYOUT, {1: run.found[0], 2: second}
+        )
+        answer = Answer()
+        check_scored(Case({"method": stated}, {}, None, None), answer)
+        assert len(answer.problems) == problems
+
+
+def test_what_was_trained_by_some_findings_is_not_uploaded_by_others(scored: Callable[..., Scored]) -> None:
+    """A round that begins again by other scores is trained and charged again, once; after its release, not at all."""
+    run = scored()
+    run.look()
+    first, other = run.paper.state, replace(run.paper.state, findings=Findings((1.0, 7.0)))
+    crash(run.paper, len(SIX))
+    run.paper.state = other
+    result = run.paper.round()
+    assert result.record.survivors == SIX
+    assert run.paper.trainings == 2 * len(SIX)
+    for client in run.paper.clients:
+        ledger = client._setup.ledger
+        trained, released = ledger.charges(round=1)
+        assert (bool(trained.releases), bool(released.releases)) == (False, True)
+        digests = {
+            ledger.rows()[charge.reservation].entry.versions[accounted.RECORDED_AS]  # type: ignore[union-attr]  # it is a reservation
+            for charge in (trained, released)
+        }
+        assert len(digests) == 2, "each names the contract that it was made under"
+    run.paper.state = first
+    again = run.paper.round()
+    assert again.summed is None
+    assert [client_id for client_id, _ in again.record.refused] == list(SIX)
+    assert run.paper.trainings == 2 * len(SIX)
 
 
 Change = Callable[[dict[str, bytes]], dict[str, bytes]]
