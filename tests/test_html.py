@@ -21,6 +21,7 @@ from accounting.report import validate
 from fedlora_priv.reports import svg
 from fedlora_priv.reports.html import render
 from fedlora_priv.reports.markup import element
+from fedlora_priv.reports.masking import masks_section
 from fedlora_priv.reports.summary import bytes_text, power_text, summarise, up_text
 from fedlora_priv.reports.terminal import print_summary
 from fedlora_priv.reports.traffic import counted
@@ -441,3 +442,15 @@ def test_a_round_lost_after_its_first_sum_says_who_was_in_it_and_why_it_is_lost(
         assert f"{client_id}: {fate}" in text
     summary = summarise(report, metrics)
     assert (summary.survivals, summary.rounds_without_sum) == (len(metrics[1]["survivors"]), 1)
+
+
+def test_the_masks_caption_speaks_of_sessions_of_some_clients_only_where_there_are_any() -> None:
+    counts = {"clients": 6, "quorum": 4, "threshold": 4, "min_survivors": 4, "neighbours": 5}
+    secure = {"mode": "secure", "max_colluders": 1, **counts}
+    alone = masks_section({"secure_aggregation": secure})
+    assert "withstand 1 client that" in alone
+    assert "session of its own" not in alone
+    banded = {**secure, "max_colluders": 2, "bands": [{**counts, "exchange": 1}]}
+    both = masks_section({"secure_aggregation": banded})
+    assert "withstand 2 clients that" in both
+    assert "session of its own" in both

@@ -223,5 +223,5 @@ class Allocator(ABC):
                 what = f"component {place.component + 1} of {layer}" if place.component else layer
                 raise ThinLayer(
                     f"{what} would be trained by {place.clients} of at least {self.needed} clients",
-                    "give more clients room for it, lower the federation's rank or take fewer layers",
+                    "give more clients room for it, choose another shape or strategy, or smaller ranks",
                 )

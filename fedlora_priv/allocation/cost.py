@@ -159,10 +159,13 @@ class CostModel:
         return self.memory.of(self.crossed(layers), self.coordinates(layers, rank))
 
     def seconds(self, profile: Profile, layers: Sequence[int], rank: int) -> float:
-        """Return how long a round takes a client: its steps, the whole state down, its part up."""
-        coordinates = self.coordinates(layers, rank)
-        steps = self.steps * self.step.of(self.crossed(layers), coordinates) / profile.speed
-        return steps + self._wire_s(profile, self._whole() + coordinates)
+        """Return how long a round takes a client: its steps, the whole state down, as much up.
+
+        Whatever a client trains, it sends a vector as long as everybody's, zeros where it trains nothing.
+        """
+        return self._wire_s(profile) + (
+            self.steps * self.step.of(self.crossed(layers), self.coordinates(layers, rank)) / profile.speed
+        )
 
     def fits(self, profile: Profile, layers: Sequence[int], rank: int) -> bool:
         """Whether a client can train these layers at this rank."""
@@ -175,9 +178,10 @@ class CostModel:
     def room(self, profile: Profile, crossed: int) -> float:
         """Return how many coordinates a client may train if its backward pass goes through so many layers."""
         in_memory = self.memory.room(profile.memory_bytes, crossed)
-        by_time = self.step.trained * self.steps / profile.speed + self._wire_s(profile, 1)
-        cost = Cost(self._fixed_s(profile), self.step.crossed * self.steps / profile.speed, by_time)
-        return min(in_memory, cost.room(self.round_s, crossed))
+        times = self.steps / profile.speed
+        fixed = self.step.fixed * times + self._wire_s(profile)
+        in_time = Cost(fixed, self.step.crossed * times, self.step.trained * times)
+        return min(in_memory, in_time.room(self.round_s, crossed))
 
     def most_layers(self, profile: Profile) -> int:
         """Return how many layers a client may train at most, by what it declares."""
@@ -226,14 +230,7 @@ class CostModel:
             return f": it needs {needs:,.0f} bytes and has {profile.memory_bytes:,.0f}{only}"
         return f": it takes {takes:,.1f} s of {self.round_s:,.1f}" if takes > self.round_s else ""
 
-    def _whole(self) -> int:
-        """Return the coordinates of the whole state, which travels down."""
-        return self.coordinates(range(len(self.layers)), self.rank)
-
-    def _fixed_s(self, profile: Profile) -> float:
-        """Return the seconds of a round that do not depend on what is trained."""
-        return self.steps * self.step.fixed / profile.speed + self._wire_s(profile, self._whole())
-
-    def _wire_s(self, profile: Profile, coordinates: float) -> float:
-        """Return the seconds that so many coordinates are on the wire."""
-        return coordinates * self.bytes_per_coordinate / profile.bytes_per_s
+    def _wire_s(self, profile: Profile) -> float:
+        """Return the seconds of a round in which the whole state is on the wire, down and up."""
+        whole = self.coordinates(range(len(self.layers)), self.rank)
+        return 2 * whole * self.bytes_per_coordinate / profile.bytes_per_s

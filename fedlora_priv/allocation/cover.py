@@ -79,8 +79,10 @@ def covered(
             if short not in held and (offer := _exchanged(held, short, spare, partial(fits, client_id)))
         }
         if not offers:
+            held, wanted = int(counts.sum()), needed * layers
+            why = f": together they train {held} layers, and it takes {wanted}" if held < wanted else ""
             raise ThinLayer(
-                f"layer {short} can be trained by no more than {counts[short]} of at least {needed} clients",
+                f"layer {short} is left with {counts[short]} of at least {needed} clients{why}",
                 "give more clients room for it, or ask for fewer holders",
             )
         fewest = min(len(dealt[client_id] - offer) for client_id, offer in offers.items())

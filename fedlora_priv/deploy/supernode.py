@@ -27,8 +27,8 @@ def explained(text: str) -> str | None:
     reason = " ".join(found[2].partition("\n\nFor more information")[0].split())
     if _NOT_ADMITTED in reason:
         return (
-            "the server has not admitted this node's key; whoever runs it calls 'fedlora server admit' with the card "
-            "of this home, then start this node again"
+            "the server has not admitted this node's key; whoever runs it calls 'fedlora server admit', then start "
+            "this node again; if that was done, the home is not the one whose card was deployed"
         )
     if _NOT_AUTHENTICATED in reason:
         return (

@@ -197,13 +197,15 @@ def require_identity(home: ClientHome, client_id: str, roster: Roster) -> None:
     if not home.identity_path.exists():
         raise RunFolderError(
             f"{home.path} holds no identity key",
-            f"restore it, or make one with 'fedlora keys new {home.path}'",
+            f"put the home there that 'fedlora keys new' made for {client_id}; a new key needs a new agreement",
         )
     own, pinned = home.identity().public_bytes, roster[client_id]
     if own != pinned:
+        whose = next(
+            (f"{other}'s" for other in roster if roster[other] == own), f"{grouped(own.hex()[:16])}…"
+        )
         raise RunFolderError(
-            f"the key in {home.path} is {grouped(own.hex()[:16])}…, and the roster pins {grouped(pinned.hex()[:16])}… "
-            f"for {client_id}",
+            f"the key in {home.path} is {whose}, and the roster pins {grouped(pinned.hex()[:16])}… for {client_id}",
             "use the home that the roster was made from, or have all parties agree on a new roster",
         )
 

@@ -56,7 +56,7 @@ def rounds_section(report: Report, summary: Summary, metrics: Sequence[Row]) -> 
         "#round",
         "method",
         f"#{summary.metric.key}",
-        "#largest ε",
+        "#largest ε, with retries",
         "in the sum",
         "lost, refused, masked again, announced",
         "#error of the result",

@@ -75,10 +75,10 @@ def masks_section(report: Stated) -> Markup:
         "#neighbours",
         "losses",
     )
-    words = (
-        f"Masks withstand {secure['max_colluders']} clients that side with the server. What only some clients send is "
-        "summed in a session of its own, which may be lost without the round."
-    )
+    colluders = secure["max_colluders"]
+    words = f"Masks withstand {colluders} client{'' if colluders == 1 else 's'} that side with the server."
+    if secure.get("bands"):
+        words += " What only some clients send is summed in a session of its own, which may be lost without the round."
     return join(element("h2", "The masks"), element("p", words, class_="caption"), table(heads, rows))
 
 

@@ -65,7 +65,7 @@ def _line(row: dict[str, Any]) -> str:
         parts.append(f"[yellow]no sum: {escape(row['aborted'])}[/]")
     else:
         parts.append(f"{len(row['survivors'])} in the sum")
-    parts.append(f"ε ≤ {max(row['epsilon'].values()):.2f}")
+    parts.append(f"ε ≤ {max(row['epsilon'].values()):.2f} with retries")
     parts += [f"[yellow]{loss['client_id']} lost before {loss['phase']}[/]" for loss in row["lost"]]
     parts += [
         f"[yellow]{refusal['client_id']} refused: {escape(refusal['code'])}[/]" for refusal in row["refused"]

@@ -43,8 +43,8 @@ def test_memory_and_time_are_what_the_numbers_say() -> None:
     assert cost.crossed(part) == 5
     assert cost.coordinates(part, 4) == HEAD + 2 * A_LAYER
     assert cost.memory_bytes(part, 4) == 1000 + 5 * 50 + 3 * (HEAD + 2 * A_LAYER)
-    up, down = HEAD + 2 * A_LAYER, HEAD + 6 * A_LAYER
-    wanted = 10 * (0.5 + 5 * 0.1 + 0.001 * up) / 2 + 4 * (up + down) / 1000
+    trained, whole = HEAD + 2 * A_LAYER, HEAD + 6 * A_LAYER
+    wanted = 10 * (0.5 + 5 * 0.1 + 0.001 * trained) / 2 + 4 * 2 * whole / 1000
     assert cost.seconds(Profile(speed=2.0, bytes_per_s=1000.0), part, 4) == pytest.approx(wanted)
 
 

@@ -110,7 +110,7 @@ def test_alike_clients_exchange_layers_until_each_has_enough() -> None:
     assert min(allocation.counts()) >= 2
     for client_id, profile in profiles.items():
         assert cost.fits(profile, allocation.parts[client_id].layers, 4)
-    with pytest.raises(ThinLayer, match="layer 0 can be trained by no more than 0"):
+    with pytest.raises(ThinLayer, match="layer 0 is left with 0 of at least 1 clients; "):
         FedPilot().allocate(1, dict.fromkeys(profiles, small), known)
     with pytest.raises(NothingFits, match="client-0 has no room for any layer"):
         FedPilot().allocate(1, {c: Profile(100) for c in profiles}, known)

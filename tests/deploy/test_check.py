@@ -117,7 +117,9 @@ def test_a_node_without_its_data(node: Path) -> None:
 
 def test_a_roster_that_pins_another_key(node: Path, trial: Path) -> None:
     other = trial / "nodes" / "client-3" / "home"
-    assert "for client-2; use the home" in offline(change(node, home=str(other)))["identity"]
+    said = offline(change(node, home=str(other)))["identity"]
+    assert "is client-3's, and the roster pins" in said
+    assert "for client-2; use the home" in said
     assert "holds no identity key" in offline(change(node, home="nowhere"))["identity"]
     assert not (node.parent / "nowhere").exists()  # a look makes no key
     with pytest.raises(RunFolderError, match="the roster has no client-9"):

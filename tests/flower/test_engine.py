@@ -192,7 +192,7 @@ def test_a_node_that_is_not_on_the_roster_gets_nothing(
     )
     with caplog.at_level(logging.WARNING):
         assert small.round().record.survivors == small.experiment.client_ids
-    assert "node 200 is no client" in caplog.text
+    assert "node 200, which calls itself client-2, has not signed for this run" in caplog.text
     assert {m.metadata.message_type for m in link.sent if m.metadata.dst_node_id == 200} == {HELLO}
 
 

@@ -136,12 +136,18 @@ class FlowerEngine:
     def _greeted(self, node: int, reply: Message) -> None:
         """Remember which client is at a node, if the client has signed that it is."""
         self._asked.add(node)
+        client_id = "nobody"
         try:
             client_id = from_record(reply.content, "client_id").decode()
             signature = from_record(reply.content, "signature")
             greeting.check(self._roster, client_id, self._run, self._grid.run.run_id, node, signature)
         except (FederationError, ProtocolError, KeyError, UnicodeDecodeError):
-            logger.warning("node %d is no client of this federation's roster", node)
+            logger.warning(
+                "node %d, which calls itself %s, has not signed for this run with a key of the roster; "
+                "its agreement or its home is another: let 'fedlora node check' there show the fingerprint",
+                node,
+                client_id if client_id in self._roster else "nobody of the roster",
+            )
             return
         self._nodes[client_id] = node
 
