@@ -100,6 +100,25 @@ class RankPruning:
             total += float(np.linalg.norm(b.astype(np.float64)) * np.linalg.norm(a.astype(np.float64)))
         return total
 
+    def reach(self, own: Layout, state: State, rate: float, steps: int) -> float:
+        """Return how far the penalty alone can move the tail of a factor in one of so many steps of SGD, at the most.
+
+        A step takes rate·λ times the norm of the other factor's tail, whatever the size of its own: also where that is
+        next to nothing.
+
+        Args:
+            rate: the learning rate.
+        """
+        pull, largest = rate * self.penalty, 0.0
+        for module in own.modules:
+            first = self.kept(module.rank)
+            for tail in (state[module.b_name][:, first:], state[module.a_name][first:]):
+                largest = max(largest, float(np.linalg.norm(tail.astype(np.float64))))
+        with np.errstate(
+            over="ignore"
+        ):  # norms grow where the penalty takes more than there is, step by step
+            return float(pull * largest * np.float64(max(1.0, pull)) ** (steps - 1))
+
     def gradient(self, own: Layout, state: State) -> dict[str, NDArray[np.float64]]:
         """Return the gradient of λ·tail by every A and B, float64; zero where a factor's tail is."""
         result: dict[str, NDArray[np.float64]] = {}

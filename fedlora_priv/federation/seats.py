@@ -13,6 +13,8 @@ from accounting.masking import RECORDED_AS as MASKS_RECORDED_AS
 from accounting.masking import masks_digest
 from accounting.planning import Plan
 from accounting.rows import RECORDED_AS, rows_digest
+from fedlora_priv.config import Experiment
+from fedlora_priv.errors import StateBeyondBounds
 from fedlora_priv.federation.allocating import pruning
 from fedlora_priv.federation.client import ClientSetup, FederationClient, LocalResult, LocalTraining
 from fedlora_priv.federation.environment import step_settings
@@ -24,7 +26,7 @@ from fedlora_priv.federation.randomness import stream_factory
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.session import masks
 from fedlora_priv.federation.setup import Parts
-from fedlora_priv.federation.state_check import StateCheck
+from fedlora_priv.federation.state_check import LARGEST_ENTRY, StateCheck
 from fedlora_priv.federation.trained import Marked
 from fedlora_priv.methods import Role, State
 from fedlora_priv.training import PrivateTrainer
@@ -88,11 +90,34 @@ class StateChecks:
 
         def accept(start: State, support: Marked | None) -> None:
             trainer = _trainer(self._parts, client_id, start)
+            _require_penalised(self._parts.experiment, trainer, start)
             if trainer not in self._made:
                 self._made[trainer] = StateCheck(trainer.model, device=trainer.device)
             self._made[trainer](start, support)
 
         return accept
+
+
+def _require_penalised(experiment: Experiment, trainer: PrivateTrainer, start: State) -> None:
+    """Raise unless a penalty leaves weights, within a round, where they may begin one.
+
+    `StateCheck` looks at the start. The penalty's pull on one factor is as strong as the other is large, so a server
+    could send a start that is accepted, and from which the penalty makes within a step what is refused.
+
+    Raises:
+        StateBeyondBounds: it does not.
+    """
+    rule, training = pruning(experiment), experiment.training
+    if (
+        rule is None or training.optimizer != "sgd"
+    ):  # Adam moves an entry by about the rate, whatever pulls at it
+        return
+    reach = rule.reach(trainer.layout, start, training.learning_rate, experiment.federation.local_steps)
+    if not reach <= LARGEST_ENTRY:
+        raise StateBeyondBounds(
+            f"from the global state the penalty could move weights by {reach:.3g} a step, beyond {LARGEST_ENTRY:g}",
+            "if training diverged, lower training.learning_rate or allocation.pruning.penalty",
+        )
 
 
 def make_client(
