@@ -234,7 +234,7 @@ def test_what_the_file_may_not_ask_for_is_refused(
             {"strategy": "geometric", "shape": "triangle", "tiers": None},
             "do not form the shape 'triangle'",
         ),
-        (12, {"holders": 6}, "layer 0 can be trained by no more than"),
+        (12, {"holders": 6}, "layer 0 is left with"),
         (3, {"strategy": "fedpilot", "scores": [1.0, 2.0], "scores_of": "x"}, "2 scores for 3 layers"),
         (
             4,
