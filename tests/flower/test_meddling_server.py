@@ -22,7 +22,7 @@ from .judging import failed, require_the_local_engines_sums
 from .meddling import ANSWERS
 from .traced import MEDDLE
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.waits]
 
 
 def test_what_a_server_meddles_with_is_refused_and_costs_at_most_that_client_its_round(
