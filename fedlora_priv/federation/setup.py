@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -220,11 +220,12 @@ class Parts:
         support: Marked | None,
     ) -> Rehearsal:
         """Rehearse one model, with a residual beside its base weights if the method will put one there."""
-        start = read_state(trainer.model)
+        start, rule = read_state(trainer.model), pruning(self.experiment)
+        penalty = None if rule is None else partial(rule.gradient, trainer.layout)
         residual = made_up_residual(trainer.layout) if self.method.changes_base else {}
         write_state(trainer.model, start | residual)
         try:
-            return rehearse(trainer, settings, trainable=trains, support=support)
+            return rehearse(trainer, settings, trainable=trains, support=support, penalty=penalty)
         finally:
             write_state(trainer.model, start)
 

@@ -31,6 +31,7 @@ from fedlora_priv.training.checks import StepCheck
 from fedlora_priv.training.exactness import Gradients, clip, cut_to, difference, gradient_alone
 from fedlora_priv.training.made_up import made_up_examples, made_up_state
 from fedlora_priv.training.noise_check import NoiseReport, check_noise, steps_to_look_at
+from fedlora_priv.training.penalty import Penalty
 from fedlora_priv.training.preflight import LENGTHS, TOLERANCES, PreflightReport, preflight
 from fedlora_priv.training.settings import StepSettings
 from fedlora_priv.training.support import TrainSupport, coordinates
@@ -72,6 +73,7 @@ def rehearse(
     *,
     trainable: frozenset[Role] = ALL_ROLES,
     support: TrainSupport | None = None,
+    penalty: Penalty | None = None,
 ) -> Rehearsal:
     """Return what was seen of a trainer that is fit to train privately with these settings.
 
@@ -80,11 +82,13 @@ def rehearse(
         settings: the run's own; how many steps, and how large a batch, make no difference.
         trainable: the roles that the run will train.
         support: coordinates of their arrays, as the run will train in one of its rounds; None for all of them.
+        penalty: on the weights, as in the run; steps that are held to the clipped sum or to the noise have none.
 
     Raises:
         ConfigError: DP-SGD on this model would not do what is claimed, or nothing could be learnt.
         EnvironmentProblem: the noise of its steps is not what it should be; wrong with probability 1e-9.
-        FedloraError: a step leaves something unchanged that it should train, or the other way round.
+        FedloraError: a step leaves something unchanged that it should train, or the other way round; the penalty does
+            not fit what is trained.
     """
     began = time.perf_counter()
     parameters = trainable_parameters(trainer.model)
@@ -104,7 +108,7 @@ def rehearse(
     try:
         steps = _Steps(trainer, settings, trainable, trained, support)
         step_error = steps.require_exact(TOLERANCES[seen.base_dtype].exact)
-        steps.require_changes()
+        steps.require_changes(penalty)
         noise = steps.look_at_noise() if settings.noise_multiplier > 0 else None
     finally:
         trainer.check_next_step()
@@ -149,11 +153,11 @@ class _Steps:
             )
         return error
 
-    def require_changes(self) -> None:
+    def require_changes(self, penalty: Penalty | None) -> None:
         """Take one step of the run's own settings; raise unless it changes what is trained and nothing else."""
         write_state(self._trainer.model, self._state)
         check = StepCheck(self._trainer.model, self._trained, self._parts)
-        self._train(replace(self._settings, steps=1, sample_rate=1.0))
+        self._train(replace(self._settings, steps=1, sample_rate=1.0), penalty=penalty)
         check.require_changes(noised=True)  # no gradient is zero here, so that holds without noise too
 
     def look_at_noise(self) -> NoiseReport:
@@ -209,6 +213,7 @@ class _Steps:
         stream: SecretStream | None = None,
         *,
         empty: bool = False,
+        penalty: Penalty | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> TrainResult:
         """Take these steps from the made-up state, on all the examples or on none."""
@@ -219,6 +224,7 @@ class _Steps:
             stream=SecretStream() if stream is None else stream,
             trainable=self._trainable,
             support=self._support,
+            penalty=penalty,
             on_step=on_step,
         )
 

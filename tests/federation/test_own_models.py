@@ -116,8 +116,11 @@ def test_every_model_and_every_part_that_is_trained_is_rehearsed(
 ) -> None:
     seen: list[tuple[int, frozenset[str], bool]] = []
 
-    def rehearse(trainer: Any, settings: StepSettings, *, trainable: frozenset[str], support: Any) -> str:
+    def rehearse(
+        trainer: Any, settings: StepSettings, *, trainable: frozenset[str], support: Any, penalty: Any
+    ) -> str:
         assert support is None
+        assert penalty is None
         with_residual = any(".base" in name for name in read_state(trainer.model))
         seen.append((trainer.layout.modules[0].rank, trainable, with_residual))
         return "what was seen"

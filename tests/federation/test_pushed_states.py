@@ -12,6 +12,7 @@ import pytest
 from fedlora_priv.allocation import RankPruning
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import StateBeyondBounds
+from fedlora_priv.federation import setup
 from fedlora_priv.federation.seats import StateChecks
 from fedlora_priv.federation.setup import Parts, assemble
 from fedlora_priv.federation.state_check import LARGEST_ENTRY
@@ -45,6 +46,23 @@ def test_a_start_from_which_the_penalty_leaps_is_refused(experiment_file: Callab
     assert max(float(np.abs(array).max()) for array in start.values()) <= LARGEST_ENTRY
     with pytest.raises(StateBeyondBounds, match="the penalty could move weights"):
         accept(start, None)
+
+
+def test_what_is_rehearsed_has_the_penalty_of_its_own_rank(
+    experiment_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, ranks = the_parts(experiment_file), set()
+
+    def seen(trainer: Any, settings: Any, *, penalty: Any, **_: Any) -> None:
+        state = {name: np.ones(shape, np.float32) for name, shape in trainer.layout.shapes().items()}
+        gradient = penalty(state)
+        module = trainer.layout.modules[0]
+        assert gradient[module.a_name].shape == state[module.a_name].shape
+        ranks.add(module.rank)
+
+    monkeypatch.setattr(setup, "rehearse", seen)
+    parts.rehearse()
+    assert ranks == {4, 2, 1}
 
 
 def test_adam_moves_an_entry_by_its_rate_whatever_pulls(experiment_file: Callable[..., Path]) -> None:

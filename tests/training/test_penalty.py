@@ -16,7 +16,7 @@ from fedlora_priv.adapters import read_state
 from fedlora_priv.allocation import RankPruning
 from fedlora_priv.errors import FedloraError
 from fedlora_priv.methods.layout import Layout, State
-from fedlora_priv.training import PrivateTrainer, StepSettings
+from fedlora_priv.training import PrivateTrainer, StepSettings, rehearse
 from protocols.prg import SecretStream
 
 KEY = bytes(range(32))
@@ -168,3 +168,10 @@ def test_a_penalty_cannot_write_to_the_weights(tiny_model, make_examples):
 
     with pytest.raises(ValueError, match="read-only"):
         trainer.train(make_examples(12), start, settings(), stream=SecretStream(KEY), penalty=writes)
+
+
+def test_a_rehearsal_takes_a_step_with_the_penalty(tiny_model):
+    trainer, _ = a_trainer(tiny_model)
+    rehearse(trainer, settings(), penalty=partial(PRUNING.gradient, trainer.layout))
+    with pytest.raises(FedloraError, match="not trained so"):
+        rehearse(trainer, settings(), penalty=lambda state: {"nothing": np.zeros(3)})
