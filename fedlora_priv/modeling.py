@@ -213,9 +213,8 @@ def _refuse_looking_ahead(model: Any) -> None:
         first, second = (
             model(input_ids=ids, attention_mask=mask).logits[0, :-1] for ids in (tokens, changed)
         )
-    if float((first - second).abs().max()) > 1e-5 * float(
-        first.abs().max()
-    ):  # a causal model: 0, or rounding
+    # Of a causal model the difference is 0, or rounding.
+    if float((first - second).abs().max()) > 1e-5 * float(first.abs().max()):
         raise ConfigError(
             f"{type(model).__name__} sees the tokens that it is to predict", "use a causal language model"
         )

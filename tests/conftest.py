@@ -15,9 +15,8 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a hub; a forgotten look-up must fail at once
 
-settings.register_profile(
-    "repeatable", derandomize=True
-)  # a red run can be run again, and a green one stays green
+# A red run can be run again, and a green one stays green.
+settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 

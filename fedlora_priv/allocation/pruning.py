@@ -84,9 +84,8 @@ class RankPruning:
         """
         left = dict(ranks)
         for client_id, mine in sorted(ranks.items()):
-            holders = sum(
-                rank >= mine for rank in left.values()
-            )  # of its last component; of those before no fewer
+            # Of its last component; those before it have no fewer.
+            holders = sum(rank >= mine for rank in left.values())
             if client_id in faded and holders > needed:
                 left[client_id] = self.kept(mine)
         return left
@@ -114,9 +113,8 @@ class RankPruning:
             first = self.kept(module.rank)
             for tail in (state[module.b_name][:, first:], state[module.a_name][first:]):
                 largest = max(largest, float(np.linalg.norm(tail.astype(np.float64))))
-        with np.errstate(
-            over="ignore"
-        ):  # norms grow where the penalty takes more than there is, step by step
+        # Norms grow where the penalty takes more than there is, step by step.
+        with np.errstate(over="ignore"):
             return float(pull * largest * np.float64(max(1.0, pull)) ** (steps - 1))
 
     def gradient(self, own: Layout, state: State) -> dict[str, NDArray[np.float64]]:
@@ -138,7 +136,3 @@ class RankPruning:
     def fades(self, own: Layout, start: State, trained: State) -> bool:
         """Return what a client announces: whether its tail is smaller after training than before, both noised."""
         return self.tail(own, trained) < self.tail(own, start)
-
-    def next_rank(self, own: Layout, start: State, trained: State) -> int:
-        """Return a client's rank for the next round, where nothing holds it up, from noised states."""
-        return self.kept(own.rank) if self.fades(own, start, trained) else own.rank

@@ -1,10 +1,10 @@
 """A client: bytes in, bytes out, and its own mind about what it releases.
 
 The order in a round is always *accept the session → plan → reserve in the ledger → train → store → commit → mask*:
-what a client's own policy refuses costs it no budget. The client
-holds its own experiment file, ledger, budget, policy and roster; the server's word never changes the noise,
-the steps, the clip norm or the budget, only where training starts (the global state) and how the already
-private result travels (support, bounds).
+what a client's own policy refuses costs it no budget. The client holds its own experiment file, ledger, budget, policy
+and roster; the server's word never changes the noise, the steps, the clip norm or the budget, only where training
+starts (the global state), how the already private result travels (support, bounds) and, where allocations follow from
+findings, which part of the model is trained: by the client's own reckoning, from findings that it has checked.
 
 What leaves once an update is finished is in `fedlora_priv.federation.release`.
 """

@@ -108,9 +108,8 @@ def _require_penalised(experiment: Experiment, trainer: PrivateTrainer, start: S
         StateBeyondBounds: it does not.
     """
     rule, training = pruning(experiment), experiment.training
-    if (
-        rule is None or training.optimizer != "sgd"
-    ):  # Adam moves an entry by about the rate, whatever pulls at it
+    # Adam moves an entry by about the rate, whatever pulls at it.
+    if rule is None or training.optimizer != "sgd":
         return
     reach = rule.reach(trainer.layout, start, training.learning_rate, experiment.federation.local_steps)
     if not reach <= LARGEST_ENTRY:

@@ -1,8 +1,8 @@
 """The server's half of a round: from public state to a task, between its exchanges, and from sums to the next state.
 
-Everything here is a function of the experiment file and of sums that were already released, so all of it is
-public: the global state, the scores that choose the support, the quantisation bounds, an optimiser's moments.
-Nothing here sees one client's upload.
+Everything here is a function of the experiment file, of sums that were already released and of what else has been
+found in public (`allocation.findings`), so all of it is public: the global state, the scores that choose the support,
+the quantisation bounds, an optimiser's moments. Nothing here sees one client's upload.
 """
 
 from __future__ import annotations

@@ -320,7 +320,7 @@ def trainers_by_client(experiment: Experiment, trainer: PrivateTrainer) -> dict[
 
 
 def _ranks(experiment: Experiment, layout: Layout) -> dict[str, int]:
-    """Return each client's rank, which is the same in all rounds."""
+    """Return each client's rank in the first round."""
     dealt, lora = allocation(experiment, layout, 1, presumed(experiment, layout)), experiment.lora
     if dealt is not None:
         return {client_id: dealt.parts[client_id].rank for client_id in experiment.client_ids}

@@ -42,9 +42,8 @@ class Heat:
             for client_id, part in contract["allocation"]["clients"].items():
                 mine = self._trained.setdefault(client_id, [0] * len(self.layers))
                 for layer in part["layers"]:
-                    if layer < len(
-                        mine
-                    ):  # a report may say anything; check 4 of an audit asks for the others
+                    # A report may say anything; check 4 of an audit asks for the others.
+                    if layer < len(mine):
                         mine[layer] += part["rank"] * len(contract["rounds"])
 
     @property

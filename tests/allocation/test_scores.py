@@ -223,9 +223,10 @@ def test_a_rank_falls_when_its_tail_has_faded_and_never_to_nothing() -> None:
     pruning = RankPruning(keep=0.7)
     name = "encoder.layer.0.query.lora_B"
     faded, grown = (start | {name: start[name] * np.float32(factor)} for factor in (0.9, 1.1))
-    assert pruning.next_rank(model, start, faded) == 4
-    assert pruning.next_rank(model, start, grown) == 6
-    assert pruning.next_rank(model, start, start) == 6
+    assert pruning.fades(model, start, faded)
+    assert not pruning.fades(model, start, grown)
+    assert not pruning.fades(model, start, start)
+    assert pruning.kept(6) == 4
     assert [RankPruning(keep=0.1).kept(rank) for rank in (1, 2, 30)] == [1, 1, 3]
     assert RankPruning(keep=0.1, least=2).kept(6) == 2
     for wrong in ({"keep": 1.0}, {"keep": 0.0}, {"penalty": -1.0}, {"least": 0}):

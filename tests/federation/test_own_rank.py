@@ -174,7 +174,7 @@ def test_a_rank_falls_where_the_tail_has_faded_and_enough_others_have_it(fading:
     assert all(len(result.record.survivors) == CLIENTS for result in results)
 
 
-def test_whoever_would_leave_a_component_too_few_is_held_up_in_the_order_of_the_roster(fading: Any) -> None:
+def test_whoever_would_leave_a_component_too_few_is_held_up_in_the_order_of_names(fading: Any) -> None:
     small = fading()
     small.fading = {(2, f"client-{i}") for i in (2, 3, 4, 5)} | {(3, "client-4")}
     results = [small.round() for _ in range(4)]
