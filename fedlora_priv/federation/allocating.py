@@ -113,8 +113,7 @@ def told(experiment: Experiment, layout: Layout, round: int, blobs: Mapping[str,
     kinds = {name.removeprefix(PREFIX) for name in blobs}
     if odd := kinds - experiment.allocation.finds:
         raise FederationError(
-            f"the server has found {min(odd)!r}, and allocation.strategy = {experiment.allocation.strategy!r} does "
-            "not follow from any here"
+            f"the server has found {min(odd)!r}, from which nothing follows in this experiment"
         )
     if ("scores" in kinds) != experiment.allocation.scored(round):
         has = "has measured scores" if "scores" in kinds else "has not measured scores"

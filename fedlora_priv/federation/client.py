@@ -25,7 +25,7 @@ from accounting.private_audit import AttemptRecord, StepRecord
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError, RunFolderError, StaleRound
 from fedlora_priv.federation import contracts, wire
-from fedlora_priv.federation.allocating import method_in_round
+from fedlora_priv.federation.allocating import method_in_round, pruning
 from fedlora_priv.federation.feedback import Feedback
 from fedlora_priv.federation.home import ClientHome, FinishedUpdate, UpdateStore
 from fedlora_priv.federation.own_rank import Announcements
@@ -138,9 +138,7 @@ class FederationClient:
         self._personal = Personal(setup, self._begun, self._updates, self._require_charged)
         self._suspension = Suspension(setup.home.path, setup.client_id, setup.run.hex())
         self._feedback = _feedback(setup)
-        self._announcements = Announcements(
-            setup.home.path, setup.run.hex(), setup.client_id, setup.experiment, setup.layout
-        )
+        self._announcements = _announcements(setup)
         self._round: RoundRelease | None = None
         self._task: wire.Message | None = None
         self._unusable: FederationError | None = None
@@ -220,7 +218,8 @@ class FederationClient:
         message, proposal = message.without_blob(wire.PROPOSAL)
         setup, task, session, advertised = self._setup, self._task_of(message), None, {}
         # What is refused is refused before anything is charged.
-        self._announcements.require(task.round, task.findings)
+        if self._announcements is not None:
+            self._announcements.require(task.round, task.findings)
         if proposal is not None:
             session = open_session(setup, task, task.first)
             advertised = {wire.ADVERTISEMENT: session.advertise(proposal)}
@@ -314,7 +313,7 @@ class FederationClient:
 
     def _announced(self, task: RoundTask, update: FinishedUpdate) -> dict[str, int]:
         """Return what this client announces with its answer, durably noted; nothing where nobody prunes its rank."""
-        if not self._announcements.made:
+        if self._announcements is None:
             return {}
         return self._announcements.of(task.round, task.findings, self._start(task), update.state)
 
@@ -353,6 +352,15 @@ class FederationClient:
         if self._round is None:
             raise self._unusable or FederationError("a message of a round came before the round began")
         return self._round
+
+
+def _announcements(setup: ClientSetup) -> Announcements | None:
+    """Return what a client announces about its rank, where the experiment says that clients prune theirs."""
+    experiment, run = setup.experiment, setup.run.hex()
+    rule = pruning(experiment)
+    if rule is None:
+        return None
+    return Announcements(setup.home.path, run, setup.client_id, experiment, setup.layout, rule)
 
 
 def _feedback(setup: ClientSetup) -> Feedback | None:

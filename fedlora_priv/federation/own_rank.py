@@ -23,6 +23,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedlora_priv.allocation import RankPruning
 from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.errors import FederationError, RunFolderError
@@ -71,17 +72,15 @@ class Announcements:
     Args:
         home: its folder.
         run: hex.
+        rule: by which clients prune their ranks.
     """
 
-    def __init__(self, home: Path, run: str, client_id: str, experiment: Experiment, layout: Layout) -> None:
+    def __init__(
+        self, home: Path, run: str, client_id: str, experiment: Experiment, layout: Layout, rule: RankPruning
+    ) -> None:
         self._path = home / f"announced-{run}.json"
         self._client_id, self._experiment, self._layout = client_id, experiment, layout
-        self._rule = pruning(experiment)
-
-    @property
-    def made(self) -> bool:
-        """Whether clients announce anything: they do where they prune their ranks."""
-        return self._rule is not None
+        self._rule = rule
 
     def require(self, round: int, findings: Findings) -> None:
         """Return if the ranks of a round can be what clients have announced; see this module.
@@ -90,8 +89,6 @@ class Announcements:
             FederationError: they cannot.
             RunFolderError: what this client has announced cannot be read.
         """
-        if self._rule is None:
-            return
         told, first = self._ranks(round, findings), self._ranks(round, Findings())
         for client_id, rank in told.items():
             if rank not in self._rule.ranks(first[client_id]):
@@ -118,11 +115,8 @@ class Announcements:
             start, trained: noised states of its own, before and after training.
 
         Raises:
-            FederationError: nobody prunes here.
             RunFolderError: the home cannot be written.
         """
-        if self._rule is None:
-            raise FederationError("a client announces its rank only where clients prune theirs")
         own = of_rank(self._experiment, self._layout, self._ranks(round, findings)[self._client_id])
         faded = self._rule.fades(own, start, trained)
         value = {"round": round, "ranks": findings.ranks, "faded": faded}
@@ -133,8 +127,8 @@ class Announcements:
         """Raise unless ranks can have followed from those of the last round that this client has trained in."""
         if risen := [client_id for client_id, rank in told.items() if rank > before[client_id]]:
             raise FederationError(f"the server has found that the rank of {risen[0]} has risen")
-        mine, rule = before[self._client_id], self._rule
-        if told[self._client_id] not in ({mine, rule.kept(mine)} if faded and rule else {mine}):
+        mine = before[self._client_id]
+        if told[self._client_id] not in ({mine, self._rule.kept(mine)} if faded else {mine}):
             raise FederationError(
                 f"the server has found rank {told[self._client_id]} here, which this client has not announced"
             )

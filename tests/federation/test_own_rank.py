@@ -437,7 +437,7 @@ def test_a_damaged_note_is_said_and_not_guessed(
     fading: Any, experiment_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     experiment = an_experiment(experiment_file)
-    notes = Announcements(tmp_path, RUN.hex(), "client-1", experiment, LAYOUT)
+    notes = Announcements(tmp_path, RUN.hex(), "client-1", experiment, LAYOUT, RULE)
     notes.require(1, Findings())
     for text in (
         b"",
