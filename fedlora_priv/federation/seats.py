@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from accounting.ledger import Ledger
@@ -209,7 +208,7 @@ def _own_model(parts: Parts, client_id: str, folder: Path) -> TrainedModel | Non
 
 def _training(parts: Parts, client_id: str) -> LocalTraining:
     """Return private training on that client's rows, by its model of the rank that the start has."""
-    examples, rule = parts.examples[client_id], pruning(parts.experiment)
+    examples = parts.examples[client_id]
 
     def train(
         start: State,
@@ -221,9 +220,14 @@ def _training(parts: Parts, client_id: str) -> LocalTraining:
     ) -> LocalResult:
         settings = replace(step_settings(parts.experiment, plan), clip_norm=clip_norm)
         trainer = _trainer(parts, client_id, start)
-        penalty = None if rule is None else partial(rule.gradient, trainer.layout)
         result = trainer.train(
-            examples, start, settings, stream=stream, trainable=trains, support=support, penalty=penalty
+            examples,
+            start,
+            settings,
+            stream=stream,
+            trainable=trains,
+            support=support,
+            penalty=parts.penalty_of(trainer),
         )
         if parts.observe is not None:
             parts.observe(client_id, start, result.state)

@@ -43,6 +43,7 @@ from fedlora_priv.modeling import add_squares, with_rank
 from fedlora_priv.precision import resolve_device
 from fedlora_priv.training import PrivateTrainer, Rehearsal, StepSettings, TokenisedExamples, rehearse
 from fedlora_priv.training.made_up import made_up_residual
+from fedlora_priv.training.penalty import Penalty
 
 Observe = Callable[[str, State, State], None]
 """(client_id, start, noised state): what whoever sees all that ε_k covers sees of a finished training."""
@@ -96,6 +97,11 @@ class Parts:
                 with_rank(self.trainer.model, rank), device=self.trainer.device
             )
         return self.pruned[rank]
+
+    def penalty_of(self, trainer: PrivateTrainer) -> Penalty | None:
+        """Return the penalty that one of these models is trained with; None where there is none."""
+        rule = pruning(self.experiment)
+        return None if rule is None else partial(rule.gradient, trainer.layout)
 
     @property
     def dataset_id(self) -> str:
@@ -220,8 +226,7 @@ class Parts:
         support: Marked | None,
     ) -> Rehearsal:
         """Rehearse one model, with a residual beside its base weights if the method will put one there."""
-        start, rule = read_state(trainer.model), pruning(self.experiment)
-        penalty = None if rule is None else partial(rule.gradient, trainer.layout)
+        start, penalty = read_state(trainer.model), self.penalty_of(trainer)
         residual = made_up_residual(trainer.layout) if self.method.changes_base else {}
         write_state(trainer.model, start | residual)
         try:

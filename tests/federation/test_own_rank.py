@@ -257,9 +257,8 @@ def test_a_client_that_ends_before_it_has_noted_its_announcement_has_said_nothin
     small.live()
     result = small.round()
     assert result.record.faded == ("client-1", "client-3", "client-6")
-    assert (
-        small.trainings == trainings + 3
-    )  # those that came after it in the roster; its own update was stored
+    # Those that came after it in the roster; its own update was stored.
+    assert small.trainings == trainings + 3
     assert small.round().summed is not None
 
 
@@ -283,10 +282,8 @@ TRUE = {"c1": 2, "c3": 2, "c6": 1}
 @pytest.mark.parametrize(
     ("ranks", "who"),
     [
-        (
-            {"c1": 2, "c2": 2, "c6": 1},
-            {"client-2"},
-        ),  # it has announced nothing, and client-3 might be held up
+        # It has announced nothing, and client-3 might be held up.
+        ({"c1": 2, "c2": 2, "c6": 1}, {"client-2"}),
         ({**TRUE, "c1": 1}, {"client-1"}),  # twice at once
         ({"c1": 2, "c3": 2}, set()),  # client-6's announcement might have been lost
         ({"c2": 2, "c4": 2}, {"client-2", "client-4"}),
@@ -389,20 +386,24 @@ def test_clients_that_are_told_different_ranks_do_not_sum(fading: Any) -> None:
 # --- clients that answer nonsense -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bit", [None, 2, -1, True, "1", 1.0])
-def test_whoever_announces_nothing_or_nonsense_is_lost(fading: Any, bit: Any) -> None:
-    small = fading()
+def answering(small: Fading, client_id: str, change: Callable[[wire.Message], wire.Message]) -> None:
+    """Have a client's answer that it has trained be another one."""
 
-    class Edited(Meddling):
+    class Edited(LocalEngine):
         def exchange(self, messages: Any, step: Step) -> Any:
             answers = dict(super().exchange(messages, step))
             if step.phase == "train":
-                answer = wire.decode(answers["client-4"])
-                fields = {} if bit is None else {FADED: bit}
-                answers["client-4"] = wire.encode(replace(answer, fields=fields))
+                answers[client_id] = wire.encode(change(wire.decode(answers[client_id])))
             return answers
 
-    small.use(Edited(small.clients, lambda step, client_id, data: data))
+    small.use(Edited(small.clients))
+
+
+@pytest.mark.parametrize("bit", [None, 2, -1, True, "1", 1.0])
+def test_whoever_announces_nothing_or_nonsense_is_lost(fading: Any, bit: Any) -> None:
+    small = fading()
+    fields = {} if bit is None else {FADED: bit}
+    answering(small, "client-4", lambda answer: replace(answer, fields=fields))
     result = small.round()
     assert result.record.lost == [("client-4", "train")]
     assert "client-4" not in result.record.survivors
@@ -414,17 +415,11 @@ def test_what_is_announced_beside_a_garbled_advertisement_was_not_heard(fading: 
     small = fading()
     small.round()
 
-    class Edited(Meddling):
-        def exchange(self, messages: Any, step: Step) -> Any:
-            answers = dict(super().exchange(messages, step))
-            if step.phase == "train" and "client-3" in answers:
-                answer = wire.decode(answers["client-3"])
-                assert answer.fields == {FADED: 1}
-                garbled = {**answer.blobs, wire.ADVERTISEMENT: b"nonsense"}
-                answers["client-3"] = wire.encode(replace(answer, blobs=garbled))
-            return answers
+    def garbled(answer: wire.Message) -> wire.Message:
+        assert answer.fields == {FADED: 1}
+        return replace(answer, blobs={**answer.blobs, wire.ADVERTISEMENT: b"nonsense"})
 
-    small.use(Edited(small.clients, lambda step, client_id, data: data))
+    answering(small, "client-3", garbled)
     record = small.round().record
     assert record.lost == [("client-3", "train")]
     assert record.faded == ("client-1", "client-6")

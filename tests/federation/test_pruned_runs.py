@@ -132,7 +132,6 @@ def test_a_federation_prunes_ranks_as_hetlora_says(pruned: Callable[..., Watched
     files = sorted((w.outcome.folder / "clients").glob("*/private-audit-*.jsonl"))
     assert len(files) == len(clients)
     verdicts = audit_files(w.outcome.folder, private=files)
-    assert {verdict.check for verdict in verdicts if verdict.status == "FAIL"} == {
-        13
-    }  # noise can be drawn again
+    # 13: noise can be drawn again.
+    assert {verdict.check for verdict in verdicts if verdict.status == "FAIL"} == {13}
     assert {verdict.check for verdict in verdicts if verdict.status == "PASS"} >= {4, 7, 11}
