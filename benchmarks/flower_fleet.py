@@ -191,9 +191,7 @@ def payloads(folder: Path, megabytes: list[int], times: int) -> Iterator[str]:
         project = run.out / "echo" / "pyproject.toml"
         project.parent.mkdir()
         project.write_text(flower_echo.PROJECT)
-        submit = start._at_server(
-            run.server, "flwr", "run", str(project.parent), start.CONNECTION, "--stream"
-        )
+        submit = start.at_server(run.server, "flwr", "run", str(project.parent), start.CONNECTION, "--stream")
         # Last, for every command of this package writes its own.
         for place in (run.server.parent / "flower", run.home(1) / "flower"):
             for command in (place / "bin").iterdir():

@@ -114,7 +114,7 @@ def admission(file: Path) -> Launch:
     settings = ServerSettings.load(file)
     nodes = server_link(settings).nodes
     keys = (str(nodes / f"{client_id}.pub") for client_id in settings.agreed().roster)
-    return _at_server(file, sys.executable, "-m", "fedlora_priv.deploy.admission", CONNECTION, *keys)
+    return at_server(file, sys.executable, "-m", "fedlora_priv.deploy.admission", CONNECTION, *keys)
 
 
 def submission(file: Path) -> Launch:
@@ -124,11 +124,15 @@ def submission(file: Path) -> Launch:
         ConfigError: the server's file says nothing of Flower, or cannot be read.
     """
     folder = write_app(flower_folder(file) / "app")
-    return _at_server(file, "flwr", "run", str(folder), CONNECTION, "--stream")
+    return at_server(file, "flwr", "run", str(folder), CONNECTION, "--stream")
 
 
-def _at_server(file: Path, *arguments: str) -> Launch:
-    """Return a command that calls Flower, which finds the server in a configuration of its own."""
+def at_server(file: Path, *arguments: str) -> Launch:
+    """Return a command that calls Flower, which finds the server in a configuration of its own.
+
+    Raises:
+        ConfigError: the server's file says nothing of Flower, or cannot be read.
+    """
     link, folder = server_link(ServerSettings.load(file)), flower_folder(file)
     known = {"address": f"{bracketed(link.host)}:{link.port}", "root-certificates": str(link.ca)}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

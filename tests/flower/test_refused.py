@@ -116,7 +116,7 @@ def test_other_code_than_what_is_installed_is_not_run(theirs: Fleet) -> None:
     by_hand = start.supernode(theirs.node(2))
     plain = ["flower-supernode", *by_hand.arguments[3:]]
     theirs._launch("client-2", plain, {**by_hand.environment, "PATH": plain_path()})
-    submit = start._at_server(theirs.server, "flwr", "run", str(app), start.CONNECTION, "--stream")
+    submit = start.at_server(theirs.server, "flwr", "run", str(app), start.CONNECTION, "--stream")
     theirs._launch("evil", submit.arguments, submit.environment)
     theirs.wait(lambda: "evil: [" in theirs.log("evil"), "the other app ends")
     assert (theirs.out / "obeyed by client-2").exists()
