@@ -39,6 +39,11 @@ class Engine(Protocol):
         """Every client that the federation was set up with."""
         ...
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Those of them that cannot be reached, as far as is known: one that is not there has not been charged."""
+        ...
+
     def exchange(self, messages: Mapping[str, bytes], step: Step) -> Mapping[str, bytes]:
         """Return the answers that came; a client without one is lost for the rest of the round."""
         ...
@@ -92,6 +97,11 @@ class Metered:
     def client_ids(self) -> tuple[str, ...]:
         """Every client of the engine."""
         return self._engine.client_ids
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Those that the engine cannot reach."""
+        return self._engine.absent
 
     def exchange(self, messages: Mapping[str, bytes], step: Step) -> Mapping[str, bytes]:
         """Pass the messages on; count them and the answers."""

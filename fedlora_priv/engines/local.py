@@ -51,6 +51,11 @@ class LocalEngine:
         """The clients in the order they were given."""
         return tuple(self._clients)
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Nobody: all are in this process."""
+        return ()
+
     def exchange(self, messages: Mapping[str, bytes], step: Step) -> Mapping[str, bytes]:
         """Deliver to everybody who is not lost, and return the answers."""
         lost = self._lost[1] if self._lost[0] == step.round else set()

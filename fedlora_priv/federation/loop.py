@@ -26,6 +26,7 @@ from fedlora_priv.federation.files import write_metrics
 from fedlora_priv.federation.rescoring import Rescoring
 from fedlora_priv.federation.rounds import BUDGET_CODE, RoundConductor, RoundRecord, RoundResult
 from fedlora_priv.federation.server import FederationServer, ServerState
+from fedlora_priv.federation.session import thresholds
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.errors import SumError
 from fedlora_priv.methods.layout import State
@@ -78,17 +79,33 @@ class Loop:
     rescoring: Rescoring | None = None
 
     def run(self) -> tuple[ServerState, History]:
-        """Return the final state and what happened, from wherever an earlier process had got to."""
+        """Return the final state and what happened, from wherever an earlier process had got to.
+
+        Raises:
+            FederationError: so few clients are there that the next round, which charges them, could give no sum.
+        """
         stored = checkpoint.load(self._checkpoints)
         state, history = stored or self._begin()
         if stored is not None:
             self.progress.say(self._resumed(state, history))
         write_metrics(self.folder, history.metrics)
         while state.round < self.experiment.federation.rounds and ended_early(history.records) is None:
+            self._require_enough()
             state = self._round(state, history)
             checkpoint.save(self._checkpoints, state, history)
             write_metrics(self.folder, history.metrics)
         return state, history
+
+    def _require_enough(self) -> None:
+        """Raise unless as many clients can be reached as a sum must be of."""
+        absent, n = self.engine.absent, len(self.engine.client_ids)
+        insecure = self.experiment.secure_aggregation.mode == "insecure"
+        least = 1 if insecure else thresholds(self.experiment)[2]
+        if absent and n - len(absent) < least:
+            raise FederationError(
+                f"{n - len(absent)} of {n} clients are there, and a sum takes {least}; not there: {', '.join(absent)}",
+                "start their nodes, then the run again: it resumes, and no further round was begun or charged",
+            )
 
     def _resumed(self, state: ServerState, history: History) -> str:
         """Return where a run goes on that an earlier process began."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.testing import assert_array_equal
 from fedlora_priv.config import Experiment
 from fedlora_priv.data.sources import Dataset, load_source
 from fedlora_priv.engines.local import LocalEngine
+from fedlora_priv.errors import FederationError
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.agreement import Agreement
 from fedlora_priv.federation.client import FederationClient
@@ -69,7 +70,7 @@ class Deployed:
         agreement.save(self.root / "agreement")
         return agreement
 
-    def run(self, progress: Any) -> Outcome:
+    def run(self, progress: Any, engine: type[LocalEngine] = LocalEngine) -> Outcome:
         """Run from wherever it had got to, with all parties in this process but nothing shared."""
         with ExitStack() as opened:
             clients: list[FederationClient] = []
@@ -80,7 +81,7 @@ class Deployed:
             opened.callback(server.folder.close)
             assert not server.parts.examples
             assert not server.parts.row_digests
-            return conduct(server.parts, server.folder, server.roster, LocalEngine(clients), progress)
+            return conduct(server.parts, server.folder, server.roster, engine(clients), progress)
 
 
 @pytest.fixture
@@ -118,6 +119,25 @@ def last_state(folder: Path) -> dict[str, Any]:
     found = checkpoint.load(folder / "checkpoints")
     assert found is not None
     return dict(found[0].state)
+
+
+def test_a_round_that_could_give_no_sum_is_not_begun(deployed: Callable[..., Deployed], silent: Any) -> None:
+    """Nobody is charged for it, and the run goes on as soon as enough parties are there."""
+
+    class TwoGone(LocalEngine):
+        absent = ("client-2", "client-4")  # type: ignore[assignment] # a value in place of a property
+
+    apart = deployed(federation={"rounds": 1}, secure_aggregation={"max_colluders": 1})
+    with pytest.raises(
+        FederationError, match=r"3 of 5 clients are there, and a sum takes 4; .*client-2, client-4"
+    ):
+        apart.run(silent, TwoGone)
+    for number in range(1, 6):
+        with closing(open_node_file(apart.node(number))) as client:
+            assert not client._setup.ledger.charges(run=RUN.hex())
+    outcome = apart.run(silent)
+    assert outcome.problem is None
+    assert outcome.report["rounds"][0]["survivors"] == list(apart.experiment.client_ids)
 
 
 @pytest.mark.long

@@ -254,7 +254,7 @@ def test_a_node_that_is_busy_is_waited_for_as_long_as_a_training_may_take(
     link = connect(small, down=down)
     timing = Timing(train_s=60.0 if not missing else 0.5, phase_s=0.1, join_s=0.1, poll_s=0.01)
     engine = FlowerEngine(link, small.roster, RUN, timing)  # type: ignore[arg-type] # a Link is no Grid
-    assert engine.join() == missing
+    assert engine.join() == engine.absent == missing
 
 
 def test_nobody_is_waited_for_who_is_not_there(paper: Callable[..., Paper]) -> None:

@@ -74,11 +74,17 @@ class FlowerEngine:
         self._on_answer = on_answer
         self._nodes: dict[str, int] = {}
         self._asked: set[int] = set()
+        self._waited_for: tuple[str, ...] = ()
 
     @property
     def client_ids(self) -> tuple[str, ...]:
         """The clients on the roster."""
         return tuple(self._roster)
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Those whose nodes `join` has waited for in vain, and that have not come since."""
+        return tuple(client_id for client_id in self._waited_for if client_id not in self._nodes)
 
     def join(self) -> tuple[str, ...]:
         """Wait until every client's node is there, or for `join_s`; return the clients that are missing.
@@ -86,13 +92,12 @@ class FlowerEngine:
         A node that is there and does not answer may be busy: with the training that a server asked for before it was
         killed. Its answer is waited for as long as that may take.
         """
-        began = time.monotonic()
+        began, self._waited_for = time.monotonic(), tuple(self._roster)
         while True:
             busy = self._look_for_nodes()
-            missing = tuple(client_id for client_id in self._roster if client_id not in self._nodes)
             most = max(self._timing.join_s, self._timing.train_s) if busy else self._timing.join_s
-            if not missing or time.monotonic() - began >= most:
-                return missing
+            if not self.absent or time.monotonic() - began >= most:
+                return self.absent
             time.sleep(self._timing.poll_s)
 
     def exchange(self, messages: Mapping[str, bytes], step: Step) -> Mapping[str, bytes]:
