@@ -148,7 +148,7 @@ def messages(
         total += wall
         yield markdown((
             step["name"], f"{wall:.1f} s", f"{FLOOR_S:.2f} s", f"{wall / FLOOR_S:.1f}",
-            f"{max(called) - step['began']:.1f} s", f"{sum(used) / len(used):.2f} s",
+            f"{max(called) - step['began']:.1f} s", f"{sum(used) / len(used):.2f} s" if used else "not seen",
         ))  # fmt: skip
     floor = FLOOR_S * len(steps)
     yield markdown(("the round", f"{total:.1f} s", f"{floor:.2f} s", f"{total / floor:.1f}", "", ""))
