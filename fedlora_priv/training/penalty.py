@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedlora_priv.errors import FedloraError
+from fedlora_priv.errors import FedloraError, StateBeyondBounds
 from fedlora_priv.methods.layout import State
 from fedlora_priv.training.support import Coordinates
 
@@ -48,7 +48,8 @@ def add_gradient(
         parts: the coordinates of those that are trained in part; the others' gradient stays zero.
 
     Raises:
-        FedloraError: the gradient is of other arrays or shapes, or not finite.
+        FedloraError: the gradient is of other arrays or shapes.
+        StateBeyondBounds: it is not finite; what the step has drawn stays charged.
     """
     for name, gradient in penalty({name: _values(p) for name, p in trained.items()}).items():
         parameter = trained.get(name)
@@ -58,7 +59,10 @@ def add_gradient(
                 "return gradients of arrays that are trained, each of its array's shape",
             )
         if not np.isfinite(gradient).all():
-            raise FedloraError(f"the penalty's gradient of {name} is not finite", "lower the penalty")
+            raise StateBeyondBounds(
+                f"the penalty's gradient of {name} is not finite",
+                "training diverged: lower the penalty or the learning rate",
+            )
         added = torch.as_tensor(gradient, dtype=parameter.dtype, device=parameter.device)
         if (part := parts.get(name)) is not None:
             added = part.scatter(part.take(added[None])[0])
