@@ -152,7 +152,9 @@ def forgeries_of_bands(folder: Path, honest: dict[str, Any]) -> None:
         lambda r: counts(r).update(min_survivors=2),
     )
     fails("of some clients only: neighbours 1: 1 colluders", lambda r: counts(r).update(neighbours=1))
-    fails("method", lambda r: r["method"]["contracts"][0]["exchanges"][1]["clients"].append("client-1"))
+    fails(
+        "contract_sha256", lambda r: r["method"]["contracts"][0]["exchanges"][1]["clients"].append("client-1")
+    )
     fails(
         "more coordinates travel",
         lambda r: r["method"]["contracts"][0]["exchanges"][1].update(coordinates=10**9),

@@ -37,7 +37,7 @@ ROW = {
     "clip_norm",
     "adjacency", "session", "transcript", "private_audit", "versions", "dp_accounting", "fedlora_priv", "numpy",
     "python",
-    "scipy",
+    "scipy", "contract_sha256",
 }  # fmt: skip
 """All names in a ledger's rows, at any depth."""
 
