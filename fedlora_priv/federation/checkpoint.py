@@ -13,7 +13,7 @@ from typing import Any
 from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.errors import FederationError, RunFolderError
 from fedlora_priv.federation.files import read_arrays, write_arrays
-from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
+from fedlora_priv.federation.round_record import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.server import ServerState
 
 VERSION = 6

@@ -24,7 +24,8 @@ from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.files import write_metrics
 from fedlora_priv.federation.rescoring import Rescoring
-from fedlora_priv.federation.rounds import BUDGET_CODE, RoundConductor, RoundRecord, RoundResult
+from fedlora_priv.federation.round_record import RoundRecord
+from fedlora_priv.federation.rounds import BUDGET_CODE, RoundConductor, RoundResult
 from fedlora_priv.federation.server import FederationServer, ServerState
 from fedlora_priv.federation.session import thresholds
 from fedlora_priv.federation.task import RoundTask

@@ -28,7 +28,7 @@ from fedlora_priv.federation.allocating import pruning, spare
 from fedlora_priv.federation.checkpoint import History
 from fedlora_priv.federation.files import write_atomically
 from fedlora_priv.federation.provenance import noise_source, versions
-from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
+from fedlora_priv.federation.round_record import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.runfolder import RunFolder
 from fedlora_priv.federation.session import protection
 from fedlora_priv.federation.setup import Parts

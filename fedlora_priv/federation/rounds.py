@@ -7,14 +7,12 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from accounting.anchor import Anchor
 from accounting.errors import LedgerError
-from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.config import Experiment
 from fedlora_priv.engines.base import Engine, Step
 from fedlora_priv.errors import FederationError
@@ -22,6 +20,7 @@ from fedlora_priv.federation import wire
 from fedlora_priv.federation.allocating import pruning
 from fedlora_priv.federation.exchange import Exchange, ExchangeSum, Summed
 from fedlora_priv.federation.own_rank import FADED
+from fedlora_priv.federation.round_record import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.session import min_contributors, session_parameters, thresholds
 from fedlora_priv.federation.task import RoundTask
 from fedlora_priv.methods.errors import SumError
@@ -37,61 +36,6 @@ _NAME = re.compile(r"[A-Za-z]{1,40}")
 
 BUDGET_CODE = "BudgetExceeded"
 """The code with which a client refuses a round that its remaining budget does not cover."""
-
-
-@dataclass
-class ExchangeRecord:
-    """One exchange of a round: which sum it was.
-
-    Args:
-        session: hex id of the secure aggregation session; None where the sum is unmasked.
-        transcript: hex T1 of that session, which every survivor signed; None if it gave no sum.
-        announced: hex digest of what the server had told everybody before; None in the first exchange and in bands.
-        number: which exchange of the round it was.
-        survivors: the clients in its sum, in roster order; none if it gave none.
-    """
-
-    session: str | None = None
-    transcript: str | None = None
-    announced: str | None = None
-    number: int = 0
-    survivors: tuple[str, ...] = ()
-
-
-@dataclass
-class RoundRecord:
-    """What happened in a round; public, and what the report says of it.
-
-    Args:
-        round: number of the round.
-        survivors: the clients in the sum of the first exchange, and of any later one but those of bands, in roster
-            order; empty if there was none.
-        lost: (client_id, phase) of the clients that did not answer.
-        refused: (client_id, code) of the clients that would not take part.
-        exchanges: every masked session that began, and every unmasked sum, in order.
-        certificate: how far the result is from the mean of the clients' products, as `Certificate.to_json` says
-            it, where the method can tell.
-        aborted: why the round has left the global state as it was, or None.
-        findings: what its allocation followed from beside the file.
-        faded: where clients prune their ranks, who has announced that its tail has faded, in roster order.
-    """
-
-    round: int
-    survivors: tuple[str, ...] = ()
-    lost: list[tuple[str, str]] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)
-    exchanges: list[ExchangeRecord] = field(default_factory=list)
-    certificate: dict[str, Any] | None = None
-    aborted: str | None = None
-    findings: Findings = field(default_factory=Findings)
-    faded: tuple[str, ...] = ()
-
-    def losses(self) -> dict[str, list[dict[str, str]]]:
-        """Return who was lost and who refused, as metrics and report list them."""
-        return {
-            "lost": [{"client_id": client_id, "phase": phase} for client_id, phase in self.lost],
-            "refused": [{"client_id": client_id, "code": code} for client_id, code in self.refused],
-        }
 
 
 @dataclass(frozen=True)
@@ -198,7 +142,7 @@ class RoundConductor:
             elif answer is not None and answer.kind == wire.REFUSED:
                 record.refused.append((client_id, _code(answer)))
             else:
-                record.lost.append((client_id, step.name))
+                record.lose(client_id, step.name)
         return good
 
     def _sum(
@@ -254,11 +198,11 @@ class RoundConductor:
         if pruning(self._experiment) is None:
             return
         announced = {client_id: answer.fields.get(FADED) for client_id, answer in ready.items()}
+        record.faded = tuple(client_id for client_id, bit in announced.items() if bit)
         for client_id, bit in announced.items():
             if type(bit) is not int or bit not in (0, 1):
                 del ready[client_id]
-                record.lost.append((client_id, step.name))
-        record.faded = tuple(client_id for client_id, bit in announced.items() if client_id in ready and bit)
+                record.lose(client_id, step.name)
 
     def _secure_sum(
         self, running: _Running, exchange: Exchange, asked: tuple[str, ...]
@@ -323,14 +267,11 @@ class RoundConductor:
         self, running: _Running, server: SecAggServer, bodies: Mapping[str, bytes], step: Step
     ) -> None:
         """Hand answers to the protocol; whoever's is bad is lost, and what else it has said with it."""
-        record = running.record
         for client_id, body in bodies.items():
             try:
                 server.receive(client_id, body)
             except RemoteProtocolError as error:
-                record.lost.append((error.client_id, step.name))
-                if step.phase == "train":
-                    record.faded = tuple(c for c in record.faded if c != error.client_id)
+                running.record.lose(error.client_id, step.name)
 
     def _require_enough(self, exchange: Exchange, asked: tuple[str, ...]) -> None:
         """Raise SessionAborted if there are fewer clients than a sum may have, or a part of it."""
@@ -383,7 +324,7 @@ class RoundConductor:
                 total += unpack(answer.blobs.get("body", b""), form.modulus_bits, form.vector_length)
                 survivors.append(client_id)
             except ProtocolError:
-                running.record.lost.append((client_id, step.name))
+                running.record.lose(client_id, step.name)
         total &= np.uint32((1 << form.modulus_bits) - 1)
         if not survivors:
             raise _NoSumError("no client sent an upload")

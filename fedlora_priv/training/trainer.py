@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -132,7 +133,7 @@ class PrivateTrainer:
         refuse_unfit(self.model, examples)
         write_state(self.model, start_state)
         optimizer = _noising(settings, trained, parts, stream)
-        clip_norm, records, kind = ClipNorm(settings, stream), [], (frozenset(trained), support is None)
+        clip_norm, records = ClipNorm(settings, stream), []
         with per_example_clipping(
             self.model,
             trained,
@@ -142,15 +143,14 @@ class PrivateTrainer:
             parts=parts,
         ) as engine:
             for step in range(1, settings.steps + 1):
-                check = None if kind in self._verified else StepCheck(self.model, trained, parts)
-                drawn = examples.subset(poisson_draw(stream, len(examples), settings.sample_rate))
-                records.append(self._noised(engine, optimizer, drawn, settings, clip_norm))
-                if penalty is not None:
-                    add_gradient(penalty, trained, parts)
-                optimizer.original_optimizer.step()
-                if check is not None:
-                    check.require_changes(noised=settings.noise_multiplier > 0)
-                    self._verified.add(kind)
+                with self._verifying(
+                    trained, parts, whole=support is None, noised=settings.noise_multiplier > 0
+                ):
+                    drawn = examples.subset(poisson_draw(stream, len(examples), settings.sample_rate))
+                    records.append(self._noised(engine, optimizer, drawn, settings, clip_norm))
+                    if penalty is not None:
+                        add_gradient(penalty, trained, parts)
+                    optimizer.original_optimizer.step()
                 if on_step is not None:
                     on_step(step)
                     refuse_training_mode(self.model, trained)
@@ -159,6 +159,25 @@ class PrivateTrainer:
             require_unmoved(start_state, state, support)
         dimension = sum(len(parts.get(name, p.flatten())) for name, p in trained.items())
         return TrainResult(state, settings.steps, dimension, clip_norm.value, tuple(records))
+
+    @contextmanager
+    def _verifying(
+        self,
+        trained: Mapping[str, nn.Parameter],
+        parts: Mapping[str, Coordinates],
+        *,
+        whole: bool,
+        noised: bool,
+    ) -> Iterator[None]:
+        """Check what the step in the block has changed, if it is the first of its kind here."""
+        kind = (frozenset(trained), whole)
+        if kind in self._verified:
+            yield
+            return
+        check = StepCheck(self.model, trained, parts)
+        yield
+        check.require_changes(noised=noised)
+        self._verified.add(kind)
 
     def engine(self, settings: StepSettings, trainable: frozenset[Role] = ALL_ROLES) -> EngineChoice:
         """Return which clipping engine `train` would use, and why.

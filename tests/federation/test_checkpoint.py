@@ -11,7 +11,7 @@ from fedlora_priv.allocation.findings import Findings
 from fedlora_priv.errors import RunFolderError
 from fedlora_priv.federation import checkpoint
 from fedlora_priv.federation.checkpoint import History
-from fedlora_priv.federation.rounds import ExchangeRecord, RoundRecord
+from fedlora_priv.federation.round_record import ExchangeRecord, RoundRecord
 from fedlora_priv.federation.server import ServerState
 from fedlora_priv.methods.certificate import Certificate
 

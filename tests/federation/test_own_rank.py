@@ -232,7 +232,9 @@ def test_processes_that_end_in_a_round_announce_the_same_again(fading: Any, afte
     assert charged == [1 if i < after else 0 for i in range(CLIENTS)]
     found = broken.round()
     assert found.record.faded == expected.record.faded
-    assert_array_equal(found.summed.parts[0].ring_sum, expected.summed.parts[0].ring_sum)  # type: ignore[union-attr]
+    assert found.summed is not None
+    assert expected.summed is not None
+    assert_array_equal(found.summed.parts[0].ring_sum, expected.summed.parts[0].ring_sum)
     assert [len(client._setup.ledger.charges(round=2)) for client in broken.clients] == [1] * CLIENTS
     assert broken.round().summed is not None
     assert broken.ranks(3) == FULL | {"client-1": 2, "client-3": 2, "client-6": 1}
