@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedlora_priv.adapters import read_state
 from fedlora_priv.allocation import RankPruning
-from fedlora_priv.errors import FedloraError
+from fedlora_priv.errors import FedloraError, StateBeyondBounds
 from fedlora_priv.methods.layout import Layout, State
 from fedlora_priv.training import PrivateTrainer, StepSettings, rehearse
 from protocols.prg import SecretStream
@@ -145,16 +145,20 @@ def test_what_is_not_trained_has_no_penalty(tiny_model, make_examples):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "error", "message"),
     [
-        (lambda state: {"nothing": np.zeros(3)}, "not trained so"),
-        (lambda state: {name: array[:1] for name, array in state.items()}, "not trained so"),
-        (lambda state: {name: array * np.nan for name, array in state.items()}, "not finite"),
+        (lambda state: {"nothing": np.zeros(3)}, FedloraError, "not trained so"),
+        (lambda state: {name: array[:1] for name, array in state.items()}, FedloraError, "not trained so"),
+        (
+            lambda state: {name: array * np.nan for name, array in state.items()},
+            StateBeyondBounds,
+            "not finite",
+        ),
     ],
 )
-def test_gradients_that_do_not_fit_are_refused(wrong, message, tiny_model, make_examples):
+def test_gradients_that_do_not_fit_are_refused(wrong, error, message, tiny_model, make_examples):
     trainer, start = a_trainer(tiny_model)
-    with pytest.raises(FedloraError, match=message):
+    with pytest.raises(error, match=message):
         trainer.train(make_examples(12), start, settings(), stream=SecretStream(KEY), penalty=wrong)
 
 
